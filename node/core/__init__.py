@@ -1,0 +1,1 @@
+"""Pure decisions: no asyncio, threads, files, grpc or clock; time is passed in."""

@@ -1,0 +1,1 @@
+"""The mesh: identity, discovery, peers and their liveness."""

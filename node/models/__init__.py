@@ -1,0 +1,1 @@
+"""Model files: the bundled one and those of the user."""

@@ -1,0 +1,265 @@
+"""Frozen dataclasses that the layers share. No behaviour beyond what follows from the fields alone.
+
+Units: times are milliseconds where the name ends in `_ms`, else seconds; counts are tokens where the name says so.
+Candidate ids are positive and unique over the whole mesh within one request; 0 means "none".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a candidate ended; the spelling is OpenAI's where it has one."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+
+
+class Scope(StrEnum):
+    """Who takes part in a vote."""
+
+    LOCAL = "local"
+    MESH = "mesh"
+
+
+class Strategy(StrEnum):
+    """How a vote is counted (`node.core.consensus`)."""
+
+    AUTO = "auto"
+    MAJORITY = "majority"
+    CONFIDENCE = "confidence"
+    SIMILARITY = "similarity"
+    QUALITY = "quality"
+    FASTEST = "fastest"
+
+
+class NodeState(StrEnum):
+    """What is held of a node."""
+
+    LOADING = "loading"
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model asks for. `arguments` is a JSON object as text."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may call. `parameters` is a JSON schema as text."""
+
+    name: str
+    description: str = ""
+    parameters: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation; `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one candidate is sampled. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; `seed` None is random."""
+
+    max_tokens: int = 512
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    json_schema: str = ""
+    grammar: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """Version of a topic. The greatest wins everywhere, by epoch, then turn, then node id."""
+
+    epoch: int = 0
+    turn: int = 0
+    node_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One finished answer. `mean_logprob` is the mean natural-log probability of its tokens, at most 0."""
+
+    id: int
+    node: str
+    text: str
+    tokens: int
+    mean_logprob: float
+    finish_reason: FinishReason
+    latency_ms: float
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """A candidate as it votes: its answer key, its weight and the features that break ties.
+
+    `key` is empty when no answer could be read. `quality` is 0..1. Made by `node.core.answers.ballot`.
+    """
+
+    candidate: Candidate
+    key: str
+    weight: float
+    quality: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Ballots that agree. `medoid` is the member that stands for them; `members` are candidate ids, ascending."""
+
+    key: str
+    count: int
+    weight: float
+    medoid: Ballot
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The whole result of one node's local phase, never just its winner (the popular vote is never inverted)."""
+
+    strategy: Strategy
+    clusters: tuple[Cluster, ...]
+    planned: int
+    finished: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a vote lost: the candidates of a peer that died, timed out or lied."""
+
+    node: str
+    reason: str
+    candidates: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a vote ended. `confidence` is the winner's share of all weight, 0..1; `margin` its lead over the runner-up."""
+
+    strategy: Strategy
+    winner: int
+    confidence: float
+    margin: float
+    clusters: tuple[Cluster, ...]
+    dissent: tuple[int, ...]
+    stopped_early: bool
+    planned: int
+    finished: int
+    disagreement: bool = False
+    quorum: bool = True
+    lost: tuple[Loss, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request: `prompt` (of which `cached` were not computed again), the winner's, and all candidates'."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    candidates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went, in milliseconds from its arrival at the coordinator."""
+
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    first_token_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """A prompt to be answered. `candidates` 0 is the node's default; `append` continues the topic's stored conversation."""
+
+    messages: tuple[Message, ...]
+    topic: str = ""
+    append: bool = False
+    candidates: int = 0
+    strategy: Strategy = Strategy.AUTO
+    scope: Scope = Scope.MESH
+    params: SamplingParams = field(default_factory=SamplingParams)
+    tools: tuple[Tool, ...] = ()
+    model: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """The answer to a `GenerateRequest`: the winner's text and everything that was decided on the way."""
+
+    text: str
+    finish_reason: FinishReason
+    topic: str
+    version: Version
+    outcome: Outcome
+    candidates: tuple[Candidate, ...]
+    answers: dict[int, str]
+    usage: Usage
+    timings: Timings
+    request_id: str
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A node as it describes itself to its peers. `load` is the share of its sequences in use, 0..1.
+
+    `address` is HOST:PORT of its mesh listener. `round_trip_ms` is what the describing node measured, 0 for itself.
+    """
+
+    id: str
+    address: str
+    name: str = ""
+    model: str = ""
+    fingerprint: str = ""
+    backend: str = ""
+    state: NodeState = NodeState.ALIVE
+    load: float = 0.0
+    sequences: int = 0
+    free_sequences: int = 0
+    decode_tokens_per_s: float = 0.0
+    round_trip_ms: float = 0.0
+    incarnation: int = 0
+    version: str = ""
+    local_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """A topic as `status` lists it: its version, its length in tokens, and the ids of the nodes that hold it."""
+
+    topic: str
+    version: Version
+    tokens: int
+    bytes: int = 0
+    replicas: tuple[str, ...] = ()
