@@ -78,7 +78,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one candidate is sampled. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; `seed` None is random."""
+    """How one candidate is sampled. Temperature 0 is greedy; top_k 0 and top_p 1 are off; seed None is random."""
 
     max_tokens: int = 512
     temperature: float = 0.8
@@ -160,7 +160,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a vote ended. `confidence` is the winner's share of all weight, 0..1; `margin` its lead over the runner-up."""
+    """How a vote ended. `confidence` is the winner's share of all weight, 0..1; `margin` its lead over the next."""
 
     strategy: Strategy
     winner: int
@@ -199,7 +199,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """A prompt to be answered. `candidates` 0 is the node's default; `append` continues the topic's stored conversation."""
+    """A prompt to be answered. `candidates` 0 is the node's default; `append` continues the topic's conversation."""
 
     messages: tuple[Message, ...]
     topic: str = ""
