@@ -26,7 +26,7 @@ def _enter_venv() -> None:
     if os.path.exists(_VENV_PYTHON) and _GUARD not in os.environ:
         os.environ[_GUARD] = "1"
         sys.stdout.flush()
-        os.execv(_VENV_PYTHON, [_VENV_PYTHON, "-m", "node"] + sys.argv[1:])  # noqa: RUF005
+        os.execv(_VENV_PYTHON, [_VENV_PYTHON, "-m", "node"] + sys.argv[1:])
     if _GUARD in os.environ:
         problem = "Conclave's set-up did not finish: run `make run` in {}".format(_ROOT)
     elif is_checkout:

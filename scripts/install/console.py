@@ -109,10 +109,8 @@ def _child(argv: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[st
         if child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(5)
-            except subprocess.TimeoutExpired:
-                pass
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -153,7 +151,7 @@ _CAUSES = (
     (
         r"NewConnectionError|Temporary failure in name resolution|Network is unreachable|Failed to establish"
         r"|ConnectTimeout|ProxyError|nodename nor servname|Connection refused",
-        "the Python package index cannot be reached: check the network (or PIP_INDEX_URL, HTTPS_PROXY), then run it again",
+        "the Python package index cannot be reached: check the network or the proxy settings, then run it again",
     ),
     (
         r"Killed signal terminated program|fatal error: Killed",

@@ -87,9 +87,9 @@ def _check_compiler() -> None:
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         # macOS has a c++ that only says that the tools are missing, so it is run rather than looked up.
         program = shlex.split(name)[0] if name else ""
-        if program and shutil.which(program):
-            if subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0:
-                return
+        found = shutil.which(program) if program else None
+        if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
+            return
     hints = {
         "apt-get": "sudo apt-get install build-essential",
         "dnf": "sudo dnf install gcc-c++",
