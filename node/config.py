@@ -1,0 +1,150 @@
+"""One frozen `Config`: flag > environment (`CONCLAVE_*`) > TOML file > default; validated once, here.
+
+Every option is spelled once: the field `mesh_port` is the flag `--mesh-port`, the variable `CONCLAVE_MESH_PORT` and the
+TOML key `mesh_port`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from node.errors import InvalidRequest
+from node.types import Strategy
+
+DEFAULT_PORT = 7420
+DEFAULT_MESH_PORT = 7421
+KV_TYPES = ("f16", "q8_0")
+BACKENDS = ("auto", "llama", "fake")
+
+
+def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+    """A field with what the command line needs to describe it."""
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a node was told. Build one with `load`, which checks it; ports None mean "the default or the next free"."""
+
+    join: str = _option("auto", "find peers: auto (mDNS), none, or addresses", metavar="auto|none|HOST:PORT[,…]")
+    model: str = _option("auto", "bundled, auto, or a GGUF file", metavar="bundled|auto|PATH.gguf")
+    backend: str = _option("auto", "what computes", choices=BACKENDS)
+    candidates: int = _option(0, "candidates a prompt over the mesh; 0: four for each node taking part", metavar="N")
+    strategy: str = _option("auto", "how votes are counted", choices=tuple(Strategy))
+    quorum: str = _option(
+        "half", "half: answer with what came by the deadline; strict: fail", choices=("half", "strict")
+    )
+    slots: int = _option(16, "sequences decoded at once", metavar="N")
+    ctx: int = _option(0, "tokens a sequence may hold; 0: 4096 or what the model was trained for", metavar="TOKENS")
+    kv_type: str = _option("f16", "precision of the KV cache", choices=KV_TYPES)
+    threads: int = _option(0, "threads that compute; 0: one for each physical core", metavar="N")
+    gpu_layers: int = _option(-1, "layers on the GPU; -1: all, where llama.cpp was built for one", metavar="N")
+    port: int | None = _option(
+        None, f"local listener for clients (default {DEFAULT_PORT} or the next free)", metavar="PORT"
+    )
+    mesh_port: int | None = _option(
+        None, f"listener for peers (default {DEFAULT_MESH_PORT} or the next free)", metavar="PORT"
+    )
+    interface: str = _option("", "IP addresses to meet peers on; empty: all interfaces", metavar="IP[,IP]")
+    data_dir: str = _option("", "where this node keeps its id and data; empty: the next free default", metavar="DIR")
+    token: str = _option("", "the mesh's token; empty: the one of this machine", metavar="clv1-…")
+    name: str = _option("", "name for people; empty: the host's", metavar="NAME")
+    queue: int = _option(64, "requests that may wait for a free sequence", metavar="N")
+
+    @property
+    def join_addresses(self) -> tuple[str, ...]:
+        """The HOST:PORT addresses of `join`; none for auto and none."""
+        return () if self.join in ("auto", "none") else tuple(a.strip() for a in self.join.split(","))
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        """The addresses of `interface`; empty means all."""
+        return tuple(i.strip() for i in self.interface.split(",") if i.strip())
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Config:
+    """Build a Config from its four sources. Raises InvalidRequest with one line that names the source at fault.
+
+    `flags` holds only what was given on the command line (None counts as not given).
+    """
+    values: dict[str, tuple[object, str]] = {}
+    if file is not None and file.exists():
+        try:
+            table = tomllib.loads(file.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+            raise InvalidRequest(f"{file} cannot be read: {e}") from None
+        for key, value in table.items():
+            values[key] = (value, f"{key} in {file}")
+    known = {f.name: f for f in fields(Config)}
+    for name in known:
+        variable = f"CONCLAVE_{name.upper()}"
+        if environ.get(variable, "") != "":
+            values[name] = (environ[variable], variable)
+        if flags.get(name) is not None:
+            values[name] = (flags[name], f"--{name.replace('_', '-')}")
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InvalidRequest(f"{values[unknown[0]][1]} is not an option; options are {', '.join(sorted(known))}")
+    checked: dict[str, Any] = {}
+    for name, (value, source) in values.items():
+        checked[name] = _typed(value, source, is_int=str(known[name].type).startswith("int"))
+        choices = known[name].metadata["choices"]
+        if choices and checked[name] not in choices:
+            raise InvalidRequest(f"{source} is {value!r}: it must be one of {', '.join(choices)}")
+    config = Config(**checked)
+    _check(config, {name: source for name, (_, source) in values.items()})
+    return config
+
+
+def _typed(value: Any, source: str, *, is_int: bool) -> Any:
+    if not is_int:
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{source} is {value!r}: it must be a text")
+        return value
+    try:
+        if isinstance(value, bool | float):
+            raise ValueError
+        return int(value)
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"{source} is {value!r}: it must be a whole number") from None
+
+
+def _check(c: Config, sources: Mapping[str, str]) -> None:
+    def bounded(name: str, low: int, high: int, also: tuple[int | None, ...] = ()) -> None:
+        value = getattr(c, name)
+        if value not in also and not low <= value <= high:
+            raise InvalidRequest(f"{sources.get(name, name)} is {value}: it must be {low} to {high}")
+
+    bounded("candidates", 1, 64, also=(0,))
+    bounded("slots", 1, 256)  # llama.cpp's LLAMA_MAX_SEQ
+    bounded("ctx", 64, 1 << 20, also=(0,))
+    bounded("threads", 1, 512, also=(0,))
+    bounded("gpu_layers", -1, 10_000)
+    bounded("port", 1, 65535, also=(None,))
+    bounded("mesh_port", 1, 65535, also=(None,))
+    bounded("queue", 1, 100_000)
+    for address in c.join_addresses:
+        check_address(address, sources.get("join", "join"))
+    for interface in c.interfaces:
+        try:
+            ipaddress.ip_address(interface)
+        except ValueError:
+            raise InvalidRequest(
+                f"{sources.get('interface', 'interface')} is {interface!r}: give the IP address of an interface"
+            ) from None
+
+
+def check_address(text: str, source: str) -> tuple[str, int]:
+    """Split HOST:PORT ([v6]:PORT for IPv6). Raises InvalidRequest with `source` named."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text)
+    if match is None or not 1 <= int(match[3]) <= 65535:
+        raise InvalidRequest(
+            f"{source}: {text!r} is not an address; write HOST:PORT, such as 192.168.1.7:{DEFAULT_MESH_PORT}"
+        )
+    return match[1] or match[2], int(match[3])
