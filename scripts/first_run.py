@@ -1,0 +1,148 @@
+"""What `make run` does after set-up: start a node, ask it a question, say what to type next, stop it on ^C.
+
+Arguments go to the node (`make run ARGS="--port 9000 --candidates 8"`).
+"""
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+QUESTION = "Mia has 17 marbles. She gives 5 to Tom, then buys 8 more. How many marbles does Mia have now?"
+NODE = [sys.executable, "-m", "node"]
+STOP_SECONDS = 20.0
+
+
+class Stopped(BaseException):
+    """A signal asked for the end."""
+
+
+def _stop(_number: int, _frame: object) -> None:
+    raise Stopped
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return argument.split("=", 1)[1]
+        if argument == name and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return None
+
+
+def _own_terminal() -> None:
+    """Take ^C for ourselves: make would report it as an error, though the node stopped as it should."""
+    if not os.environ.get("MAKELEVEL"):
+        return
+    with contextlib.suppress(OSError):
+        if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp() and os.getpgrp() != os.getpid():
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # ^Z would stop us and leave make waiting for ever
+            before = os.getpgrp()
+            os.setpgid(0, 0)
+            os.tcsetpgrp(0, os.getpgrp())
+            import atexit
+
+            atexit.register(lambda: os.tcsetpgrp(0, before))
+
+
+def _is_up(client: list[str]) -> bool:
+    """Whether a node answers there and serves."""
+    status = [*NODE, "status", "--json", *client]
+    try:
+        done = subprocess.run(status, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end(node: subprocess.Popen[bytes]) -> int:
+    """Stop the node as ^C does; 0 when it went as asked."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    if node.poll() is None:
+        node.send_signal(signal.SIGINT)
+    try:
+        status = node.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        node.kill()
+        node.wait()
+        print(f"run: the node did not stop within {STOP_SECONDS:.0f} s and was killed", file=sys.stderr)
+        return 1
+    return 0 if status in (0, 130, -signal.SIGINT, -signal.SIGTERM) else _code(status)
+
+
+def _code(status: int) -> int:
+    return status if status >= 0 else 128 - status
+
+
+def _demonstrate(client: list[str]) -> None:
+    """Ask one question and say what else there is to type."""
+    shown = " ".join(["python -m node ask", shlex.quote(QUESTION), "--votes", *client])
+    print(f"\n$ {shown}", flush=True)
+    done = subprocess.run([*NODE, "ask", QUESTION, "--votes", *client], stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        print(f"run: the question failed (exit status {done.returncode}); the node still runs", file=sys.stderr)
+    suffix = "".join(f" {word}" for word in client)
+    here = shlex.quote(os.getcwd())
+    print(
+        f"""
+The node keeps running here; ^C stops it. In a second terminal (after `cd {here}`):
+
+  python -m node chat{suffix}                 a conversation
+  python -m node status --watch{suffix}       nodes, slots, topics
+  python -m node --join auto           a second node: it finds this one, and they vote together
+
+On another machine: the line with the token that the node printed above.""",
+        flush=True,
+    )
+
+
+def _wait_until_up(node: subprocess.Popen[bytes], client: list[str]) -> bool:
+    """True once the node answers; False if it ended first."""
+    while node.poll() is None:
+        if _is_up(client):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def main(arguments: list[str]) -> int:
+    """Run the node until it ends or is stopped."""
+    _own_terminal()
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, _stop)
+    port = _option(arguments, "--port")
+    try:
+        if not port and _is_up([]):
+            # The client commands would find that node and not ours, so ours gets an address that we know.
+            port = str(_free_port())
+            arguments = [*arguments, "--port", port]
+            print(f"A node runs on this machine already; this is one more, on port {port}.", flush=True)
+        client = ["--address", f"127.0.0.1:{port}"] if port else []
+        join = [] if _option(arguments, "--join") else ["--join", "auto"]
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        # Its own group, so that ^C reaches it once, from us, and not in the middle of the question.
+        node = subprocess.Popen([*NODE, *join, *arguments], stdin=subprocess.DEVNULL, env=environment, process_group=0)
+    except Stopped:
+        return 0
+    try:
+        if _wait_until_up(node, client):
+            _demonstrate(client)
+        return _code(node.wait())
+    except Stopped:
+        return _end(node)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
