@@ -1,4 +1,4 @@
-"""Everything that is checked without running Conclave: each check says ok, or what it found. All run, whatever fails."""
+"""What is checked without running Conclave: each check says ok, or what it found. All run, whatever fails."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from install.paths import ROOT
 
 PYTHON = sys.executable
 CHECKS: dict[str, list[str]] = {
-    "lint": [PYTHON, "-m", "ruff", "check", "--quiet", "."],
-    "format": [PYTHON, "-m", "ruff", "format", "--quiet", "--check", "--diff", "."],
+    "lint": [PYTHON, "-m", "ruff", "check", "--quiet", "--output-format", "concise", "."],
+    "format": [PYTHON, "-m", "ruff", "format", "--check", "."],
     "types": [PYTHON, "-m", "mypy", "--no-error-summary"],
     "generated code": [PYTHON, "scripts/proto.py", "fresh"],
     "proto rules": [PYTHON, "scripts/proto.py", "lint"],
