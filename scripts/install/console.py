@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .paths import held
+
 NINJA_STEP = re.compile(r"^\s*\[(\d+)/(\d+)\]")
 
 
@@ -102,6 +104,7 @@ def _child(argv: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[st
         text=True,
         errors="replace",
         start_new_session=True,
+        pass_fds=tuple(held),
     )
     try:
         yield child

@@ -14,6 +14,10 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conc
 WHEELS = CACHE / "wheels"
 LOGS = CACHE / "logs"
 
+# Files that we hold locked. The programs that we start inherit them, so a lock lasts as long as their work does, even
+# when set-up itself was killed: the next set-up does not start beside them.
+held: set[int] = set()
+
 
 def root_id() -> str:
     """A short name for this checkout, so that two of them do not share logs and locks."""
@@ -28,7 +32,7 @@ def clean_env() -> dict[str, str]:
 
 @contextlib.contextmanager
 def lock(name: str, waiting: str) -> Iterator[None]:
-    """Hold an exclusive lock, saying so once when someone else has it. The system frees it when a holder dies."""
+    """Hold an exclusive lock, saying so once when someone else has it."""
     folder = CACHE / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("w") as file:
@@ -37,4 +41,8 @@ def lock(name: str, waiting: str) -> Iterator[None]:
         except BlockingIOError:
             print(waiting, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        held.add(file.fileno())
+        try:
+            yield
+        finally:
+            held.discard(file.fileno())
