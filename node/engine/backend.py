@@ -1,0 +1,93 @@
+"""What the scheduler needs of whatever computes: a `Backend`, driven by one thread.
+
+A backend knows tokens, positions and sequences; it knows nothing of requests. Sequence ids are 0 <= id < `sequences`.
+`render`, `tokenize`, `piece` and `is_end` only read the vocabulary and may be called from any thread; everything else
+belongs to the decode thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.errors import BackendError
+from node.types import Message, SamplingParams, Tool
+
+
+class CacheFull(BackendError):
+    """No KV cells are left for the batch; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The loaded model and how it was loaded. Sizes are tokens unless the name says bytes."""
+
+    name: str
+    backend: str
+    fingerprint: str
+    description: str
+    sequences: int
+    context: int  # a sequence
+    cells: int  # KV cells, shared by all sequences
+    batch: int  # rows of one decode at most
+    vocabulary: int
+    is_demo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One token to compute. Rows of one sequence must be in position order and leave no gap."""
+
+    token: int
+    position: int
+    sequence: int
+    wants_logits: bool
+
+
+class Sampler(Protocol):
+    """Chooses tokens for one candidate; owns its random state."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class Backend(Protocol):
+    """A model that computes. See the module's text for threads."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model."""
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """The prompt for the assistant's next turn. Raises InvalidRequest if the model's template refuses it."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; not always whole UTF-8 characters; empty for control tokens."""
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+
+    def decode(self, rows: Sequence[Row]) -> None:
+        """Compute the rows. Raises CacheFull (nothing changed) or BackendError (drop the batch's sequences)."""
+
+    def sampler(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Sampler:
+        """A sampler for one candidate; penalties see the prompt. Raises InvalidRequest for a bad grammar."""
+
+    def sample(self, sampler: Sampler, row: int) -> tuple[int, float]:
+        """Draw from the logits of a row of the last decode: token and its natural-log probability at temperature 1."""
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Let `target`, which must be empty, share the first `length` tokens of `source`."""
+
+    def drop(self, sequence: int) -> None:
+        """Forget a sequence."""
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Vectors of length 1 for texts; too long ones are cut to the context."""
+
+    def close(self) -> None:
+        """Free the model."""

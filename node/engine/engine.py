@@ -1,0 +1,209 @@
+"""The decode thread and its asyncio face. This is where asyncio ends.
+
+One thread owns the backend and the scheduler. Commands go in through one queue and are carried out between two steps;
+events come out with one `call_soon_threadsafe` a step, however many tokens the step made. Every job ends in `Ended` or
+`Failed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from typing import Any
+
+from node.engine.backend import Backend, ModelInfo, Row
+from node.engine.scheduler import Ended, Event, Failed, Job, Scheduler
+from node.errors import BackendError, ConclaveError, NotReady
+
+log = logging.getLogger(__name__)
+
+_Command = Callable[[Scheduler], list[Event]]
+_CALIBRATION_STEPS = 16
+_CALIBRATION_SECONDS = 0.5
+
+
+class Engine:
+    """A model that answers jobs. Start it, then `run` jobs from one event loop; `close` ends the thread.
+
+    `make_backend` is called on the decode thread (loading takes seconds). `node` is written into candidates.
+    """
+
+    def __init__(self, make_backend: Callable[[], Backend], *, node: str = "", queue_limit: int = 64) -> None:
+        self._make_backend = make_backend
+        self._node = node
+        self._queue_limit = queue_limit
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._streams: dict[str, asyncio.Queue[Event]] = {}
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._backend: Backend | None = None
+        self._scheduler: Scheduler | None = None
+        self._closed = False
+        self.decode_tokens_per_s = 0.0
+
+    async def start(self) -> None:
+        """Load the model and measure its speed. Raises what the backend's constructor raises."""
+        self._loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._main, args=(ready,), name="decode", daemon=True)
+        self._thread.start()
+        await ready
+
+    @property
+    def backend(self) -> Backend:
+        """For what may be called from any thread: render, tokenize, piece, is_end. Raises NotReady before `start`."""
+        if self._backend is None:
+            raise NotReady("the model is still loading")
+        return self._backend
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model. Raises NotReady before `start`."""
+        return self.backend.info
+
+    @property
+    def free_sequences(self) -> int:
+        """Sequences that nobody uses, as of the last step."""
+        return self._scheduler.free_sequences if self._scheduler else 0
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait, as of the last step."""
+        return self._scheduler.queued if self._scheduler else 0
+
+    async def run(self, job: Job) -> AsyncIterator[Event]:
+        """The events of a job, `Ended` last. Leaving the iteration cancels the job. Raises what the job failed with."""
+        if self._closed or self._thread is None:
+            raise NotReady("the engine is not running")
+        if job.id in self._streams:
+            raise BackendError(f"job {job.id} is already running")
+        stream: asyncio.Queue[Event] = asyncio.Queue()
+        self._streams[job.id] = stream
+        self._commands.put(lambda scheduler: _submit(scheduler, job))
+        over = False
+        try:
+            while not over:
+                event = await stream.get()
+                over = isinstance(event, Ended | Failed)
+                if isinstance(event, Failed):
+                    raise event.error
+                yield event
+        finally:
+            del self._streams[job.id]
+            if not over:
+                self.cancel(job.id)
+
+    def cancel(self, job: str, candidates: Collection[int] | None = None) -> None:
+        """Stop candidates of a job (all if None) within one step; each still comes as a `Done`. Unknown ids pass."""
+        self._commands.put(lambda scheduler: scheduler.cancel(job, candidates))
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Vectors of length 1, computed between two steps."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[list[list[float]]] = loop.create_future()
+
+        def command(_: Scheduler) -> list[Event]:
+            try:
+                vectors = self.backend.embed(texts)
+                loop.call_soon_threadsafe(_resolve, result, vectors, None)
+            except ConclaveError as e:
+                loop.call_soon_threadsafe(_resolve, result, None, e)
+            return []
+
+        if self._closed or self._thread is None:
+            raise NotReady("the engine is not running")
+        self._commands.put(command)
+        return await result
+
+    async def close(self) -> None:
+        """Cancel everything and free the model."""
+        if self._thread is None or self._closed:
+            return
+        self._closed = True
+        self._commands.put(None)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    # ---- the decode thread ------------------------------------------------------------------------------------------
+
+    def _main(self, ready: asyncio.Future[None]) -> None:
+        assert self._loop is not None
+        try:
+            backend = self._make_backend()
+            self.decode_tokens_per_s = _measure(backend)
+        except Exception as e:
+            error = e if isinstance(e, ConclaveError) else BackendError(f"the model could not be loaded: {e}")
+            self._loop.call_soon_threadsafe(_resolve, ready, None, error)
+            return
+        self._backend = backend
+        self._scheduler = Scheduler(backend, time.monotonic, queue_limit=self._queue_limit, node=self._node)
+        self._loop.call_soon_threadsafe(_resolve, ready, None, None)
+        try:
+            self._steps(self._scheduler)
+        finally:
+            backend.close()
+
+    def _steps(self, scheduler: Scheduler) -> None:
+        while True:
+            events: list[Event] = []
+            while scheduler.idle or not self._commands.empty():
+                command = self._commands.get()
+                if command is None:
+                    self._deliver(events + scheduler.close())
+                    return
+                events += command(scheduler)
+                if events and scheduler.idle:
+                    break
+            try:
+                events += scheduler.step()
+            except Exception as e:  # A defect of ours must cost the running requests, not the node.
+                log.exception("a decode step failed")
+                events += scheduler.abandon(BackendError(f"internal error in the decode step: {e!r}"))
+            self._deliver(events)
+
+    def _deliver(self, events: list[Event]) -> None:
+        if events and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._dispatch, events)
+
+    def _dispatch(self, events: list[Event]) -> None:
+        for event in events:
+            stream = self._streams.get(event.job)
+            if stream is not None:
+                stream.put_nowait(event)
+
+
+def _submit(scheduler: Scheduler, job: Job) -> list[Event]:
+    try:
+        scheduler.submit(job)
+    except ConclaveError as e:
+        return [Failed(job.id, e)]
+    return []
+
+
+def _resolve(future: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
+def _measure(backend: Backend) -> float:
+    """Decode speed with one sequence, tokens/s: a few steps after one to warm up."""
+    steps, start = 0, 0.0
+    for position in range(min(_CALIBRATION_STEPS, backend.info.context - 1)):
+        backend.decode([Row(0, position, 0, wants_logits=True)])
+        now = time.perf_counter()
+        if position == 0:
+            start = now
+        else:
+            steps += 1
+            if now - start > _CALIBRATION_SECONDS:
+                break
+    elapsed = time.perf_counter() - start
+    backend.drop(0)
+    return steps / elapsed if steps and elapsed > 0 else 0.0

@@ -1,0 +1,434 @@
+"""Continuous batching, pure over a `Backend`: no thread, no asyncio, time by the clock that is passed in.
+
+`Scheduler.step` is the whole engine in four moves:
+
+    admit      requests leave the queue while sequences and KV cells are free
+    batch      one row for each running candidate, then a chunk of prompts that are not computed yet
+    decode     the backend computes the rows
+    sample     each row with logits becomes a token of a candidate, or several first tokens of a fresh fork
+
+A prompt is computed once, in the sequence that its first candidate goes on with; the other candidates fork from it and
+draw their first tokens from the same logits. Where a request has more candidates than there are free sequences, the
+prompt's sequence is kept and the rest fork from it as sequences become free.
+
+KV cells are reserved at admission for the worst case (prompt + candidates x max_tokens), so a running request is never
+put out for want of cells.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from node.engine.backend import Backend, Row, Sampler
+from node.engine.text import TextStream
+from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
+from node.types import Candidate, FinishReason, SamplingParams
+
+# While candidates are writing, a prompt enters in chunks of this many tokens, so that their next token is not late by a
+# whole batch. With nobody writing it enters in full batches.
+PREFILL_CHUNK = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A prompt in tokens with the candidates to write. `deadline` is in seconds of the scheduler's clock."""
+
+    id: str
+    prompt: tuple[int, ...]
+    candidates: tuple[tuple[int, int], ...]  # (id, seed)
+    params: SamplingParams
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The prompt is computed."""
+
+    job: str
+    prompt: int
+    cached: int
+    queue_ms: float
+    prefill_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Candidates wrote; one event a step, (candidate id, text) each."""
+
+    job: str
+    pieces: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A candidate ended; those that were cancelled come too, with what they had written."""
+
+    job: str
+    candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of a job that did not fail."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a job that failed."""
+
+    job: str
+    error: ConclaveError
+
+
+Event = Prefilled | Text | Done | Ended | Failed
+
+
+@dataclass(slots=True)
+class _Branch:
+    """A candidate that is being written."""
+
+    id: int
+    sequence: int
+    sampler: Sampler
+    text: TextStream
+    started: float
+    next_token: int = -1  # sampled or the prompt's last, not computed yet
+    position: int = -1  # where it goes
+    tokens: int = 0
+    logprob: float = 0.0
+    row: int = -1  # of the current batch, with the logits to draw from
+
+
+@dataclass(slots=True)
+class _Request:
+    """A job on its way. `base` is the sequence that holds the prompt while candidates may still fork from it."""
+
+    job: Job
+    submitted: float
+    max_tokens: int
+    waiting: deque[tuple[int, int]]  # candidates that have not begun
+    base: int = -1
+    computed: int = 0  # prompt tokens in `base`
+    prompt_row: int = -1  # row of the current batch with the logits after the prompt
+    admitted: float = 0.0
+    was_prefilled: bool = False
+    branches: list[_Branch] = field(default_factory=list)
+
+    @property
+    def cells(self) -> int:
+        return len(self.job.prompt) + len(self.job.candidates) * self.max_tokens
+
+    @property
+    def is_computed(self) -> bool:
+        return self.computed == len(self.job.prompt)
+
+
+class Scheduler:
+    """Requests in, events out, one step at a time. `node` is written into the candidates."""
+
+    def __init__(self, backend: Backend, clock: Callable[[], float], *, queue_limit: int = 64, node: str = "") -> None:
+        self._backend = backend
+        self._clock = clock
+        self._node = node
+        self._queue_limit = queue_limit
+        self._queue: deque[_Request] = deque()
+        self._running: dict[str, _Request] = {}
+        self._free = list(range(backend.info.sequences - 1, -1, -1))
+        self._cells_free = backend.info.cells
+        self.decoded_tokens = 0
+        self.prefilled_tokens = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return not self._queue and not self._running
+
+    @property
+    def free_sequences(self) -> int:
+        """Sequences that nobody uses."""
+        return len(self._free)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. Raises InvalidRequest if it can never run, Overloaded if the queue is full."""
+        info = self._backend.info
+        n = len(job.prompt)
+        if n == 0:
+            raise InvalidRequest("the prompt is empty: it has no tokens")
+        if n >= info.context:
+            raise InvalidRequest(
+                f"the prompt is {n} tokens and a sequence holds {info.context}: shorten it, or start the node with a "
+                f"larger --ctx"
+            )
+        if len(self._queue) >= self._queue_limit:
+            raise Overloaded(f"{len(self._queue)} requests are waiting, which is the limit (--queue): try again later")
+        # A candidate may fill its sequence; all of them together may not need more cells than there are.
+        room = min(info.context - n, (info.cells - n) // len(job.candidates))
+        if room < 1:
+            raise InvalidRequest(
+                f"{len(job.candidates)} candidates after a prompt of {n} tokens do not fit {info.cells} KV cells: ask "
+                f"for fewer, or start the node with a larger --ctx"
+            )
+        self._queue.append(_Request(job, self._clock(), min(job.params.max_tokens, room), deque(job.candidates)))
+
+    def cancel(self, job: str, candidates: Collection[int] | None = None) -> list[Event]:
+        """Stop candidates of a job (all if None); their sequences are free at once. Unknown ids are ignored."""
+        for request in list(self._queue):
+            if request.job.id == job:
+                return self._cancel(request, candidates)
+        request_running = self._running.get(job)
+        return self._cancel(request_running, candidates) if request_running else []
+
+    def step(self) -> list[Event]:
+        """Admit, batch, decode, sample. Never raises for what one request did."""
+        now = self._clock()
+        events = self._expire(now) + self._admit(now)
+        rows = self._batch()
+        if not rows:
+            return events
+        try:
+            self._backend.decode(rows)
+        except BackendError as e:
+            return events + self.abandon(e)
+        for request in list(self._running.values()):
+            try:
+                events += self._sample(request)
+            except ConclaveError as e:
+                events += self._fail(request, e)
+        return events
+
+    def close(self) -> list[Event]:
+        """Stop everything, for shutdown."""
+        return [e for request in [*self._queue, *self._running.values()] for e in self._cancel(request, None)]
+
+    def abandon(self, error: ConclaveError) -> list[Event]:
+        """Fail every running request: the state of the last batch is not known."""
+        return [e for request in list(self._running.values()) for e in self._fail(request, error)]
+
+    # ---- admit ------------------------------------------------------------------------------------------------------
+
+    def _admit(self, now: float) -> list[Event]:
+        events: list[Event] = []
+        for request in list(self._running.values()):
+            try:
+                self._fork_later(request)
+            except ConclaveError as e:
+                events += self._fail(request, e)
+        # First come, first served: a small request does not overtake a large one, which therefore never starves.
+        while self._queue and self._free and self._queue[0].cells <= self._cells_free:
+            request = self._queue.popleft()
+            request.base = self._free.pop()
+            request.admitted = now
+            self._cells_free -= request.cells
+            self._running[request.job.id] = request
+        return events
+
+    def _fork_later(self, request: _Request) -> None:
+        """Begin candidates that had to wait for a sequence; they compute the prompt's last token again."""
+        if request.base < 0 or not request.is_computed:
+            return
+        last = len(request.job.prompt) - 1
+        while request.waiting and self._free:
+            branch = self._begin(request, fork=last)
+            branch.next_token, branch.position = request.job.prompt[last], last
+            branch.started = self._clock()
+        if not request.waiting:
+            self._give_back(request.base)
+            request.base = -1
+
+    def _begin(self, request: _Request, *, fork: int | None) -> _Branch:
+        """Begin the next waiting candidate on a free sequence that shares `fork` tokens of the prompt's, or on the
+        prompt's own sequence (None)."""
+        candidate, seed = request.waiting.popleft()
+        params = request.job.params
+        sampler = self._backend.sampler(params, seed, request.job.prompt)  # may refuse a grammar: before any sequence
+        if fork is not None:
+            sequence = self._free.pop()
+            self._backend.fork(request.base, sequence, fork)
+        else:
+            sequence, request.base = request.base, -1
+        branch = _Branch(candidate, sequence, sampler, TextStream(params.stop), request.admitted)
+        request.branches.append(branch)
+        return branch
+
+    # ---- batch ------------------------------------------------------------------------------------------------------
+
+    def _batch(self) -> list[Row]:
+        rows: list[Row] = []
+        for request in self._running.values():
+            for branch in request.branches:
+                branch.row = len(rows)
+                rows.append(Row(branch.next_token, branch.position, branch.sequence, wants_logits=True))
+        room = self._backend.info.batch - len(rows)
+        if rows:
+            room = min(room, PREFILL_CHUNK)
+        for request in self._running.values():
+            if request.is_computed or room <= 0:
+                continue
+            start, prompt = request.computed, request.job.prompt
+            end = min(start + room, len(prompt))
+            rows += [Row(prompt[i], i, request.base, i == len(prompt) - 1) for i in range(start, end)]
+            request.computed = end
+            room -= end - start
+            if end == len(prompt):
+                request.prompt_row = len(rows) - 1
+        return rows
+
+    # ---- sample -----------------------------------------------------------------------------------------------------
+
+    def _sample(self, request: _Request) -> list[Event]:
+        events: list[Event] = []
+        if request.prompt_row >= 0:
+            self._fork_first(request)
+            if not request.was_prefilled:
+                events.append(self._prefilled(request))
+        pieces: list[tuple[int, str]] = []
+        done: list[Event] = []
+        for branch in list(request.branches):
+            if branch.row >= 0:
+                done += self._advance(request, branch, pieces)
+                branch.row = -1
+        if pieces:
+            events.append(Text(request.job.id, tuple(pieces)))
+        return events + done + (self._settle(request) if done else [])
+
+    def _fork_first(self, request: _Request) -> None:
+        """Begin as many candidates as there are sequences, all from the logits after the prompt."""
+        length = len(request.job.prompt)
+        forks = min(len(request.waiting) - 1, len(self._free))
+        begun = [self._begin(request, fork=length) for _ in range(forks)]
+        # The prompt's own sequence is kept for those that must wait, unless it is the only one: then they will have to
+        # compute the prompt anew.
+        if len(request.waiting) == 1 or not forks:
+            begun.append(self._begin(request, fork=None))
+        for branch in begun:
+            branch.row, branch.position = request.prompt_row, length - 1
+        request.prompt_row = -1
+
+    def _prefilled(self, request: _Request) -> Event:
+        request.was_prefilled = True
+        tokens = len(request.job.prompt)
+        self.prefilled_tokens += tokens
+        queued, computed = request.admitted - request.submitted, self._clock() - request.admitted
+        return Prefilled(request.job.id, tokens, 0, queued * 1e3, computed * 1e3)
+
+    def _advance(self, request: _Request, branch: _Branch, pieces: list[tuple[int, str]]) -> list[Event]:
+        token, logprob = self._backend.sample(branch.sampler, branch.row)
+        branch.tokens += 1
+        branch.logprob += logprob
+        branch.position += 1
+        branch.next_token = token
+        self.decoded_tokens += 1
+        reason: FinishReason | None = None
+        text = ""
+        if self._backend.is_end(token):
+            reason = FinishReason.STOP
+        else:
+            text = branch.text.feed(self._backend.piece(token))
+            if branch.text.stopped:
+                reason = FinishReason.STOP
+            elif branch.tokens >= request.max_tokens:
+                reason = FinishReason.LENGTH
+        if reason is not None:
+            text += branch.text.finish()
+        if text:
+            pieces.append((branch.id, text))
+        return [self._finish(request, branch, reason)] if reason is not None else []
+
+    # ---- ends -------------------------------------------------------------------------------------------------------
+
+    def _finish(self, request: _Request, branch: _Branch, reason: FinishReason) -> Event:
+        request.branches.remove(branch)
+        branch.sampler.close()
+        self._give_back(branch.sequence)
+        return Done(
+            request.job.id,
+            Candidate(
+                id=branch.id,
+                node=self._node,
+                text=branch.text.text,
+                tokens=branch.tokens,
+                mean_logprob=branch.logprob / branch.tokens if branch.tokens else 0.0,
+                finish_reason=reason,
+                latency_ms=(self._clock() - branch.started) * 1e3,
+            ),
+        )
+
+    def _give_back(self, sequence: int) -> None:
+        self._backend.drop(sequence)
+        self._free.append(sequence)
+
+    def _cancel(
+        self, request: _Request, candidates: Collection[int] | None, reason: FinishReason = FinishReason.CANCELLED
+    ) -> list[Event]:
+        wanted = {c for c, _ in request.job.candidates} if candidates is None else set(candidates)
+        events: list[Event] = []
+        for branch in [b for b in request.branches if b.id in wanted]:
+            branch.text.finish()
+            events.append(self._finish(request, branch, reason))
+        for candidate in [c for c, _ in request.waiting if c in wanted]:
+            events.append(Done(request.job.id, Candidate(candidate, self._node, "", 0, 0.0, reason, 0.0)))
+        request.waiting = deque((c, s) for c, s in request.waiting if c not in wanted)
+        return events + self._settle(request)
+
+    def _settle(self, request: _Request) -> list[Event]:
+        """After candidates ended: is the job over?"""
+        if not request.branches and not request.waiting:
+            self._forget(request)
+            return [Ended(request.job.id)]
+        if not request.branches and request.base < 0 and request.job.id in self._running:
+            # The only sequence has ended while others wait: compute the prompt again for them.
+            request.base = self._free.pop()
+            request.computed = 0
+        return []
+
+    def _forget(self, request: _Request) -> None:
+        for branch in list(request.branches):
+            self._finish(request, branch, FinishReason.CANCELLED)
+        request.waiting.clear()
+        if request.base >= 0:
+            self._give_back(request.base)
+            request.base = -1
+        if self._running.pop(request.job.id, None) is not None:
+            self._cells_free += request.cells
+        elif request in self._queue:
+            self._queue.remove(request)
+
+    def _fail(self, request: _Request, error: ConclaveError) -> list[Event]:
+        self._forget(request)
+        return [Failed(request.job.id, error)]
+
+    def _expire(self, now: float) -> list[Event]:
+        events: list[Event] = []
+        for request in [*self._queue, *self._running.values()]:
+            if request.job.deadline is not None and now >= request.job.deadline:
+                events += self._cancel(request, None, FinishReason.DEADLINE)
+        return events
+
+
+def derive_seed(base: int, candidate: int) -> int:
+    """Seed of a candidate, 0 <= seed < 2**32 - 1 (llama.cpp takes 2**32 - 1 for "random"). SplitMix64's mixer."""
+    z = (base + candidate * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (z ^ (z >> 31)) % 0xFFFFFFFF
+
+
+def job(
+    id: str,
+    prompt: Sequence[int],
+    candidates: Sequence[int],
+    params: SamplingParams,
+    seed: int,
+    deadline: float | None = None,
+) -> Job:
+    """A job whose candidates have seeds derived from one."""
+    return Job(id, tuple(prompt), tuple((c, derive_seed(seed, c)) for c in candidates), params, deadline)
