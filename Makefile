@@ -21,8 +21,9 @@ check: setup-dev ## lint, types, generated code, proto rules, layers
 proto: setup-dev ## generate node/v1 from proto/
 	@$(VENV) scripts/proto.py generate
 
-model: setup-dev ## make the bundled model again
-	@$(VENV) scripts/model.py $(ARGS)
+model: setup-dev ## train the bundled model again (installs PyTorch into .venv)
+	@$(VENV) -c 'import torch' 2>/dev/null || $(VENV) -m pip install --disable-pip-version-check -q -e '.[model]'
+	@$(VENV) -m scripts.model all $(ARGS)
 
 bench: setup-dev ## run every benchmark (ARGS=--quick for a minute each)
 	@set -e; for each in scripts/bench/[a-z]*.py; do echo "== $$each"; $(VENV) "$$each" $(ARGS); done

@@ -6,6 +6,7 @@ Arguments go to the node (`make run ARGS="--port 9000 --candidates 8"`).
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -88,24 +89,22 @@ def _code(status: int) -> int:
 
 def _demonstrate(client: list[str]) -> None:
     """Ask one question and say what else there is to type."""
-    shown = " ".join(["python -m node ask", shlex.quote(QUESTION), "--votes", *client])
-    print(f"\n$ {shown}", flush=True)
+    # Some systems have only python3; node/__main__.py finds .venv from either.
+    node = f"{'python' if shutil.which('python') else 'python3'} -m node"
+    print(f"\n$ {node} ask {shlex.quote(QUESTION)} {' '.join(['--votes', *client])}", flush=True)
     done = subprocess.run([*NODE, "ask", QUESTION, "--votes", *client], stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         print(f"run: the question failed (exit status {done.returncode}); the node still runs", file=sys.stderr)
     suffix = "".join(f" {word}" for word in client)
-    here = shlex.quote(os.getcwd())
-    print(
-        f"""
-The node keeps running here; ^C stops it. In a second terminal (after `cd {here}`):
-
-  python -m node chat{suffix}                 a conversation
-  python -m node status --watch{suffix}       nodes, slots, topics
-  python -m node --join auto           a second node: it finds this one, and they vote together
-
-On another machine: the line with the token that the node printed above.""",
-        flush=True,
-    )
+    rows = {
+        f"{node} chat{suffix}": "a conversation",
+        f"{node} status --watch{suffix}": "nodes, slots, topics",
+        f"{node} --join auto": "a second node: it finds this one, and they vote together",
+    }
+    width = max(map(len, rows)) + 3
+    print(f"\nThe node keeps running here; ^C stops it. In a second terminal, after `cd {shlex.quote(os.getcwd())}`:\n")
+    print("\n".join(f"  {command:{width}}{text}" for command, text in rows.items()))
+    print("\nOn another machine: the line that the node printed above.", flush=True)
 
 
 def _wait_until_up(node: subprocess.Popen[bytes], client: list[str]) -> bool:

@@ -17,7 +17,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "__init__ errors types metrics",
-        "core config",
+        "core config home",
         "v1",
         "wire",
         "engine mesh store hardware models",

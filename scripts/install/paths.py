@@ -30,6 +30,11 @@ def clean_env() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in unwanted}
 
 
+def pip_env() -> dict[str, str]:
+    """The environment for pip. By variable, because the pip inside pip that fetches build tools reads it too."""
+    return {"PIP_RETRIES": "1", **clean_env()}
+
+
 @contextlib.contextmanager
 def lock(name: str, waiting: str) -> Iterator[None]:
     """Hold an exclusive lock, saying so once when someone else has it."""

@@ -31,7 +31,7 @@ def _wanted(dev: bool) -> dict[str, object]:
         "root": str(paths.ROOT),
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    return {"packages": digest, "wheel": wheel.key(), "dev": dev}
+    return {"packages": digest, "wheel": wheel.key(), "dev": dev, "cmake_args": os.environ.get("CMAKE_ARGS", "")}
 
 
 def _stamp() -> dict[str, object]:
@@ -80,7 +80,7 @@ def _ensure_venv() -> None:
 
 def _pip(arguments: list[str], progress: Progress, what: str) -> None:
     log = paths.LOGS / f"packages-{paths.root_id()}.log"
-    base = [str(paths.PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--retries", "2"]
+    base = [str(paths.PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
 
     def on_line(line: str) -> None:
         words = line.split()
@@ -88,7 +88,7 @@ def _pip(arguments: list[str], progress: Progress, what: str) -> None:
             progress.detail = " ".join(words[:2])[:60]
         progress.tick()
 
-    status = run([*base, "--progress-bar", "off", *arguments], paths.clean_env(), log, progress, on_line)
+    status = run([*base, "--progress-bar", "off", *arguments], paths.pip_env(), log, progress, on_line)
     if status != 0:
         progress.clear()
         if "Installing collected packages" not in log.read_text(errors="replace"):
@@ -126,6 +126,9 @@ def _verify() -> None:
 
 def set_up(dev: bool) -> None:
     """Bring .venv to what pyproject.toml and constraints.txt say."""
+    if "CMAKE_ARGS" not in os.environ:
+        # Who once built for a GPU means it for the next `make` as well. An empty CMAKE_ARGS goes back.
+        os.environ["CMAKE_ARGS"] = str(_stamp().get("cmake_args", ""))
     if _is_done(_wanted(dev), _stamp()):
         return
     with paths.lock(f"root-{paths.root_id()}", "Another set-up is running here: waiting for it."):

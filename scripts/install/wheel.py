@@ -124,11 +124,13 @@ def _build(python: Path) -> Path:
         shutil.rmtree(stale, ignore_errors=True)
     _check_compiler()
     _check_disk()
+    if shutil.which("nvidia-smi") and not os.environ.get("CMAKE_ARGS"):
+        print("For this machine's NVIDIA GPU, with the CUDA toolkit installed: CMAKE_ARGS=-DGGML_CUDA=on make run")
     work = Path(tempfile.mkdtemp(prefix=".build-", dir=paths.WHEELS))
     try:
         (work / "tmp").mkdir()
         (work / "out").mkdir()
-        env = paths.clean_env()
+        env = paths.pip_env()
         hook = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={LEAN}"
         env["CMAKE_ARGS"] = " ".join([*FLAGS, shlex.quote(hook), os.environ.get("CMAKE_ARGS", "")]).strip()
         env["TMPDIR"] = str(work / "tmp")  # pip unpacks and compiles there, so one removal cleans all
@@ -158,7 +160,7 @@ def _build(python: Path) -> Path:
             "--no-binary",
             "llama-cpp-python",
         ]
-        argv += ["--disable-pip-version-check", "--retries", "2", "--progress-bar", "off"]
+        argv += ["--disable-pip-version-check", "--progress-bar", "off"]
         argv += ["-w", str(work / "out"), f"llama-cpp-python=={version()}"]
         status = run(argv, env, log, progress, on_line)
         wheels = list((work / "out").glob("*.whl"))
