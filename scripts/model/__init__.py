@@ -1,0 +1,1 @@
+"""The bundled demonstration model: data, tokenizer, training, export to GGUF and evaluation."""

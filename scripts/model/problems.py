@@ -1,0 +1,331 @@
+"""Arithmetic word problems with worked steps, and the held-out ones that training never sees.
+
+Difficulty comes from the number of operations (1 to 7), from two-digit numbers and products, and from sentences with
+numbers that do not matter. No worked step is ever wrong. Standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+
+from scripts.model.words import HE, ITEMS, NAMES, PACKS
+
+LIMIT = 999  # no intermediate value is larger, so an answer has at most three digits
+HELD_OUT_STEPS = (3, 4, 5, 6, 7)  # operations of the problems that `held_out` yields by default, equally often
+TRAIN_STEPS = ((1, 2, 3, 4, 5, 6, 7), (2, 3, 4, 4, 4, 3, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its integer answer.
+
+    `steps` counts arithmetic operations, `work` is the worked solution ending in `answer: N`, and `key` is the
+    structure with its numbers (no names, no nouns): what the split into training and held-out problems is made by.
+    """
+
+    question: str
+    answer: int
+    steps: int
+    work: str
+    key: str
+
+
+def is_held_out(key: str) -> bool:
+    """Whether problems with this structure and these numbers are kept from training: one key in sixteen."""
+    return hashlib.sha256(key.encode()).digest()[0] < 16
+
+
+def held_out(n: int = 300, seed: int = 1, steps: tuple[int, ...] = HELD_OUT_STEPS) -> list[Problem]:
+    """`n` different word problems that training never used; the same arguments give the same list.
+
+    Training rejects every problem whose key `is_held_out`, whatever its seed, so no seed can collide with it.
+    """
+    rng = random.Random(f"held-out {seed}")
+    found: dict[str, Problem] = {}
+    while len(found) < n:
+        candidate = draw(rng, steps[len(found) % len(steps)])
+        if candidate is not None and is_held_out(candidate.key):
+            found.setdefault(candidate.key, candidate)
+    return list(found.values())
+
+
+def problem(rng: random.Random) -> Problem:
+    """A word problem for training: never a held-out one."""
+    while True:
+        steps = rng.choices(*TRAIN_STEPS)[0]
+        candidate = draw(rng, steps)
+        if candidate is not None and not is_held_out(candidate.key):
+            return candidate
+
+
+def draw(rng: random.Random, steps: int) -> Problem | None:
+    """One problem with exactly `steps` operations, or None where the draw came out otherwise."""
+    families = [_Story.make] * 7 + ([_shopping] if 2 <= steps <= 5 else []) + ([_together] if 2 <= steps <= 5 else [])
+    families += [_machine] if 2 <= steps <= 4 else []
+    made = rng.choice(families)(rng, steps)
+    return made if made is not None and made.steps == steps and 0 <= made.answer <= LIMIT else None
+
+
+def _number(rng: random.Random, hard: bool) -> int:
+    return rng.randint(11, 99) if hard and rng.random() < 0.75 else rng.randint(2, 20)
+
+
+def _product(rng: random.Random, hard: bool) -> tuple[int, int]:
+    return rng.randint(2, 9), rng.randint(11, 40) if hard and rng.random() < 0.6 else rng.randint(2, 12)
+
+
+def _distractor(rng: random.Random, who: str, items: str) -> str:
+    """A sentence with a number that the answer does not need."""
+    x = rng.randint(2, 99)
+    other = rng.choice([n for n in NAMES if n != who])
+    return rng.choice(
+        (
+            f"{other} has {x} {rng.choice([i for i in ITEMS if i != items])}.",
+            f"{other} is {x} years old.",
+            f"{who} is {x} years old.",
+            f"It is {x} degrees outside.",
+            f"The shop opens at {rng.randint(6, 11)}.",
+            f"The bus takes {x} minutes.",
+            f"{other} lives at number {x}.",
+        )
+    )
+
+
+class _Story:
+    """Someone has things; things happen to them; how many are there in the end?"""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.hard = rng.random() < 0.65
+        self.who, self.other = rng.sample(NAMES, 2)
+        self.they = "he" if self.who in HE else "she"
+        self.items = rng.choice(ITEMS)
+        self.total = 0
+        self.clauses: list[str] = []
+        self.lines: list[str] = []
+        self.key: list[str] = []
+        self.steps = 0
+
+    @staticmethod
+    def make(rng: random.Random, steps: int) -> Problem | None:
+        """A story of exactly `steps` operations, or None."""
+        story = _Story(rng)
+        opening = story._open(steps)
+        question = ""
+        while story.steps < steps:
+            left = steps - story.steps
+            if left == 1 and story.steps and rng.random() < 0.15:
+                question = story._share()
+                if question:
+                    break
+            if not story._event(left):
+                return None
+        if not question:
+            question = rng.choice(
+                (
+                    f"How many {story.items} does {story.who} have now?",
+                    f"How many {story.items} does {story.they} have in the end?",
+                    f"How many {story.items} are left?" if story.clauses else f"How many {story.items} is that?",
+                    f"How many does {story.they} have now?",
+                )
+            )
+        text = f"{opening} {story._join()} {question}".replace("  ", " ")
+        work = "\n".join([*story.lines, f"answer: {story.total}"])
+        return Problem(text, story.total, story.steps, work, " ".join(story.key))
+
+    def _open(self, steps: int) -> str:
+        rng, who, items = self.rng, self.who, self.items
+        kind = rng.choices(("has", "two", "packs", "times", "more"), (5, 2, 2, 1, 1))[0] if steps > 1 else "has"
+        a, b = _number(rng, self.hard), _number(rng, self.hard)
+        if kind == "two":
+            one, two = rng.sample(("red", "blue", "green", "white", "black", "old", "new", "big", "small"), 2)
+            self._step(f"{a} {one} and {b} {two}", a, "+", b)
+            return f"{who} has {a} {one} {items} and {b} {two} {items}."
+        if kind == "packs":
+            k, m = _product(rng, self.hard)
+            packs = rng.choice(PACKS)
+            self._step(f"{k} {packs} of {m}", k, "*", m)
+            return f"{who} has {k} {packs} of {m} {items}."
+        if kind == "times":
+            k, m = _product(rng, self.hard)
+            self._step(f"{k} times as many", m, "*", k)
+            return f"{self.other} has {m} {items}. {who} has {k} times as many."
+        if kind == "more":
+            self._step(f"{b} more than {a}", a, "+", b)
+            return f"{self.other} has {a} {items}. {who} has {b} more than {self.other}."
+        self.total = a
+        self.key.append(f"={a}")
+        return rng.choice((f"{who} has {a} {items}.", f"{who} starts with {a} {items}.", f"{who} has got {a} {items}."))
+
+    def _step(self, quote: str, x: int, op: str, y: int, then: str = "") -> None:
+        """Note one operation x op y, quoting the clause it uses; `then` (+ or -) applies the result to the total."""
+        result = {"+": x + y, "-": x - y, "*": x * y, "/": x // y}[op]
+        line = f"{quote}: {x}{op}{y}={result}"
+        self.steps += 1
+        self.key.append(f"{op}{x},{y}" if then or not self.steps - 1 else f"{op}{y}")
+        if then:
+            after = self.total + result if then == "+" else self.total - result
+            line += f", {self.total}{then}{result}={after}"
+            self.steps += 1
+            self.key.append(then)
+            result = after
+        self.lines.append(line)
+        self.total = result
+
+    def _event(self, left: int) -> bool:
+        """Let one thing happen that needs at most `left` operations; False where nothing fits."""
+        rng = self.rng
+        for _ in range(12):
+            kind = rng.choices(("add", "take", "packs in", "packs out", "times", "half"), (6, 6, 3, 2, 1.5, 0.7))[0]
+            n = _number(rng, self.hard)
+            if kind == "add" and self.total + n <= LIMIT:
+                verb = rng.choice(("buys {n} more", "finds {n}", "gets {n}", "wins {n}", "picks {n} more", "buys {n}"))
+                tail = rng.choice(("", "", "", f" from {self.other}")) if verb.startswith("gets") else ""
+                quote = verb.replace(" more", "").format(n=n)
+                self._step(quote, self.total, "+", n)
+                self.clauses.append(verb.format(n=n) + tail)
+                return True
+            if kind == "take" and n <= self.total:
+                verb = rng.choice(("gives {n}", "loses {n}", "sells {n}", "breaks {n}", "uses {n}", "throws {n} away"))
+                tail = rng.choice((f" to {self.other}", " away")) if verb.startswith("gives") else ""
+                self._step(verb.format(n=n), self.total, "-", n)
+                self.clauses.append(verb.format(n=n) + tail)
+                return True
+            if kind.startswith("packs") and left >= 2:
+                k, m = _product(rng, self.hard)
+                packs = rng.choice(PACKS)
+                inward = kind == "packs in"
+                if not (self.total + k * m <= LIMIT if inward else k * m <= self.total):
+                    continue
+                verb = rng.choice(("buys", "gets", "finds") if inward else ("sells", "gives away", "loses"))
+                self._step(f"{verb} {k} {packs} of {m}", k, "*", m, "+" if inward else "-")
+                self.clauses.append(f"{verb} {k} {packs} of {m}")
+                return True
+            if kind == "times" and 2 <= self.total <= 150:
+                k = rng.randint(2, 5)
+                if self.total * k > LIMIT:
+                    continue
+                word = {2: "doubles", 3: "triples"}.get(k, f"times {k}")
+                self._step(word, self.total, "*", k)
+                self.clauses.append({2: "doubles them", 3: "triples them"}.get(k, f"makes it {k} times as many"))
+                return True
+            if kind == "half" and self.total % 2 == 0 and self.total >= 4:
+                verb = rng.choice(("gives half away", "sells half", "loses half"))
+                self._step(verb, self.total, "/", 2)
+                self.clauses.append(verb + " of them" if rng.random() < 0.5 and "away" not in verb else verb)
+                return True
+        return False
+
+    def _share(self) -> str:
+        fits = [k for k in range(2, 10) if self.total % k == 0 and self.total >= k * 2]
+        if not fits:
+            return ""
+        k = self.rng.choice(fits)
+        self._step(f"{k} friends", self.total, "/", k)
+        return self.rng.choice(
+            (
+                f"{self.who} shares them equally among {k} friends. How many does each get?",
+                f"They are shared equally by {k} friends. How many does each friend get?",
+            )
+        )
+
+    def _join(self) -> str:
+        """The clauses as sentences, with up to two sentences among them that do not matter."""
+        rng, text = self.rng, ""
+        joiners = (". Then {t} ", ", then {t} ", " and ", ". After that {t} ", ". Later {t} ", ". {W} ", ", ")
+        for clause in self.clauses:
+            fresh = not text or text.endswith(".")
+            joiner = rng.choice(("{W} ", "{T} ", "Then {t} ") if fresh else joiners)
+            spaced = " " if text.endswith(".") else ""
+            text += spaced + joiner.format(t=self.they, T=self.they.capitalize(), W=self.who) + clause
+            if rng.random() < 0.07:
+                text += ". " + _distractor(rng, self.who, self.items)
+        text += "" if not text or text.endswith(".") else "."
+        return f"{_distractor(rng, self.who, self.items)} {text}" if rng.random() < 0.2 else text
+
+
+def _shopping(rng: random.Random, steps: int) -> Problem | None:
+    """Prices and numbers of things; what is to be paid, or what change comes back?"""
+    hard = rng.random() < 0.65
+    who = rng.choice(NAMES)
+    they = "he" if who in HE else "she"
+    kinds = rng.sample(ITEMS, (steps + 1) // 2)
+    deals = [(*_product(rng, hard), item) for item in kinds]
+    coin = rng.choice(("coins", "euros", "dollars"))
+    text = " ".join(f"{item.capitalize()} cost {p} {coin} each." for k, p, item in deals)
+    text += f" {who} buys " + " and ".join(f"{k} {item}" for k, p, item in deals) + "."
+    lines, total = [], 0
+    for i, (k, p, item) in enumerate(deals):
+        lines.append(f"{k} {item} at {p}: {k}*{p}={k * p}" + (f", {total}+{k * p}={total + k * p}" if i else ""))
+        total += k * p
+    key = f"shop {[(k, p) for k, p, _ in deals]}"
+    if steps % 2 == 0:
+        paid = rng.choice([x for x in (20, 50, 100, 150, 200, 300, 400, 500, 600, 800, 900) if x >= total] or [0])
+        if not paid:
+            return None
+        lines.append(f"pays with {paid}: {paid}-{total}={paid - total}")
+        total = paid - total
+        text += f" {who} pays with {paid} {coin}. How many {coin} does {they} get back?"
+        key += f" {paid}"
+    else:
+        text += rng.choice((f" How many {coin} does {they} pay?", f" How much is that in {coin}?"))
+    return Problem(text, total, steps, "\n".join([*lines, f"answer: {total}"]), key)
+
+
+def _together(rng: random.Random, steps: int) -> Problem | None:
+    """Several people, each compared with the one before; how many do they have together?"""
+    hard = rng.random() < 0.65
+    people = rng.sample(NAMES, steps // 2 + 1)
+    items = rng.choice(ITEMS)
+    last = total = _number(rng, hard)
+    text, lines, key = f"{people[0]} has {last} {items}.", [], f"together {last}"
+    for before, who in pairwise(people):
+        kind = rng.choice(("more", "fewer", "times"))
+        n = rng.randint(2, 5) if kind == "times" else _number(rng, hard)
+        new = last + n if kind == "more" else last - n if kind == "fewer" else last * n
+        if new < 1 or total + new > LIMIT:
+            return None
+        sign = {"more": "+", "fewer": "-", "times": "*"}[kind]
+        how = f"{n} times as many as" if kind == "times" else f"{n} {kind} than"
+        text += f" {who} has {how} {before}."
+        lines.append(f"{who} has {how} {before}: {last}{sign}{n}={new}, {total}+{new}={total + new}")
+        last, total, key = new, total + new, f"{key} {sign}{n}"
+    if steps % 2:
+        n = _number(rng, hard)
+        if n > total:
+            return None
+        text += f" {rng.choice(('They', 'Together they'))} lose {n}."
+        lines.append(f"lose {n}: {total}-{n}={total - n}")
+        total, key = total - n, f"{key} lose {n}"
+    text += rng.choice((f" How many {items} do they have together?", " How many do they have in all?"))
+    return Problem(text, total, steps, "\n".join([*lines, f"answer: {total}"]), key)
+
+
+def _machine(rng: random.Random, steps: int) -> Problem | None:
+    """So many an hour, for so many hours, on so many days, less the broken ones, plus those in store."""
+    hard = rng.random() < 0.65
+    rate, hours, days = _number(rng, hard), rng.randint(2, 9), rng.randint(2, 6)
+    items = rng.choice(ITEMS)
+    total = rate * hours
+    maker = rng.choice(("A machine", "A factory", "A worker", rng.choice(NAMES)))
+    text = f"{maker} makes {rate} {items} an hour for {hours} hours"
+    lines, key = [f"{rate} an hour for {hours} hours: {rate}*{hours}={total}"], f"machine {rate} {hours}"
+    if steps >= 3:
+        text += f" a day, on {days} days"
+        lines.append(f"on {days} days: {total}*{days}={total * days}")
+        total, key = total * days, f"{key} {days}"
+    text += "."
+    if steps != 3:
+        n = _number(rng, hard)
+        if n > total:
+            return None
+        text += f" {n} are broken."
+        lines.append(f"{n} are broken: {total}-{n}={total - n}")
+        total, key = total - n, f"{key} -{n}"
+    if total > LIMIT:
+        return None
+    text += f" How many {'good ' if steps != 3 else ''}{items} are there?"
+    return Problem(text, total, steps, "\n".join([*lines, f"answer: {total}"]), key)
