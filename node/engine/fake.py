@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
+from node.engine.backend import ModelInfo, Row, Sampler
 from node.errors import BackendError, InvalidRequest
 from node.types import Message, SamplingParams, Tool
 
@@ -101,7 +101,6 @@ class FakeBackend:
         self._sequences: list[list[int]] = [[] for _ in range(sequences)]
         self._rows: list[Row] = []
         self._decodes = 0
-        self.peak_cells = 0
         self._info = ModelInfo(
             name=spec.name,
             backend="fake",
@@ -143,8 +142,6 @@ class FakeBackend:
         self._decodes += 1
         if 0 <= self._spec.fail_after < self._decodes:
             raise BackendError(f"the fake backend fails after {self._spec.fail_after} decodes, as it was told")
-        if sum(map(len, self._sequences)) + len(rows) > self._info.cells * self._info.sequences:
-            raise CacheFull("no KV cells are left")
         prompt_rows = sum(not r.wants_logits for r in rows)
         for row in rows:
             tokens = self._sequences[row.sequence]
@@ -152,7 +149,6 @@ class FakeBackend:
             assert row.position < self._info.context, f"position {row.position} is past the context"
             tokens.append(row.token)
         self._rows = list(rows)
-        self.peak_cells = max(self.peak_cells, sum(map(len, self._sequences)))
         if self._spec.prefill_per_s and prompt_rows:
             self._sleep(prompt_rows / self._spec.prefill_per_s)
         if self._spec.tokens_per_s and prompt_rows < len(rows):

@@ -1,0 +1,381 @@
+"""llama.cpp through llama_cpp's low-level API: the only file that imports it.
+
+Weights are loaded once; a prompt is computed once and forked. The context is one unified KV cache: inside it
+`llama_memory_seq_cp` marks cells and copies nothing (llama.cpp, src/llama-kv-cache.cpp), so N candidates cost the cells
+of the prompt once. What llama.cpp aborts the process for (batches over n_batch, sequence ids out of range, rows without
+logits, two threads on one context) cannot be asked for through this class.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# With libgomp's default, threads that wait spin for milliseconds: one busy neighbour on the machine made a step 13
+# times slower. A short spin costs nothing on a quiet one. It must be set before the library is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import llama_cpp as ll
+import numpy as np
+import psutil
+
+from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
+from node.engine.template import ChatTemplate
+from node.errors import BackendError, InvalidRequest
+from node.types import Message, SamplingParams, Tool
+
+log = logging.getLogger(__name__)
+
+_KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
+_PENALTY_WINDOW = 64  # tokens; llama.cpp's default for repeat_penalty
+_EMBED_CONTEXT = 2048
+_DEFAULT_CONTEXT = 4096
+_KV_BUDGET = 512 << 20  # bytes of KV that may be reserved so that every sequence can be full at once
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaOptions:
+    """How to load a model. 0 means: decide. `fingerprint` is of the file, see `node.models.gguf`."""
+
+    path: Path
+    name: str
+    fingerprint: str
+    sequences: int = 16
+    context: int = 0
+    kv_type: str = "f16"
+    threads: int = 0
+    gpu_layers: int = -1
+    is_demo: bool = False
+
+
+class LlamaBackend:
+    """A GGUF model. Raises InvalidRequest if the file is no model that chats, BackendError if it cannot be loaded."""
+
+    def __init__(self, options: LlamaOptions) -> None:
+        _set_up_once()
+        # Native pointers; None before they are made and after `close`.
+        self._model: Any = None
+        self._ctx: Any = None
+        self._embedder: Any = None
+        self._batch: Any = None
+        self._memory: Any = None
+        self._vocab: Any = None
+        self._pieces: dict[int, bytes] = {}
+        try:
+            self._load(options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, o: LlamaOptions) -> None:
+        params = ll.llama_model_default_params()
+        params.n_gpu_layers = o.gpu_layers if o.gpu_layers >= 0 else 999
+        _last_error.clear()
+        self._model = ll.llama_model_load_from_file(str(o.path).encode(), params)
+        if not self._model:
+            raise BackendError(f"{o.path} could not be loaded: {_reason()}")
+        self._vocab = ll.llama_model_get_vocab(self._model)
+        self._n_vocab: int = ll.llama_vocab_n_tokens(self._vocab)
+        if not ll.llama_model_has_decoder(self._model) or ll.llama_model_has_encoder(self._model):
+            raise InvalidRequest(f"{o.path} is not a model that chats: it has an encoder or no decoder")
+        if ll.llama_model_is_recurrent(self._model) or ll.llama_model_is_hybrid(self._model):
+            raise InvalidRequest(
+                f"{o.path} has recurrent layers: its state cannot be forked, so no candidates; use another"
+            )
+        if self._n_vocab <= 0:
+            raise InvalidRequest(f"{o.path} has no tokenizer: it cannot read a prompt")
+        source = ll.llama_model_chat_template(self._model, None)
+        if not source:
+            raise InvalidRequest(f"{o.path} has no chat template: use an instruction-tuned model")
+        bos, eos = ll.llama_vocab_bos(self._vocab), ll.llama_vocab_eos(self._vocab)
+        self._bos = self._text(bos) if ll.llama_vocab_get_add_bos(self._vocab) else ""
+        self._template = ChatTemplate(source.decode(), bos=self._text(bos), eos=self._text(eos))
+        self._threads: int = o.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+        self._make_context(o)
+
+    def _make_context(self, o: LlamaOptions) -> None:
+        trained = ll.llama_model_n_ctx_train(self._model)
+        context = o.context or min(_DEFAULT_CONTEXT, trained)
+        if context > trained:
+            raise InvalidRequest(f"--ctx {context} is more than the {trained} tokens that the model was trained for")
+        row = _kv_bytes_per_token(self._model, o.kv_type)
+        cells = min(o.sequences * context, max(4 * context, _KV_BUDGET // max(row, 1)))
+        params = ll.llama_context_default_params()
+        params.n_ctx = cells
+        params.n_seq_max = o.sequences
+        params.n_batch = params.n_ubatch = max(512, o.sequences)
+        params.n_threads = params.n_threads_batch = self._threads
+        params.type_k = params.type_v = _KV_TYPES[o.kv_type]
+        params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.kv_unified = True
+        params.swa_full = True  # forks and rollbacks are wrong, silently, with the small sliding-window cache
+        params.no_perf = True
+        _last_error.clear()
+        self._ctx = ll.llama_init_from_model(self._model, params)
+        if not self._ctx:
+            raise BackendError(
+                f"no memory for a context of {cells} tokens ({cells * row >> 20} MiB of KV): {_reason()}"
+            )
+        self._memory = ll.llama_get_memory(self._ctx)
+        batch = min(ll.llama_n_batch(self._ctx), ll.llama_n_ctx(self._ctx))  # llama.cpp may give less than was asked
+        self._batch = ll.llama_batch_init(batch, 0, 1)
+        description = ctypes.create_string_buffer(128)
+        ll.llama_model_desc(self._model, description, len(description))
+        self._info = ModelInfo(
+            name=o.name,
+            backend="llama",
+            fingerprint=o.fingerprint,
+            description=description.value.decode(errors="replace"),
+            sequences=min(o.sequences, batch),
+            context=min(context, ll.llama_n_ctx(self._ctx)),
+            cells=ll.llama_n_ctx(self._ctx),
+            batch=batch,
+            vocabulary=self._n_vocab,
+            is_demo=o.is_demo,
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model."""
+        return self._info
+
+    # ---- vocabulary: any thread ----------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """The prompt, by the model's own chat template."""
+        return self._template.render(messages, tools)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids; control tokens that the template wrote are recognised."""
+        if self._bos and not text.startswith(self._bos):
+            text = self._bos + text
+        data = text.encode()
+        size = len(data) + 8
+        tokens = (ll.llama_token * size)()
+        n = ll.llama_tokenize(self._vocab, data, len(data), tokens, size, False, True)
+        if n < 0:
+            raise BackendError(f"the tokenizer failed on {len(data)} bytes")
+        return tokens[:n]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; none for control tokens."""
+        data = self._pieces.get(token)
+        if data is None:
+            data = self._pieces[token] = self._piece(token, special=False)
+        return data
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token is one of the model's end-of-generation tokens."""
+        return bool(ll.llama_vocab_is_eog(self._vocab, token))
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        n = ll.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = ll.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:n]
+
+    def _text(self, token: int) -> str:
+        return self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""
+
+    # ---- the decode thread ------------------------------------------------------------------------------------------
+
+    def decode(self, rows: Sequence[Row]) -> None:
+        """Compute the rows in one llama_decode."""
+        batch = self._batch
+        for i, row in enumerate(rows):
+            batch.token[i] = row.token
+            batch.pos[i] = row.position
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = row.sequence
+            batch.logits[i] = row.wants_logits
+        batch.n_tokens = len(rows)
+        code = ll.llama_decode(self._ctx, batch)
+        if code == 1:
+            raise CacheFull("no KV cells are left for the batch")
+        if code != 0:
+            raise BackendError(f"llama_decode failed with {code}: {_reason()}")
+
+    def sampler(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Sampler:
+        """llama.cpp's sampler chain, in the order of its own default (common/sampling.cpp)."""
+        sampler = _Chain()
+        try:
+            if params.repeat_penalty != 1.0:
+                penalties = ll.llama_sampler_init_penalties(
+                    self._n_vocab, _PENALTY_WINDOW, params.repeat_penalty, 0.0, 0.0
+                )
+                for token in prompt[-_PENALTY_WINDOW:]:
+                    ll.llama_sampler_accept(penalties, token)
+                sampler.add(penalties)
+            grammar = _grammar(params)
+            if grammar:
+                _last_error.clear()
+                compiled = ll.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
+                if not compiled:
+                    raise InvalidRequest(f"the grammar cannot be parsed: {_reason()}")
+                sampler.add(compiled)
+            if params.temperature <= 0.0:
+                sampler.add(ll.llama_sampler_init_greedy())
+                return sampler
+            if params.top_k > 0:
+                sampler.add(ll.llama_sampler_init_top_k(params.top_k))
+            if params.top_p < 1.0:
+                sampler.add(ll.llama_sampler_init_top_p(params.top_p, 1))
+            if params.min_p > 0.0:
+                sampler.add(ll.llama_sampler_init_min_p(params.min_p, 1))
+            sampler.add(ll.llama_sampler_init_temp(params.temperature))
+            sampler.add(ll.llama_sampler_init_dist(seed))
+            return sampler
+        except BaseException:
+            sampler.close()
+            raise
+
+    def sample(self, sampler: Sampler, row: int) -> tuple[int, float]:
+        """Draw a token; its log probability is under the model's plain distribution, before any sampler."""
+        assert isinstance(sampler, _Chain)
+        pointer = ll.llama_get_logits_ith(self._ctx, row)
+        if not pointer:
+            raise BackendError(f"row {row} has no logits")
+        logits = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        top = float(logits.max())
+        if not math.isfinite(top):
+            raise BackendError("the model computed logits that are not numbers")
+        total = float(np.exp(logits - top).sum())
+        token = int(ll.llama_sampler_sample(sampler.chain, self._ctx, row))
+        return token, float(logits[token]) - top - math.log(total)
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Mark cells as the target's too."""
+        ll.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def drop(self, sequence: int) -> None:
+        """Free a sequence's cells, those of a failed batch included."""
+        ll.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Mean-pooled last hidden state, length 1, in a small context of its own that is made when first needed."""
+        if self._embedder is None:
+            params = ll.llama_context_default_params()
+            params.n_ctx = params.n_batch = params.n_ubatch = min(_EMBED_CONTEXT, self._info.context)
+            params.n_threads = params.n_threads_batch = self._threads
+            params.embeddings = True
+            params.pooling_type = ll.LLAMA_POOLING_TYPE_MEAN
+            params.no_perf = True
+            self._embedder = ll.llama_init_from_model(self._model, params)
+            if not self._embedder:
+                raise BackendError(f"no memory for a context to embed with: {_reason()}")
+        return [self._embed(self._embedder, text) for text in texts]
+
+    def _embed(self, ctx: Any, text: str) -> list[float]:
+        limit = ll.llama_n_batch(ctx)
+        tokens = (self.tokenize(text) or self.tokenize(" ") or [0])[:limit]
+        memory = ll.llama_get_memory(ctx)
+        batch = ll.llama_batch_init(len(tokens), 0, 1)
+        try:
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
+                batch.seq_id[i][0] = 0
+            batch.n_tokens = len(tokens)
+            if memory:
+                ll.llama_memory_clear(memory, True)
+            if ll.llama_decode(ctx, batch) != 0:
+                raise BackendError(f"the text could not be embedded: {_reason()}")
+            size = ll.llama_model_n_embd(self._model)
+            vector = np.ctypeslib.as_array(ll.llama_get_embeddings_seq(ctx, 0), shape=(size,)).astype(np.float64)
+        finally:
+            ll.llama_batch_free(batch)
+        norm = float(np.linalg.norm(vector))
+        return [float(x) for x in vector / norm] if norm > 0 else [0.0] * size
+
+    def close(self) -> None:
+        """Free contexts and weights."""
+        if self._embedder:
+            ll.llama_free(self._embedder)
+        if self._ctx:
+            if self._batch is not None:
+                ll.llama_batch_free(self._batch)
+            ll.llama_free(self._ctx)
+        if self._model:
+            ll.llama_model_free(self._model)
+        self._embedder = self._ctx = self._model = self._batch = None
+
+
+class _Chain:
+    """A sampler chain of one candidate."""
+
+    def __init__(self) -> None:
+        params = ll.llama_sampler_chain_default_params()
+        params.no_perf = True
+        self.chain = ll.llama_sampler_chain_init(params)
+
+    def add(self, sampler: Any) -> None:
+        ll.llama_sampler_chain_add(self.chain, sampler)  # the chain owns it from here
+
+    def close(self) -> None:
+        if self.chain:
+            ll.llama_sampler_free(self.chain)
+            self.chain = None
+
+
+def version() -> str:
+    """Version of the binding, and what llama.cpp was built with."""
+    _set_up_once()
+    return f"llama-cpp-python {ll.__version__} ({ll.llama_print_system_info().decode().strip()})"
+
+
+def _grammar(params: SamplingParams) -> str:
+    if not params.json_schema:
+        return params.grammar
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    try:
+        return str(json_schema_to_gbnf(params.json_schema))
+    except Exception as e:  # The converter raises whatever a malformed schema makes it raise.
+        raise InvalidRequest(f"json_schema cannot be used: {e!r}") from None
+
+
+def _kv_bytes_per_token(model: Any, kv_type: str) -> int:
+    """Bytes of K and V a token over all layers, for plain attention (windows and shared layers need less)."""
+    heads = max(ll.llama_model_n_head(model), 1)
+    width = ll.llama_model_n_embd(model) // heads * ll.llama_model_n_head_kv(model)
+    per_value = 2.0 if kv_type == "f16" else 34 / 32  # ggml block_q8_0: 32 values in 34 bytes
+    return int(2 * ll.llama_model_n_layer(model) * width * per_value)
+
+
+# ---- once a process ------------------------------------------------------------------------------------------------
+
+_last_error: list[str] = []
+_set_up = threading.Lock()
+_is_set_up = False
+
+
+@ll.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _: Any) -> None:
+    line = text.decode(errors="replace").rstrip()
+    if level >= 3 and level != 4 and line:  # 3 error, 4 debug, 5 goes on with the line before
+        _last_error.append(line)
+        del _last_error[:-8]
+    if line:
+        log.debug("%s", line)
+
+
+def _reason() -> str:
+    lines = [line for line in _last_error if "failed to load model" not in line] or _last_error
+    return lines[0] if lines else "no reason was given"
+
+
+def _set_up_once() -> None:
+    global _is_set_up
+    with _set_up:
+        if not _is_set_up:
+            ll.llama_log_set(_on_log, ctypes.c_void_p(0))
+            ll.llama_backend_init()
+            _is_set_up = True

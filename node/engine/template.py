@@ -1,0 +1,83 @@
+"""Chat templates: the Jinja text that a model's file carries, rendered as Hugging Face's `apply_chat_template` does.
+
+The environment (sandboxed, trim_blocks, lstrip_blocks, loop controls, `raise_exception`, `strftime_now`, `tojson`
+without escaping) is that of transformers' utils/chat_template_utils.py, which templates are written against.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+from node.errors import InvalidRequest
+from node.types import Message, Tool
+
+
+class ChatTemplate:
+    """A compiled template. Raises InvalidRequest if the text is no Jinja template."""
+
+    def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
+        env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols], autoescape=False
+        )
+        env.filters["tojson"] = _tojson
+        env.globals["raise_exception"] = _refuse
+        env.globals["strftime_now"] = lambda f: datetime.datetime.now().strftime(f)
+        self._bos, self._eos = bos, eos
+        try:
+            self._template = env.from_string(source)
+        except jinja2.TemplateError as e:
+            raise InvalidRequest(f"the model's chat template is not valid: {e}") from None
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """The prompt for the assistant's next turn. Raises InvalidRequest if the template refuses the messages."""
+        try:
+            return self._template.render(
+                messages=[_message(m) for m in messages],
+                tools=[_tool(t) for t in tools] or None,
+                add_generation_prompt=True,
+                bos_token=self._bos,
+                eos_token=self._eos,
+            )
+        except InvalidRequest:
+            raise
+        except Exception as e:  # A template is the model author's program: it may raise anything.
+            raise InvalidRequest(f"the model's chat template cannot render these messages: {e}") from None
+
+
+def _message(m: Message) -> dict[str, Any]:
+    out: dict[str, Any] = {"role": m.role, "content": m.content}
+    if m.tool_calls:
+        out["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _arguments(c.arguments)}}
+            for c in m.tool_calls
+        ]
+    if m.tool_call_id:
+        out["tool_call_id"] = m.tool_call_id
+    return out
+
+
+def _tool(t: Tool) -> dict[str, Any]:
+    function = {"name": t.name, "description": t.description, "parameters": json.loads(t.parameters)}
+    return {"type": "function", "function": function}
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise InvalidRequest(f"the model's chat template refuses these messages: {message}")
