@@ -1,0 +1,407 @@
+"""Membership of the mesh: who is alive, suspected or dead, and whom to probe next. Pure: time and randomness come in.
+
+The rules are SWIM's as memberlist has them. A node is known by an id and an incarnation that only it may raise. Alive
+needs a higher incarnation to take back a suspicion or a death; a suspicion wins over alive of the same incarnation; a
+death wins over both. So a node that is wrongly suspected refutes by raising its incarnation, and news may come in any
+order, any number of times.
+
+Two things are our own. A node that hears of a suspicion checks for itself at once, and passes it on only when it
+found the same: so each suspicion that arrives is the witness of its sender, and the more independent witnesses, the
+sooner the suspect is held for dead (Lifeguard's rule, without a field for who suspected). And dead nodes are called
+again, one each second: after a partition the mesh heals by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from random import Random
+
+from node.types import NodeInfo, NodeState
+
+MAX_INCARNATION = 1 << 62  # Above it nobody could refute any more.
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times in seconds. The values meet one aim: a dead peer is out within 5 s among 8 nodes, a busy one is not."""
+
+    probe_s: float = 1.0  # memberlist's LAN profile: 8 nodes send 8 small messages a second in all.
+    timeout_s: float = 0.5  # memberlist's; a node whose cores all compute answered within 60 ms.
+    indirect: int = 2  # Two other paths; memberlist's three pays in far larger meshes.
+    suspicion_max_s: float = 3.0  # With one witness. memberlist's four would bring two nodes over the 5 s.
+    suspicion_min_s: float = 1.0  # With `witnesses`: two gossip rounds and an answer fit in it several times.
+    witnesses: int = 3  # Three nodes that could not reach it are hardly all wrong; Lifeguard's k is 3 as well.
+    gossip_s: float = 0.2  # memberlist's: news reach 8 nodes in two rounds, 0.4 s.
+    fanout: int = 3  # memberlist's.
+    retransmit: int = 4  # Times log10(n): memberlist's. All of 8 nodes hear of it at 5 % loss with p > 0.999.
+    news: int = 16  # A message stays under one packet or two.
+    reconnect_s: float = 1.0  # Healing must show within 5 s; one attempt a second costs nothing.
+    forget_s: float = 24 * 3600.0  # A laptop that was taken along for a day is called again.
+    most: int = 1024  # A bound on what peers can make us hold; far above any mesh of one person or lab.
+
+
+class Kind(StrEnum):
+    """What happened to a member."""
+
+    JOINED = "joined"  # New, or back from the dead.
+    UPDATED = "updated"  # It says something new about itself.
+    SUSPECTED = "suspected"
+    RECOVERED = "recovered"  # It refuted the suspicion.
+    DIED = "died"
+    LEFT = "left"  # It said goodbye.
+    REFUTED = "refuted"  # We were suspected and raised our own incarnation.
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change, with the member as it is now; `info.state` is alive, suspect or dead (or loading, draining)."""
+
+    kind: Kind
+    info: NodeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """`info` is alive in its incarnation. `direct`: the node said so itself, just now."""
+
+    info: NodeInfo
+    direct: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """The node `by` could not reach `id`, which was in `incarnation`."""
+
+    id: str
+    incarnation: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """`id` is dead in `incarnation`; `left`: it said so itself."""
+
+    id: str
+    incarnation: int
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Our own probe of `id`, direct and indirect, found nothing."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+Event = Alive | Suspect | Dead | Failed | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What to do now, by node id."""
+
+    probe: tuple[str, ...] = ()
+    gossip: tuple[str, ...] = ()  # Send our news to these.
+    reconnect: tuple[str, ...] = ()  # Dead ones to call again.
+
+
+@dataclass(slots=True)
+class _Member:
+    info: NodeInfo
+    state: NodeState = NodeState.ALIVE  # ALIVE, SUSPECT or DEAD
+    since: float = 0.0
+    left: bool = False
+    witnesses: set[str] = field(default_factory=set)
+
+
+class Members:
+    """The membership that one node holds, itself not among `alive`.
+
+    `incarnation` should be higher at each start of the node (Unix milliseconds will do): then its former life, that
+    others may hold for dead, is over at once.
+    """
+
+    def __init__(self, id: str, rng: Random, settings: Settings | None = None, incarnation: int = 0) -> None:
+        self.id = id
+        self.incarnation = incarnation
+        self.settings = settings or Settings()
+        self._rng = rng
+        self._members: dict[str, _Member] = {}
+        self._order: list[str] = []
+        self._at = 0
+        self._checks: set[str] = set()
+        self._sent: dict[str, int] = {}  # Rumours: id -> how often the newest about it was sent.
+        self._next_probe = self._next_gossip = self._next_reconnect = -math.inf
+
+    # ---- what is held ----
+
+    def alive(self) -> list[NodeInfo]:
+        """The nodes that are neither suspected nor dead, by id."""
+        return [m.info for _, m in sorted(self._members.items()) if m.state is NodeState.ALIVE]
+
+    def all(self) -> list[NodeInfo]:
+        """Every node that is remembered, by id, with its state."""
+        return [_told(m) for _, m in sorted(self._members.items())]
+
+    def get(self, id: str) -> NodeInfo | None:
+        """A node that is remembered, with its state."""
+        member = self._members.get(id)
+        return _told(member) if member else None
+
+    def has_left(self, id: str) -> bool:
+        """Whether it said goodbye and has not come back."""
+        member = self._members.get(id)
+        return member is not None and member.left
+
+    # ---- what happens ----
+
+    def apply(self, event: Event, now: float) -> list[Change]:
+        """Takes an event in; returns what changed by it."""
+        match event:
+            case Alive(info, direct):
+                return self._alive(info, direct, now)
+            case Suspect(id, incarnation, by):
+                return self._suspect(id, incarnation, by, now)
+            case Dead(id, incarnation, left):
+                return self._dead(id, incarnation, left, now)
+            case Failed(id):
+                member = self._members.get(id)
+                return self._suspect(id, member.info.incarnation, self.id, now) if member else []
+            case Tick():
+                return self._tick(now)
+
+    def hear(self, news: Iterable[NodeInfo], by: str, now: float) -> list[Change]:
+        """Takes in what the peer `by` told of others. Alive nodes that are not held yet are for `strangers`."""
+        changes: list[Change] = []
+        for info in news:
+            if info.state is NodeState.SUSPECT:
+                changes += self.apply(Suspect(info.id, info.incarnation, by), now)
+            elif info.state is NodeState.DEAD:
+                changes += self.apply(Dead(info.id, info.incarnation), now)
+            elif info.id in self._members:
+                changes += self.apply(Alive(info), now)
+        return changes
+
+    def strangers(self, news: Iterable[NodeInfo]) -> list[NodeInfo]:
+        """Nodes of `news` that live, but that are not held at all: to be met before they are believed."""
+        gone = (NodeState.SUSPECT, NodeState.DEAD)
+        return [i for i in news if i.id != self.id and i.id not in self._members and i.state not in gone]
+
+    def check(self, id: str) -> None:
+        """Have `id` probed at the next `due`, whoever's turn it is: there is a reason for doubt."""
+        member = self._members.get(id)
+        if member is not None and member.state is not NodeState.DEAD:
+            self._checks.add(id)
+
+    def stalled(self, seconds: float) -> None:
+        """This process could not run for so long; suspects are given that time on top, for it proves nothing."""
+        for member in self._members.values():
+            if member.state is NodeState.SUSPECT:
+                member.since += seconds
+
+    # ---- what to do ----
+
+    def due(self, now: float) -> Due:
+        """What to do now; call it every 100 ms or so."""
+        probe = tuple(sorted(self._checks))
+        self._checks.clear()
+        if now >= self._next_probe:
+            self._next_probe = _following(self._next_probe, self.settings.probe_s, now)
+            turn = self._turn()
+            if turn and turn not in probe:
+                probe += (turn,)
+        gossip: tuple[str, ...] = ()
+        if self._sent and now >= self._next_gossip:
+            self._next_gossip = now + self.settings.gossip_s
+            living = [id for id, m in self._members.items() if m.state is not NodeState.DEAD]
+            gossip = tuple(self._rng.sample(living, min(self.settings.fanout, len(living))))
+            if not gossip:
+                self._sent.clear()  # Nobody is there to be told.
+        reconnect: tuple[str, ...] = ()
+        if now >= self._next_reconnect:
+            self._next_reconnect = _following(self._next_reconnect, self.settings.reconnect_s, now)
+            dead = [id for id, m in self._members.items() if m.state is NodeState.DEAD and not m.left]
+            reconnect = (self._rng.choice(dead),) if dead else ()
+        return Due(probe, gossip, reconnect)
+
+    def helpers(self, id: str) -> list[str]:
+        """Whom to ask for an indirect probe of `id`."""
+        others = [m.id for m in self.alive() if m.id != id]
+        return self._rng.sample(others, min(self.settings.indirect, len(others)))
+
+    def news(self, to: str) -> list[NodeInfo]:
+        """What to tell `to` with the next message: first what it must know of itself, then what was told least often.
+
+        Each call counts as one telling; news end after `retransmit` x log10(n + 1) of them. Our own refutation is not
+        in it: the message names the sender with its incarnation anyway.
+        """
+        out = []
+        held = self._members.get(to)
+        if held is not None and held.state is not NodeState.ALIVE:
+            out.append(_told(held))
+        most = self.settings.retransmit * math.ceil(math.log10(len(self._members) + 2))
+        for id in sorted(self._sent, key=lambda i: self._sent[i]):
+            if len(out) >= self.settings.news:
+                break
+            member = self._members.get(id)
+            if member is not None and id != to:
+                out.append(_told(member))
+            self._sent[id] += 1
+            if self._sent[id] >= most:
+                del self._sent[id]
+        return out
+
+    # ---- the rules ----
+
+    def _alive(self, info: NodeInfo, direct: bool, now: float) -> list[Change]:
+        if info.incarnation > MAX_INCARNATION:
+            return []
+        if info.id == self.id:
+            return self._refute(info.incarnation) if info.incarnation > self.incarnation else []
+        member = self._members.get(info.id)
+        if member is None:
+            if len(self._members) >= self.settings.most and not self._drop_one_dead():
+                return []
+            self._members[info.id] = _Member(info, NodeState.ALIVE, now)
+            # At a random place, as SWIM has it: else all nodes would probe the newcomer at the same time.
+            self._order.insert(self._rng.randint(0, len(self._order)), info.id)
+            self._rumour(info.id)
+            return [Change(Kind.JOINED, info)]
+        if info.incarnation < member.info.incarnation:
+            return []
+        if info.incarnation == member.info.incarnation:
+            # Others may hold older facts of the same incarnation, so only the node itself updates them.
+            if member.state is not NodeState.ALIVE or not direct:
+                return []
+            before, member.info = member.info, info
+            return [Change(Kind.UPDATED, info)] if _said(info) != _said(before) else []
+        if direct or member.state is NodeState.DEAD:
+            member.info = info
+        else:
+            member.info = replace(member.info, incarnation=info.incarnation, address=info.address)
+        was, member.state = member.state, NodeState.ALIVE
+        member.since, member.left = now, False
+        member.witnesses.clear()
+        self._checks.discard(info.id)
+        self._rumour(info.id)
+        kind = {NodeState.DEAD: Kind.JOINED, NodeState.SUSPECT: Kind.RECOVERED}.get(was, Kind.UPDATED)
+        return [Change(kind, member.info)]
+
+    def _suspect(self, id: str, incarnation: int, by: str, now: float) -> list[Change]:
+        if incarnation > MAX_INCARNATION:
+            return []
+        if id == self.id:
+            return self._refute(incarnation)
+        member = self._members.get(id)
+        if member is None or member.state is NodeState.DEAD or incarnation < member.info.incarnation:
+            return []
+        if incarnation > member.info.incarnation:
+            member.info = replace(member.info, incarnation=incarnation)
+            member.witnesses.clear()
+        first = by not in member.witnesses
+        member.witnesses.add(by)
+        if first and by == self.id:
+            self._rumour(id)
+        if member.state is NodeState.SUSPECT:
+            return []
+        member.state, member.since = NodeState.SUSPECT, now
+        if by != self.id:
+            self._checks.add(id)
+        return [Change(Kind.SUSPECTED, _told(member))]
+
+    def _dead(self, id: str, incarnation: int, left: bool, now: float) -> list[Change]:
+        if incarnation > MAX_INCARNATION:
+            return []
+        if id == self.id:
+            return self._refute(incarnation)
+        member = self._members.get(id)
+        if member is None or incarnation < member.info.incarnation:
+            return []
+        if incarnation > member.info.incarnation:
+            member.info = replace(member.info, incarnation=incarnation)
+        member.left = member.left or left
+        if member.state is NodeState.DEAD:
+            return []
+        member.state, member.since = NodeState.DEAD, now
+        member.witnesses.clear()
+        self._checks.discard(id)
+        self._rumour(id)
+        return [Change(Kind.LEFT if left else Kind.DIED, _told(member))]
+
+    def _refute(self, incarnation: int) -> list[Change]:
+        if incarnation < self.incarnation:
+            return []
+        self.incarnation = incarnation + 1
+        self._rumour(self.id)
+        return [Change(Kind.REFUTED, NodeInfo(id=self.id, address="", incarnation=self.incarnation))]
+
+    def _tick(self, now: float) -> list[Change]:
+        changes: list[Change] = []
+        for id, member in list(self._members.items()):
+            age = now - member.since
+            if member.state is NodeState.SUSPECT and age >= self.suspicion_s(len(member.witnesses)):
+                changes += self._dead(id, member.info.incarnation, False, now)
+            elif member.state is NodeState.DEAD and age >= self.settings.forget_s:
+                self._remove(id)
+        return changes
+
+    def suspicion_s(self, witnesses: int) -> float:
+        """How long a suspect of so many witnesses may take to refute, in seconds (Lifeguard's formula)."""
+        s = self.settings
+        living = 1 + sum(m.state is not NodeState.DEAD for m in self._members.values())
+        scale = max(1.0, math.log10(living))
+        # Fewer can bear witness in a small mesh; alone, one gets the long time: there is nobody to confirm it.
+        needed = min(s.witnesses, living - 1)
+        share = math.log(max(1, witnesses)) / math.log(needed) if needed > 1 else 0.0
+        return scale * max(s.suspicion_min_s, s.suspicion_max_s - (s.suspicion_max_s - s.suspicion_min_s) * share)
+
+    def _turn(self) -> str | None:
+        # A shuffled round robin bounds the time until every node is probed; a random choice does not.
+        for _ in range(len(self._order) + 1):
+            if self._at >= len(self._order):
+                self._at = 0
+                self._rng.shuffle(self._order)
+                if not self._order:
+                    return None
+            id = self._order[self._at]
+            self._at += 1
+            if self._members[id].state is not NodeState.DEAD:
+                return id
+        return None
+
+    def _drop_one_dead(self) -> bool:
+        dead = [(m.since, id) for id, m in self._members.items() if m.state is NodeState.DEAD]
+        if dead:
+            self._remove(min(dead)[1])
+        return bool(dead)
+
+    def _remove(self, id: str) -> None:
+        del self._members[id]
+        self._order.remove(id)
+        self._sent.pop(id, None)
+
+    def _rumour(self, id: str) -> None:
+        self._sent[id] = 0
+
+
+def _told(member: _Member) -> NodeInfo:
+    """A member as it is told to others: its own state (loading, draining) counts only while it lives."""
+    return member.info if member.state is NodeState.ALIVE else replace(member.info, state=member.state)
+
+
+def _said(info: NodeInfo) -> NodeInfo:
+    """What of a node is worth a change: not what differs with every probe."""
+    return replace(info, load=0.0, free_sequences=0, round_trip_ms=0.0, decode_tokens_per_s=0.0)
+
+
+def _following(last: float, interval: float, now: float) -> float:
+    """The next time of a regular beat that neither drifts nor catches up on what was missed."""
+    return now + interval if now - last > interval else last + interval

@@ -1,0 +1,295 @@
+"""Who is in the mesh: one token, a certificate authority that every holder derives from it, a leaf certificate a node.
+
+All nodes are equal: whoever holds the token has the authority's private key and issues its own leaf (ECDSA P-256, 24
+hours, kept in memory only). A listener and a caller both demand a leaf of the same authority, so a stranger gets no
+further than the handshake.
+
+TLS version: gRPC's Python API cannot set a minimum. Two of our nodes negotiate TLS 1.3; a TLS 1.2 peer would need a
+certificate of the mesh too, and `peer_id` refuses it by the negotiated version. To refuse it in the handshake already,
+`refuse_tls12` must run before `grpc` is first imported: it leaves TLS 1.2 only a cipher that needs an RSA certificate,
+which no node has (TLS 1.3 ciphers are not configurable, so they stay).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import datetime
+import hashlib
+import os
+import re
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from node.errors import InvalidRequest, Unauthenticated
+
+TOKEN_PREFIX = "clv1-"
+TOKEN_BYTES = 32
+ANY_NODE = "mesh.conclave"  # The name in every leaf: for a caller that does not know yet whom it calls.
+LEAF_S = 24 * 3600
+BACKDATE_S = 3600  # Clocks in a home differ by minutes, after a dead battery by more.
+RENEW_S = 8 * 3600  # A laptop that sleeps through a night wakes with a valid leaf.
+NODE_ID = re.compile(r"[a-z2-7]{8,16}")
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_URI = "conclave://node/"
+
+
+def new_token() -> str:
+    """A fresh mesh token: `clv1-` and 32 random bytes in base64url without padding."""
+    return TOKEN_PREFIX + _b64(secrets.token_bytes(TOKEN_BYTES))
+
+
+def parse_token(text: str, source: str = "--token") -> bytes:
+    """The 32 secret bytes of a token. Raises InvalidRequest, which names `source` and never repeats the token."""
+    text = text.strip()
+    hint = "copy the whole line that `python -m node token show` prints on a node of the mesh"
+    if not text.startswith(TOKEN_PREFIX):
+        raise InvalidRequest(f"the mesh token from {source} does not start with {TOKEN_PREFIX!r}: {hint}")
+    body = text[len(TOKEN_PREFIX) :]
+    try:
+        raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"the mesh token from {source} has characters that are not of a token: {hint}") from None
+    if len(raw) != TOKEN_BYTES:
+        raise InvalidRequest(
+            f"the mesh token from {source} has {len(raw)} bytes instead of {TOKEN_BYTES}, so a part is missing: {hint}"
+        )
+    if _b64(raw) != body:
+        raise InvalidRequest(f"the mesh token from {source} has a wrong last character: {hint}")
+    return raw
+
+
+def load_token(config: Path, override: str = "") -> str:
+    """The mesh token: `override` if given, else the file `token` in `config`, which is made (0600) at first start.
+
+    Of two processes that make it at once, both end with the same one. Raises InvalidRequest.
+    """
+    if override:
+        parse_token(override)
+        return override.strip()
+    path = config / "token"
+    token = _read_or_make(path, new_token)
+    parse_token(token, str(path))
+    return token
+
+
+def store_token(config: Path, token: str) -> None:
+    """Puts a token in the place of the stored one, atomically. Raises InvalidRequest."""
+    parse_token(token)
+    _write(config / "token", token.strip() + "\n", replace=True)
+
+
+def load_node_id(data: Path) -> str:
+    """This node's id: ten random base32 characters, made at first start and kept in `node_id` of its data directory.
+
+    Raises InvalidRequest if the file holds something else.
+    """
+    path = data / "node_id"
+    node_id = _read_or_make(path, lambda: base64.b32encode(secrets.token_bytes(8)).decode().lower()[:10])
+    if not NODE_ID.fullmatch(node_id):
+        raise InvalidRequest(f"{path} does not hold a node id: remove it and the node makes itself a new one")
+    return node_id
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A certificate of one node with its key, both PEM. `expires` is Unix time in seconds."""
+
+    key: bytes
+    certificate: bytes
+    expires: float
+
+
+class Identity:
+    """What a node needs to prove that it is of its mesh, and to check that another is.
+
+    `clock` gives Unix time in seconds (tests move it). Raises InvalidRequest for a bad token or node id.
+    """
+
+    def __init__(self, token: str, node_id: str, *, clock: Callable[[], float] = time.time) -> None:
+        if not NODE_ID.fullmatch(node_id):
+            raise InvalidRequest(f"node id {node_id!r} is not 8 to 16 characters of a-z and 2-7")
+        self.node_id = node_id
+        self._clock = clock
+        self._ca_key = _ca_key(parse_token(token))
+        spki = self._ca_key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        self.mesh_id = hashlib.sha256(spki).hexdigest()[:16]
+        # The mesh id in the subject makes a foreign certificate fail as "unknown issuer", not as a broken signature.
+        self._ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"conclave mesh {self.mesh_id}")])
+        self.ca_certificate = self._issue_ca()
+        self._lock = threading.Lock()  # gRPC asks for the server's leaf on threads of its own.
+        self._leaf: Leaf | None = None
+        self._served: Leaf | None = None
+
+    def leaf(self) -> Leaf:
+        """The current leaf; a new one when less than 8 hours of it remain."""
+        with self._lock:
+            if self._leaf is None or self._leaf.expires - self._clock() < RENEW_S:
+                self._leaf = self.issue()
+            return self._leaf
+
+    def issue(self, *, lifetime_s: float = LEAF_S) -> Leaf:
+        """A fresh leaf with its own key, valid from an hour ago for `lifetime_s` from now."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = self._clock()
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.node_id)]))
+            .issuer_name(self._ca_name)
+            .serial_number(x509.random_serial_number())
+            .public_key(key.public_key())
+            .not_valid_before(_utc(min(now, now + lifetime_s) - BACKDATE_S))
+            .not_valid_after(_utc(now + lifetime_s))
+            .add_extension(
+                x509.SubjectAlternativeName(
+                    [
+                        x509.DNSName(server_name(self.node_id)),
+                        x509.DNSName(ANY_NODE),
+                        x509.UniformResourceIdentifier(_URI + self.node_id),
+                    ]
+                ),
+                critical=False,
+            )
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._ca_key.public_key()), critical=False
+            )
+        )
+        certificate = builder.sign(self._ca_key, hashes.SHA256())
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return Leaf(pem, certificate.public_bytes(serialization.Encoding.PEM), now + lifetime_s)
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """Credentials of a mesh listener: callers must show a leaf; our own leaf is renewed under way."""
+        self._served = self.leaf()
+        return grpc.dynamic_ssl_server_credentials(
+            self._server_configuration(self._served),
+            self._renewed,  # type: ignore[arg-type]  # None is documented as "no change"; the stubs leave it out.
+            require_client_authentication=True,
+        )
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Credentials of one connection, with the current leaf; make fresh ones for each channel."""
+        leaf = self.leaf()
+        return grpc.ssl_channel_credentials(self.ca_certificate, leaf.key, leaf.certificate)
+
+    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        # Called by gRPC before each handshake; None means that nothing changed.
+        leaf = self.leaf()
+        if leaf is self._served:
+            return None
+        self._served = leaf
+        return self._server_configuration(leaf)
+
+    def _server_configuration(self, leaf: Leaf) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(leaf.key, leaf.certificate)], self.ca_certificate)
+
+    def _issue_ca(self) -> bytes:
+        # Everything but the signature's random part is the same on every node, so any node's leaf verifies against
+        # any node's copy. The dates are fixed for the same reason: the authority lives as long as its token.
+        public = self._ca_key.public_key()
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(self._ca_name)
+            .issuer_name(self._ca_name)
+            .serial_number(int(self.mesh_id, 16) or 1)
+            .public_key(public)
+            .not_valid_before(datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+            .not_valid_after(datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC))  # RFC 5280: no end.
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(
+                x509.KeyUsage(False, False, False, False, False, True, False, False, False),  # key_cert_sign alone
+                critical=True,
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        )
+        return builder.sign(self._ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def server_name(node_id: str) -> str:
+    """The DNS name in a node's leaf, by which a caller pins whom it calls."""
+    return f"{node_id}.node.conclave"
+
+
+def peer_id(auth: Mapping[str, Iterable[bytes]]) -> str:
+    """The node id of a caller, from `context.auth_context()`, proved by its certificate.
+
+    Raises Unauthenticated if it has none, or did not come over TLS 1.3.
+    """
+    if b"TLSv1.3" not in auth.get("ssl_tls_version", ()):
+        raise Unauthenticated("this listener takes TLS 1.3 with a certificate of the mesh only")
+    names = [n.decode("ascii", "replace") for n in auth.get("peer_uri", ())]
+    ids = [n[len(_URI) :] for n in names if n.startswith(_URI)]
+    if len(ids) != 1 or not NODE_ID.fullmatch(ids[0]):
+        raise Unauthenticated("the caller's certificate names no node: it needs a certificate of this mesh")
+    return ids[0]
+
+
+def refuse_tls12(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
+    """Makes gRPC refuse TLS 1.2 in this process; takes effect only before `grpc` is first imported."""
+    environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES128-GCM-SHA256")
+
+
+def _ca_key(secret: bytes) -> ec.EllipticCurvePrivateKey:
+    # 48 bytes reduced modulo the order leave a bias under 2^-128 (FIPS 186-5, A.2.1, key pairs by extra random bits).
+    stream = HKDF(hashes.SHA256(), length=48, salt=b"conclave mesh v1", info=b"ca p-256 private key").derive(secret)
+    return ec.derive_private_key(int.from_bytes(stream, "big") % (_P256_ORDER - 1) + 1, ec.SECP256R1())
+
+
+def _utc(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
+
+
+def _b64(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _read_or_make(path: Path, make: Callable[[], str]) -> str:
+    try:
+        if not path.exists():
+            _write(path, make() + "\n", replace=False)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+        return path.read_text(encoding="utf-8", errors="replace")[:1024].strip()
+    except OSError as e:
+        raise InvalidRequest(f"cannot read or write {path}: {e.strerror or e}; check who owns it") from e
+
+
+def _write(path: Path, text: str, *, replace: bool) -> None:
+    """Writes a 0600 file in one step. Without `replace` an existing file stays: the first of two writers wins."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes it 0600.
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)  # Unlike a rename it fails where the other process was first.
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)

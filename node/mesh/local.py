@@ -1,0 +1,143 @@
+"""The nodes of this user on this machine: each keeps a small file in the runtime directory while it runs.
+
+So two nodes on one machine meet whatever the network does, and client commands find this machine's node. A file is
+locked (flock) by its node as long as that lives; a file that can be locked is of a dead one, and is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from node.home import private_dir
+
+WATCH_S = 0.5
+MAX_NODES = 256
+MAX_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RunningNode:
+    """What a running node says of itself. Addresses are HOST:PORT, empty if it has no such listener.
+
+    `started` is Unix time in seconds.
+    """
+
+    node_id: str
+    pid: int
+    mesh_id: str
+    mesh_address: str
+    local_address: str
+    started: float
+    http_address: str = ""
+
+
+class Presence:
+    """This node's own file; it lasts until `withdraw` or the end of the process."""
+
+    def __init__(self, runtime: Path) -> None:
+        self._directory = private_dir(private_dir(runtime) / "nodes")
+        self._fd: int | None = None
+        self._path: Path | None = None
+        self._node: RunningNode | None = None
+
+    def publish(self, node: RunningNode) -> None:
+        """Writes the file (0600) in one step, or puts a newer one in its place. Raises OSError."""
+        fd, temporary = tempfile.mkstemp(dir=self._directory, prefix=".new-")  # mkstemp makes it 0600.
+        path = self._directory / f"{node.node_id}.json"
+        try:
+            # The lock goes with the open file, so it holds under the new name from the first moment on.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(fd, json.dumps(asdict(node)).encode())
+            os.rename(temporary, path)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd, self._path, self._node = fd, path, node
+
+    def keep(self) -> None:
+        """Writes the file again if somebody removed it (a cleaner of /tmp does)."""
+        if self._path is not None and self._node is not None and not self._path.exists():
+            with contextlib.suppress(OSError):
+                self.publish(self._node)
+
+    def withdraw(self) -> None:
+        """Removes the file; harmless when done twice."""
+        if self._path is not None and self._fd is not None:
+            with contextlib.suppress(OSError):
+                if os.fstat(self._fd).st_ino == self._path.stat().st_ino:
+                    self._path.unlink()
+            os.close(self._fd)
+        self._fd = self._path = self._node = None
+
+
+def running_nodes(runtime: Path) -> list[RunningNode]:
+    """The nodes of this user that run on this machine, the oldest first; files of dead ones are removed on the way."""
+    found = []
+    with contextlib.suppress(OSError):
+        names = sorted(n for n in os.listdir(runtime / "nodes") if n.endswith(".json") and not n.startswith("."))
+        for name in names[:MAX_NODES]:
+            with contextlib.suppress(OSError):
+                node = _read(runtime / "nodes" / name)
+                if node is not None and node.node_id + ".json" == name:
+                    found.append(node)
+    return sorted(found, key=lambda n: (n.started, n.node_id))
+
+
+def _read(path: Path) -> RunningNode | None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        here = os.fstat(fd)
+        if here.st_uid != os.getuid():
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _parse(os.read(fd, MAX_BYTES))
+        # Nobody holds it: its node is dead. Another start of that node may have replaced the file just now.
+        if path.stat().st_ino == here.st_ino:
+            path.unlink()
+        return None
+    finally:
+        os.close(fd)
+
+
+def _parse(raw: bytes) -> RunningNode | None:
+    try:
+        values = json.loads(raw)
+        node = RunningNode(**{f.name: values[f.name] for f in fields(RunningNode) if f.name in values})
+    except (ValueError, TypeError, RecursionError):
+        return None
+    texts = (node.node_id, node.mesh_id, node.mesh_address, node.local_address, node.http_address)
+    numbers = (node.pid, node.started)
+    if all(isinstance(t, str) for t in texts) and all(isinstance(n, int | float) for n in numbers):
+        return node
+    return None
+
+
+async def watch(runtime: Path, on_found: Callable[[RunningNode], None], presence: Presence | None = None) -> None:
+    """Calls `on_found` for each node that appears or changes, until cancelled; also keeps our own file alive.
+
+    Looking twice a second costs about 50 µs; inotify would not work on every file system.
+    """
+    known: dict[str, RunningNode] = {}
+    while True:
+        if presence is not None:
+            presence.keep()
+        now = {n.node_id: n for n in running_nodes(runtime)}
+        for node in now.values():
+            if known.get(node.node_id) != node:
+                on_found(node)
+        known = now
+        await asyncio.sleep(WATCH_S)

@@ -1,0 +1,184 @@
+"""One peer: its channel, its stubs, and what a failed call to it means in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+
+from node import wire
+from node.errors import ConclaveError, DeadlineExceeded, PeerUnavailable, Unauthenticated
+from node.mesh.identity import ANY_NODE, Identity, server_name
+from node.types import NodeInfo
+from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2, mesh_pb2_grpc, vote_pb2, vote_pb2_grpc
+
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,16})?\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
+_T = TypeVar("_T")
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is HOST:PORT with a port that can be dialled."""
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and 1 <= int(match[1]) <= 65535
+
+
+class Peer:
+    """A connection to the node at `address`, pinned to `node_id` by its certificate (to any node of the mesh if "").
+
+    Calls raise PeerUnavailable (nobody answers, or the stream broke), Unauthenticated (another mesh, another node), or
+    what the peer itself answered. Times `timeout_s` are seconds. `on_broken` is told the id when a call finds the peer
+    gone. `info` and `round_trip_ms` (0: not measured) are kept up to date by the mesh. `kvsync` and `generate` are bare
+    stubs for the other layers, whose calls go through `call`.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        address: str,
+        node_id: str = "",
+        on_broken: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.id = node_id
+        self.address = address
+        self.info = NodeInfo(id=node_id, address=address)
+        self.round_trip_ms = 0.0
+        self.expires = identity.leaf().expires
+        self._on_broken = on_broken
+        self._closed = False
+        self._channel = grpc.aio.secure_channel(
+            f"dns:///{address}",  # The scheme is said, or a hostile "unix:1" would be one.
+            identity.channel_credentials(),
+            options=[
+                *wire.CHANNEL_OPTIONS,
+                ("grpc.ssl_target_name_override", server_name(node_id) if node_id else ANY_NODE),
+            ],
+        )
+        self.mesh = mesh_pb2_grpc.MeshStub(self._channel)
+        self.vote = vote_pb2_grpc.VoteStub(self._channel)
+        self.kvsync = kvsync_pb2_grpc.KVSyncStub(self._channel)
+        self.generate = generate_pb2_grpc.GenerateStub(self._channel)
+
+    def __repr__(self) -> str:
+        return f"Peer({self.id or '?'} at {self.address})"
+
+    async def hello(self, request: mesh_pb2.HelloRequest, timeout_s: float = 2.0) -> mesh_pb2.HelloResponse:
+        """Introduces us; the time for connecting is included."""
+        return await self.call(self.mesh.Hello(request, timeout=timeout_s))
+
+    async def probe(self, request: mesh_pb2.ProbeRequest, timeout_s: float) -> mesh_pb2.ProbeResponse:
+        """Asks for a sign of life; a direct one measures the round trip."""
+        started = time.perf_counter()
+        response = await self.call(self.mesh.Probe(request, timeout=timeout_s))
+        if not request.target:
+            took = (time.perf_counter() - started) * 1000
+            # Smoothed as TCP smooths its own, and never held up by one that waited for a connection.
+            self.round_trip_ms = took if not self.round_trip_ms else 0.8 * self.round_trip_ms + 0.2 * took
+        return response
+
+    async def decide(self, request: vote_pb2.DecideRequest, timeout_s: float = 5.0) -> vote_pb2.DecideResponse:
+        """Tells the outcome of a vote."""
+        return await self.call(self.vote.Decide(request, timeout=timeout_s))
+
+    async def poll(
+        self, request: vote_pb2.PollRequest, timeout_s: float | None = None
+    ) -> AsyncIterator[vote_pb2.PollResponse]:
+        """The peer's local phase, event by event. Closing the iterator cancels its candidates."""
+        call = self.vote.Poll(request, timeout=timeout_s)
+        try:
+            while True:
+                response = await self._translated(call.read(), timed=timeout_s is not None)
+                if not isinstance(response, vote_pb2.PollResponse):  # grpc.aio.EOF
+                    return
+                yield response
+        finally:
+            call.cancel()
+
+    async def call(self, call: Awaitable[_T]) -> _T:
+        """The result of a unary call made with one of the stubs, its failure as one of our errors."""
+        return await self._translated(call, timed=False)
+
+    async def watch(self) -> None:
+        """Tells `on_broken` as soon as the connection is lost; ends when the channel is closed."""
+        state = self._channel.get_state()
+        with contextlib.suppress(grpc.aio.UsageError, grpc.aio.InternalError):  # The channel was closed meanwhile.
+            while state is not grpc.ChannelConnectivity.SHUTDOWN:
+                await self._channel.wait_for_state_change(state)
+                before, state = state, self._channel.get_state()
+                if before is grpc.ChannelConnectivity.READY and state is not before:
+                    self._on_broken(self.id)
+
+    async def close(self, grace: float | None = None) -> None:
+        """Ends the connection; calls in flight fail as PeerUnavailable after `grace` seconds (default: at once)."""
+        self._closed = True
+        await self._channel.close(grace)
+
+    async def _translated(self, call: Awaitable[_T], *, timed: bool) -> _T:
+        try:
+            return await call
+        except grpc.RpcError as e:
+            error = self._error(e, timed)
+        except grpc.aio.UsageError:
+            error = PeerUnavailable(f"{self._who()} is gone: its connection was closed")
+        except asyncio.CancelledError:
+            # gRPC raises this too when the channel is closed under a call; then it is not our task that was cancelled.
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            error = PeerUnavailable(f"{self._who()} is gone: its connection was closed")
+        if isinstance(error, PeerUnavailable) and self.id and not self._closed:
+            self._on_broken(self.id)
+        raise error
+
+    def _error(self, e: grpc.RpcError, timed: bool) -> ConclaveError:
+        error = wire.error_from_rpc(e)
+        text = error.message
+        if isinstance(error, DeadlineExceeded) and not timed:
+            return PeerUnavailable(f"{self._who()} did not answer in time")
+        if not isinstance(error, PeerUnavailable):
+            return error
+        for sign, meaning in _SIGNS:
+            if re.search(sign, text):
+                return meaning(self)
+        return PeerUnavailable(f"{self._who()} is not to be reached: {text.rsplit('last error: ', 1)[-1][:200]}")
+
+    def _who(self) -> str:
+        return f"node {self.id} at {self.address}" if self.id else self.address
+
+
+# What gRPC says of a connection that failed, and what it means to a person. Its words are no interface: where they
+# change, the plain text is shown instead.
+_SIGNS: list[tuple[str, Callable[[Peer], ConclaveError]]] = [
+    (
+        "Hostname Verification",
+        lambda p: Unauthenticated(f"{p.address} is not node {p.id}: another node of this mesh answers there"),
+    ),
+    (
+        "CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE|certificate",
+        lambda p: Unauthenticated(
+            f"{p.address} is of another mesh (or a clock is more than an hour off): "
+            "to join it, start this node with --token and what `python -m node token show` prints there"
+        ),
+    ),
+    (
+        "WRONG_VERSION_NUMBER|HTTP_REQUEST",
+        lambda p: PeerUnavailable(
+            f"{p.address} does not speak TLS: give the mesh address that the other node's banner shows"
+        ),
+    ),
+    (
+        "failed to connect.*Socket closed",
+        lambda p: PeerUnavailable(
+            f"{p.address} closed the connection: check that both nodes have the same token and right clocks"
+        ),
+    ),
+    ("Connection refused", lambda p: PeerUnavailable(f"{p._who()} is gone: nobody listens there")),
+    (
+        "DNS|resolution|resolve|Domain name",
+        lambda p: PeerUnavailable(f"{p.address} is no known host: check the name or use its IP address"),
+    ),
+]
