@@ -1,0 +1,51 @@
+"""Who takes part in a vote, and with how many candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Candidates a node when nobody says how many: llama.cpp decodes batches of 4 nearly as fast as of 2 or 3.
+CANDIDATES_A_NODE = 4
+# Gains of self-consistency flatten after about ten paths, so more nodes than three make answers faster, not better.
+MOST_BY_DEFAULT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """A node that could take candidates. `speed` is decode tokens/s (0: not measured), `free` its free sequences."""
+
+    id: str
+    speed: float
+    free: int
+
+
+def default_candidates(participants: int) -> int:
+    """Candidates of a request that does not say."""
+    return min(CANDIDATES_A_NODE * max(participants, 1), MOST_BY_DEFAULT)
+
+
+def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int]:
+    """Share candidates in proportion to speed, none with more than its free sequences (largest remainder).
+
+    The first participant is the coordinator: it takes what nobody has room for, and at least one candidate (it streams
+    its own, and answers even if every peer dies). Nodes without a share are left out. Raises ValueError if there is no
+    participant or no candidate.
+    """
+    if candidates < 1 or not participants:
+        raise ValueError("a share needs candidates and participants")
+    first = participants[0]
+    measured = [p.speed for p in participants if p.speed > 0]
+    usual = sum(measured) / len(measured) if measured else 1.0
+    speed = {p.id: p.speed if p.speed > 0 else usual for p in participants}
+    out = {p.id: 0 for p in participants}
+    out[first.id] = 1
+    room = {p.id: max(p.free, 0) for p in participants}
+    room[first.id] -= 1
+    for _ in range(candidates - 1):
+        open_ = [p.id for p in participants if room[p.id] > 0]
+        # The next candidate goes where it would be finished first: to the node with the lightest load for its speed.
+        best = min(open_, key=lambda i: (out[i] + 1) / speed[i], default=first.id)
+        out[best] += 1
+        room[best] -= 1
+    return {id: n for id, n in out.items() if n}

@@ -1,0 +1,34 @@
+"""From what `--model` says to a file: the bundled demonstration model, or a GGUF of the user's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.errors import InvalidRequest
+from node.models import gguf
+
+BUNDLED = Path(__file__).parent / "bundled" / "conclave-demo.gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model to load: its checked file, its name, and whether it is the demonstration model."""
+
+    path: Path
+    name: str
+    is_demo: bool
+    head: gguf.Gguf
+
+
+def resolve(model: str) -> ModelFile:
+    """The file that `--model` means. Raises InvalidRequest if there is none or it is broken."""
+    if model in ("auto", "bundled"):
+        return ModelFile(BUNDLED, "conclave-demo", True, gguf.read(BUNDLED))
+    if model.startswith(("hf:", "http:", "https:")) or not (model.endswith(".gguf") or "/" in model):
+        raise InvalidRequest(
+            f"--model {model!r}: this version takes `bundled`, `auto` or the path of a GGUF file; download one first"
+        )
+    path = Path(model).expanduser()
+    head = gguf.read(path)
+    return ModelFile(path, head.name, False, head)

@@ -1,0 +1,63 @@
+"""The topics a node holds: conversations and their versions, in memory.
+
+They go when the process ends. The greatest version wins (`node.types.Version`), wherever it comes from.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from node.errors import NotFound
+from node.types import Message, TopicInfo, Version
+
+MAX_TOPICS = 4096  # The longest unused one makes room: memory must not grow with every name a client makes up.
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A conversation as it stands; `tokens` is the length of its prompt and last answer, `replicas` who has it."""
+
+    name: str
+    version: Version
+    messages: tuple[Message, ...]
+    tokens: int = 0
+    replicas: tuple[str, ...] = ()
+
+
+class Store:
+    """Topics by name, the most recently used last."""
+
+    def __init__(self) -> None:
+        self._topics: OrderedDict[str, Topic] = OrderedDict()
+
+    def get(self, name: str) -> Topic:
+        """A topic. Raises NotFound."""
+        topic = self._topics.get(name)
+        if topic is None:
+            raise NotFound(f"topic {name!r} is unknown here: start it without append, or ask a node that holds it")
+        self._topics.move_to_end(name)
+        return topic
+
+    def version(self, name: str) -> Version:
+        """The version held; the zero version if there is none."""
+        topic = self._topics.get(name)
+        return topic.version if topic else Version()
+
+    def commit(self, topic: Topic) -> bool:
+        """Hold a topic unless a newer version is held. Says whether this version is held now."""
+        held = self._topics.get(topic.name)
+        if held is not None and held.version > topic.version:
+            return False
+        self._topics[topic.name] = topic
+        self._topics.move_to_end(topic.name)
+        while len(self._topics) > MAX_TOPICS:
+            self._topics.popitem(last=False)
+        return True
+
+    def list(self) -> list[TopicInfo]:
+        """All topics, by name."""
+        return [
+            TopicInfo(t.name, t.version, t.tokens, sum(len(m.content.encode()) for m in t.messages), t.replicas)
+            for t in sorted(self._topics.values(), key=lambda t: t.name)
+        ]
