@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from .paths import held
 
@@ -125,28 +126,35 @@ def run(
     """Run a program with its output in a log file, keeping the progress line alive; return its exit status."""
     log.parent.mkdir(parents=True, exist_ok=True)
     lines: queue.Queue[str | None] = queue.Queue()
-    with log.open("w") as out, _child(argv, env) as child:
-        out.write(f"$ {' '.join(argv)}\n")
 
-        def read() -> None:
-            assert child.stdout is not None
-            for line in child.stdout:
+    def read(output: IO[str]) -> None:
+        with output:
+            for line in output:
                 lines.put(line)
-            lines.put(None)
+        lines.put(None)
 
-        threading.Thread(target=read, daemon=True).start()
-        while True:
-            try:
-                line = lines.get(timeout=1)
-            except queue.Empty:
-                progress.tick()
-                continue
-            if line is None:
-                return child.wait()
-            out.write(line)
-            out.flush()
-            if on_line:
-                on_line(line)
+    reader: threading.Thread | None = None
+    try:
+        with log.open("w") as out, _child(argv, env) as child:
+            assert child.stdout is not None
+            reader = threading.Thread(target=read, args=(child.stdout,), daemon=True)
+            reader.start()
+            out.write(f"$ {' '.join(argv)}\n")
+            while True:
+                try:
+                    line = lines.get(timeout=1)
+                except queue.Empty:
+                    progress.tick()
+                    continue
+                if line is None:
+                    return child.wait()
+                out.write(line)
+                out.flush()
+                if on_line:
+                    on_line(line)
+    finally:
+        if reader:
+            reader.join(timeout=5)  # the whole group has ended, so its output has too
 
 
 _CAUSES = (
