@@ -1,0 +1,75 @@
+"""The command line: one file a command. `main` is the only place that turns an error into a line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from node.errors import ConclaveError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 fine, 1 it failed, 2 wrong usage, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in words or "-v" in words or os.environ.get("CONCLAVE_VERBOSE", "") not in ("", "0")
+    # gRPC's native part writes log lines to stderr by itself; it reads this when it is first imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR" if verbose else "NONE")
+    _readable_streams()
+    try:
+        try:
+            code = _run(words)
+        except SystemExit as e:  # --help and --version
+            code = int(e.code or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has enough (`| head`). What is still buffered must not raise again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ConclaveError as e:
+        if verbose:
+            _traceback()
+        print(f"error: {_line(e.message)}", file=sys.stderr)
+        return USAGE if e.code == "INVALID_ARGUMENT" else FAILED
+    except Exception as e:
+        if verbose:
+            _traceback()
+        hint = "" if verbose else "; --verbose shows where"
+        print(f"error: {_line(f'{type(e).__name__}: {e}')}{hint}", file=sys.stderr)
+        return FAILED
+
+
+def _run(words: list[str]) -> int:
+    from node.cli.parser import parse, program
+
+    found = parse(words, os.environ, program(sys.argv[0]))
+    # Imported by name, so that `status` does not pay for what `serve` needs.
+    run = cast(Callable[[Namespace], int], importlib.import_module(f"node.cli.{found.command}").run)
+    return run(found)
+
+
+def _readable_streams() -> None:
+    """No character may be the one that cannot be printed: a terminal without UTF-8 shows `?` instead."""
+    for each in (sys.stdout, sys.stderr):
+        reconfigure = getattr(each, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def _line(message: str) -> str:
+    """One line, without what a terminal would act on: messages may quote what came from elsewhere."""
+    return " ".join("".join(c if c.isprintable() else " " for c in message).split()) or "unknown"
+
+
+def _traceback() -> None:
+    import traceback
+
+    traceback.print_exc()

@@ -1,0 +1,82 @@
+"""`ask`: one question, one answer."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from node import wire
+from node.cli import client, render, turn
+from node.cli.parser import utf8
+from node.errors import InvalidRequest, NotFound
+from node.v1 import generate_pb2
+
+
+def run(options: Namespace) -> int:
+    """Ask, print the answer. Raises ConclaveError."""
+    prompt = _prompt(options.prompt)
+    timeout = options.timeout or turn.DEFAULT_TIMEOUT
+    id = turn.new_id()  # the same on every node that is tried: what was answered already is not answered twice
+    tried = client.addresses(options.address)
+    with turn.View(quiet=bool(options.json)) as view:
+
+        def one(address: str) -> tuple[str, generate_pb2.GenerateResponse]:
+            if address != tried[0]:
+                view.restart(f"note: going on at {address}")
+            return address, _ask(address, options, prompt, id, timeout, view)
+
+        address, response = client.first(tried, one)
+        if not options.json:
+            view.finish(response)
+    if options.json:
+        from google.protobuf import json_format
+
+        sys.stdout.write(
+            json_format.MessageToJson(
+                response,
+                preserving_proto_field_name=True,
+                always_print_fields_with_no_presence=True,
+                ensure_ascii=False,
+            )
+            + "\n"
+        )
+        return 0
+    turn.after(response, address, votes=bool(options.votes))
+    return 0
+
+
+def _ask(
+    address: str, options: Namespace, prompt: str, id: str, timeout: float, view: turn.View
+) -> generate_pb2.GenerateResponse:
+    message = turn.user(prompt)
+    if options.topic:
+        try:
+            asked = turn.request(options, [message], topic=options.topic, append=True, id=id)
+            response = client.stream(address, asked, timeout, view.on_event)
+        except NotFound:
+            pass  # a new topic: the same question begins it
+        else:
+            if options.system:
+                render.note(f"note: topic {options.topic} exists already: --system counts only where one begins")
+            return response
+    asked = turn.request(options, [*turn.system(options), message], topic=options.topic or "", id=id)
+    return client.stream(address, asked, timeout, view.on_event)
+
+
+def _prompt(words: list[str]) -> str:
+    """The prompt from the command line, standard input, or both (`ask "Summarise:" - < file`)."""
+    is_piped = not sys.stdin.isatty() if sys.stdin is not None else False
+    reads = words[-1:] == ["-"] or (not words and is_piped)
+    given = utf8("the prompt", " ".join(words[:-1] if words[-1:] == ["-"] else words))
+    if reads:
+        raw = sys.stdin.buffer.read(wire.MAX_MESSAGE_BYTES + 1)
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as e:
+            raise InvalidRequest(f"standard input is not valid UTF-8 (byte {e.start})") from None
+        given = f"{given}\n\n{text}" if given else text
+    if not given.strip():
+        raise InvalidRequest('the prompt is empty: write it in quotes, `ask "…"`, or pipe it in')
+    if len(given.encode()) > wire.MAX_MESSAGE_BYTES - (1 << 16):
+        raise InvalidRequest(f"the prompt is longer than {wire.MAX_MESSAGE_BYTES >> 20} MiB")
+    return given.rstrip("\n")

@@ -1,0 +1,323 @@
+"""What `doctor` looks at: each check answers with a level, what was found, and what to do. None changes anything."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+import node
+from node import home
+from node.config import DEFAULT_MESH_PORT, DEFAULT_PORT, Config, load
+from node.errors import ConclaveError, InvalidRequest
+from node.hardware import cpu, nvidia
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+GIB = 1 << 30
+LOW_MEMORY, LEAST_MEMORY = 2 * GIB, GIB // 2
+LOW_DISK, LEAST_DISK = 2 * GIB, GIB // 8
+MDNS = ("224.0.0.251", 5353)
+MDNS_S = 0.5
+BACKEND_S = 60.0
+# In a process of its own: a llama.cpp that was built for another processor ends with SIGILL, and not with an error.
+_BACKEND = """
+import json, os, sys
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+import llama_cpp
+found = {"version": llama_cpp.__version__, "gpu": bool(llama_cpp.llama_supports_gpu_offload())}
+if sys.argv[1:]:
+    model = llama_cpp.Llama(sys.argv[1], n_ctx=64, n_batch=16, n_threads=1, verbose=False)
+    model.eval(model.tokenize(b"one")[:8])
+    found["tokens"] = model.n_tokens
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of `doctor`: `level` is ok, warn or fail; `advice` says what to do, empty when nothing need be done."""
+
+    name: str
+    level: str
+    found: str
+    advice: str = ""
+
+
+def all_checks(environ: Mapping[str, str]) -> Iterator[Check]:
+    """Every check, in the order in which a person would look."""
+    here = home.home(environ)
+    check, config = configuration(environ, here.config / "conclave.toml")
+    yield check
+    yield from hardware()
+    yield from backend(config)
+    running = _running(here.runtime)
+    yield port("port for clients", config.port, DEFAULT_PORT, ("127.0.0.1",), running)
+    yield port("port for peers", config.mesh_port, DEFAULT_MESH_PORT, config.interfaces or ("",), running)
+    yield token(here.config / "token", config.token)
+    yield from mdns(config.interfaces)
+    yield clock(time.time(), Path(node.__file__).stat().st_mtime)
+    yield data(Path(config.data_dir) if config.data_dir else here.data)
+    yield runtime(here.runtime)
+
+
+def configuration(environ: Mapping[str, str], file: Path) -> tuple[Check, Config]:
+    """Whether environment and configuration file make sense together."""
+    try:
+        config = load({}, environ, file)
+    except ConclaveError as e:
+        return Check("configuration", FAIL, e.message, "correct it, or take it away"), Config()
+    source = str(file) if file.exists() else f"no {file}, so the defaults hold"
+    return Check("configuration", OK, source), config
+
+
+def hardware() -> Iterator[Check]:
+    """Processor, memory and GPU."""
+    found = cpu.detect()
+    if found is None:
+        yield Check("processor", WARN, "the system does not say", "give --threads and --ctx yourself")
+    else:
+        cores = f"{found.physical_cores} cores"
+        if found.usable_cores < found.physical_cores:
+            cores += f", of which {found.usable_cores:g} may be used"
+        features = f" ({' '.join(found.features)})" if found.features else ""
+        yield Check("processor", OK, f"{found.name}, {cores}{features}")
+        free = f"{found.available_bytes / GIB:.1f} of {found.memory_bytes / GIB:.1f} GiB free"
+        if found.available_bytes < LEAST_MEMORY:
+            yield Check("memory", FAIL, free, "end other programs: not even a small model fits")
+        elif found.available_bytes < LOW_MEMORY:
+            yield Check("memory", WARN, free, "end other programs, or take a small model and --slots 4")
+        else:
+            yield Check("memory", OK, free)
+    gpus = nvidia.detect() or ()
+    for gpu in gpus:
+        memory = f"{gpu.free_bytes / GIB:.1f} of {gpu.memory_bytes / GIB:.1f} GiB free"
+        yield Check(f"GPU {gpu.index}", OK, f"{gpu.name}, {memory}, driver {gpu.driver}")
+    if not gpus:
+        yield Check("GPU", OK, "no NVIDIA GPU: the processor computes")
+
+
+def backend(config: Config) -> Iterator[Check]:
+    """Whether llama.cpp can be loaded, and a model with it."""
+    answer, problem = _try_backend()
+    if problem:
+        again = "install it again: `make run` in a checkout, or `pip install --force-reinstall llama-cpp-python`"
+        yield Check("backend", FAIL, f"llama_cpp does not work: {problem}", again)
+        return
+    yield Check("backend", OK, f"llama_cpp {answer.get('version')}{' with GPU' if answer.get('gpu') else ''}")
+    if nvidia.detect() and not answer.get("gpu"):
+        yield Check(
+            "backend on GPU",
+            WARN,
+            "llama_cpp was built without CUDA, so the GPU stays idle",
+            'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python',
+        )
+    model = Path(config.model).expanduser()
+    if config.model.endswith(".gguf"):
+        yield _gguf(model)
+        return
+    bundled = sorted((Path(node.__file__).parent / "models" / "bundled").glob("*.gguf"))
+    if not bundled:
+        yield Check("bundled model", WARN, "it is missing", "give a model: --model PATH.gguf")
+        return
+    _, problem = _try_backend(str(bundled[0]))
+    if problem:
+        yield Check("bundled model", FAIL, f"{bundled[0].name} does not load: {problem}", "install Conclave again")
+    else:
+        yield Check("bundled model", OK, f"{bundled[0].name} loads and computes")
+
+
+def _try_backend(*arguments: str) -> tuple[dict[str, object], str]:
+    """What llama.cpp says of itself, or what is wrong with it."""
+    command = [sys.executable, "-c", _BACKEND, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=BACKEND_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {}, f"no answer within {BACKEND_S:g} s"
+    except OSError as e:
+        return {}, str(e)
+    if done.returncode < 0:
+        hint = ": it was built for another processor" if done.returncode == -4 else ""  # SIGILL
+        return {}, f"ended by signal {-done.returncode}{hint}"
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        return {}, (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    try:
+        answer = json.loads(lines[-1])
+    except ValueError:
+        return {}, "it gave no answer"
+    return (answer, "") if isinstance(answer, dict) else ({}, "it gave no answer")
+
+
+def _gguf(path: Path) -> Check:
+    try:
+        with path.open("rb") as f:
+            magic = f.read(4)
+    except OSError as e:
+        return Check("model", FAIL, f"{path}: {e.strerror}", "give the path of a GGUF file with --model")
+    if magic != b"GGUF":
+        return Check("model", FAIL, f"{path} is not a GGUF file", "download it again, or convert it")
+    return Check("model", OK, f"{path}, {path.stat().st_size / GIB:.1f} GiB")
+
+
+def port(name: str, asked: int | None, default: int, hosts: tuple[str, ...], running: Mapping[int, str]) -> Check:
+    """Whether a listener could be opened."""
+    number = asked or default
+    for host in hosts:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, number))
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE:
+                where = f"{host or 'all interfaces'}:{number}"
+                return Check(name, FAIL, f"{where} cannot be used: {e.strerror}", "choose other values")
+            if number in running:
+                return Check(name, OK, f"{number} is used by the running node {running[number]}")
+            if asked:
+                return Check(name, FAIL, f"{number} was asked for and is taken", "end what uses it, or ask for another")
+            return Check(name, WARN, f"{number} is taken by another program", "nothing: a node takes the next free one")
+    return Check(name, OK, f"{number} is free")
+
+
+def _running(directory: Path) -> dict[int, str]:
+    """The ports of this machine's nodes, and whose they are."""
+    from node.mesh.local import running_nodes
+
+    found = {}
+    for each in running_nodes(directory):
+        for address in (each.local_address, each.mesh_address):
+            number = address.rpartition(":")[2]
+            if number.isdigit():
+                found[int(number)] = each.node_id
+    return found
+
+
+def token(file: Path, override: str) -> Check:
+    """Whether the mesh token is there, sound, and for this user only."""
+    from node.mesh.identity import parse_token
+
+    try:
+        if override:
+            parse_token(override, "the configuration")
+            return Check("token", OK, "given by the environment or the configuration file")
+        mode = file.stat().st_mode
+        parse_token(file.read_text(errors="replace"), str(file))
+    except FileNotFoundError:
+        return Check("token", OK, "none yet: the first start makes one; or bring that of another machine with --token")
+    except OSError as e:
+        return Check("token", FAIL, f"{file}: {e.strerror}", "make it readable for you")
+    except InvalidRequest as e:
+        return Check("token", FAIL, e.message)
+    if stat.S_IMODE(mode) & 0o077:
+        return Check("token", WARN, f"{file} is readable for others", f"chmod 600 {file}")
+    return Check("token", OK, f"{file}, for you only")
+
+
+def mdns(interfaces: tuple[str, ...]) -> Iterator[Check]:
+    """Whether nodes could find each other, on each interface."""
+    found = [
+        (name, ip) for name, ip in _interfaces() if (ip in interfaces if interfaces else not ip.startswith("127."))
+    ]
+    for missing in sorted(set(interfaces) - {ip for _, ip in found}):
+        yield Check("mDNS", FAIL, f"no interface has the address {missing}", "correct --interface")
+    if not found and not interfaces:
+        only = "no interface but loopback is up: only nodes of this machine can be found"
+        yield Check("mDNS", WARN, only, "connect to a network")
+    for name, ip in found:
+        problem = hears_itself(ip)
+        if problem:
+            advice = "allow UDP port 5353 (multicast) in the firewall, or name a peer: --join HOST:PORT"
+            yield Check(f"mDNS on {name}", WARN, f"{ip}: {problem}", advice)
+        else:
+            yield Check(f"mDNS on {name}", OK, f"{ip} sends and receives")
+
+
+def _interfaces() -> list[tuple[str, str]]:
+    try:
+        up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+        addresses = psutil.net_if_addrs()
+    except (OSError, psutil.Error):
+        return []
+    return [
+        (name, str(a.address)) for name in sorted(addresses) if name in up
+        for a in addresses[name] if a.family == socket.AF_INET
+    ]  # fmt: skip
+
+
+def hears_itself(ip: str, timeout: float = MDNS_S) -> str:
+    """Ask for a name that nobody has, and wait for the question to come back; what is wrong, or nothing."""
+    label = f"doctor-{secrets.token_hex(6)}".encode()
+    asked = b"".join(bytes([len(part)]) + part for part in (label, b"_conclave", b"_tcp", b"local")) + b"\0"
+    packet = bytes.fromhex("000000000001000000000000") + asked + bytes.fromhex("00100001")  # one question: TXT, IN
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "SO_REUSEPORT"):  # other responders of this machine hold the port too
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            s.bind(("", MDNS[1]))
+            s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(MDNS[0]) + socket.inet_aton(ip))
+            s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(ip))
+            s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
+            s.sendto(packet, MDNS)
+            until = time.monotonic() + timeout
+            while (left := until - time.monotonic()) > 0:
+                s.settimeout(left)
+                if label in s.recv(9000):
+                    return ""
+    except TimeoutError:
+        pass
+    except OSError as e:
+        return e.strerror or str(e)
+    return "multicast does not come back"
+
+
+def clock(now: float, installed: float) -> Check:
+    """Whether the clock can be right: certificates last a day, and machines must agree on which."""
+    shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
+    if now < installed - 86400 or now > installed + 20 * 365 * 86400:
+        return Check("clock", FAIL, f"{shown} cannot be right", "set the clock: peers would refuse our certificates")
+    return Check("clock", OK, shown)
+
+
+def data(directory: Path) -> Check:
+    """Whether this node can keep its data, and has room for it."""
+    existing = next((p for p in (directory, *directory.absolute().parents) if p.exists()), Path("/"))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Check("data", FAIL, f"{existing} cannot be written", "correct its rights, or give another --data-dir")
+    try:
+        free = shutil.disk_usage(existing).free
+    except OSError as e:
+        return Check("data", FAIL, f"{existing}: {e.strerror}", "give another --data-dir")
+    found = f"{directory}, {free / GIB:.1f} GiB free"
+    if free < LEAST_DISK:
+        return Check("data", FAIL, found, "free some space: conversations could not be kept")
+    return Check("data", WARN, found, "free some space") if free < LOW_DISK else Check("data", OK, found)
+
+
+def runtime(directory: Path) -> Check:
+    """Whether the nodes of this machine can find each other, and commands find them."""
+    from node.mesh.local import running_nodes
+
+    try:
+        found = directory.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            return Check("running nodes", FAIL, f"{directory} belongs to another user or is a link", "remove it")
+    except FileNotFoundError:
+        return Check("running nodes", OK, "none")
+    except OSError as e:
+        return Check("running nodes", FAIL, f"{directory}: {e.strerror}", "correct its rights")
+    nodes = ", ".join(f"{n.node_id} ({n.local_address})" for n in running_nodes(directory))
+    return Check("running nodes", OK, nodes or "none")

@@ -1,0 +1,32 @@
+"""`doctor`: check this machine, and say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from dataclasses import asdict
+
+from rich.text import Text
+
+from node.cli import checks, render
+
+_STYLE = {checks.OK: "green", checks.WARN: "yellow", checks.FAIL: "bold red"}
+
+
+def run(options: Namespace) -> int:
+    """Run the checks; 1 if any failed."""
+    found = []
+    to = render.console(sys.stdout)
+    for check in checks.all_checks(os.environ):
+        found.append(check)
+        if not options.json:  # each as it is known: some take seconds
+            to.print(Text.assemble((f"{check.level:<5}", _STYLE[check.level]), f"{check.name}: {check.found}"))
+            if check.advice:
+                to.print(Text(f"     -> {check.advice}"))
+            sys.stdout.flush()
+    failed = [c for c in found if c.level == checks.FAIL]
+    if options.json:
+        print(json.dumps({"ok": not failed, "checks": [asdict(c) for c in found]}, ensure_ascii=False, indent=2))
+    return 1 if failed else 0

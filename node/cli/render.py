@@ -1,0 +1,251 @@
+"""What a person sees: tables with colour on a terminal, plain aligned lines anywhere else."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from node.v1 import generate_pb2, mesh_pb2, types_pb2
+
+ANSWER_WIDTH = 48
+BAR_WIDTH = 16
+# Control characters but newline and tab, and what reverses the direction of text: models and peers choose these bytes,
+# and a terminal would act on them.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_STATE_STYLE = {"alive": "green", "loading": "yellow", "suspect": "yellow", "draining": "yellow", "dead": "red"}
+
+
+def console(stream: TextIO) -> Console:
+    """A console on a stream. Escape codes only on a terminal, whatever the environment forces; markup never."""
+    is_terminal = stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=is_terminal,
+        no_color=None if is_terminal else True,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        soft_wrap=True,
+    )
+
+
+def clean(text: str) -> str:
+    """A text without what a terminal would act on."""
+    return _CONTROL.sub("", text)
+
+
+def shown(text: str, stream: TextIO) -> str:
+    """An answer as it is written to a stream: as it is for a program, without control characters for a terminal."""
+    return clean(text) if stream.isatty() else text
+
+
+def one_line(text: str, width: int = ANSWER_WIDTH) -> str:
+    """A text in one line of at most `width` characters."""
+    flat = " ".join(clean(text).split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def note(text: str) -> None:
+    """A line beside the output, for a person: on stderr."""
+    console(sys.stderr).print(Text(one_line(text, 400), style="dim"))
+
+
+def labels(nodes: Iterable[types_pb2.NodeInfo]) -> dict[str, str]:
+    """What to call each node: its name where no other has the same, else name and id."""
+    known = list(nodes)
+    names = Counter(n.name for n in known)
+    return {
+        n.id: one_line(n.name, 24) if n.name and names[n.name] == 1 else one_line(f"{n.name}/{n.id}".strip("/"), 36)
+        for n in known
+    }
+
+
+def milliseconds(value: float) -> str:
+    """A duration for a person."""
+    if value >= 10_000:
+        return f"{value / 1000:.0f} s"
+    if value >= 1000:
+        return f"{value / 1000:.1f} s"
+    return f"{value:.0f} ms" if value >= 10 or value == 0 else f"{value:.1f} ms"
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def table(
+    to: Console, headers: Sequence[str], rows: Sequence[Sequence[str | Text]], *, right: Iterable[int] = ()
+) -> None:
+    """Rows under headers; columns in `right` are numbers."""
+    numbers = set(right)
+    if to.is_terminal:
+        made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for i, header in enumerate(headers):
+            made.add_column(header, justify="right" if i in numbers else "left", overflow="fold")
+        for row in rows:
+            made.add_row(*(c if isinstance(c, Text) else Text(c) for c in row))
+        to.print(made, soft_wrap=False)
+        return
+    lines = [list(headers), *([str(c) for c in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
+    for line in lines:
+        cells = (c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        to.print(Text("  ".join(cells).rstrip()))
+
+
+def facts(to: Console, pairs: Sequence[tuple[str, str]]) -> None:
+    """A name and a value each line; pairs without a value are left out."""
+    kept = [(name, value) for name, value in pairs if value]
+    width = max((len(name) for name, _ in kept), default=0)
+    for name, value in kept:
+        to.print(Text.assemble((name.ljust(width), "dim"), "  ", value))
+
+
+# ---- a vote ---------------------------------------------------------------------------------------------------------
+
+
+def votes(to: Console, response: generate_pb2.GenerateResponse, names: Mapping[str, str]) -> None:
+    """How a vote went: clusters with their share, then what was decided and what it cost."""
+    outcome = response.outcome
+    nodes = {c.id: names.get(c.node, c.node) for c in response.candidates}
+    total = sum(c.weight for c in outcome.clusters)
+    rows = []
+    for cluster in outcome.clusters:
+        share = cluster.weight / total if total else 0.0
+        is_winner = outcome.winner in cluster.members
+        answer = one_line(cluster.key or cluster.medoid) or "(empty)"
+        rows.append(
+            (
+                Text(answer, style="bold green" if is_winner else ""),
+                str(cluster.count),
+                _bar(share, is_winner) if to.is_terminal else f"{share:.2f}",
+                _members(cluster.members, nodes),
+            )
+        )
+    table(to, ("answer", "votes", "share", "candidates"), rows, right=(1,))
+    facts(to, _facts(response, names))
+
+
+def _bar(share: float, is_winner: bool) -> Text:
+    full = round(share * BAR_WIDTH)
+    style = "green" if is_winner else "yellow"
+    return Text.assemble(("█" * full, style), ("░" * (BAR_WIDTH - full), "dim"), f" {share:4.0%}")
+
+
+def _members(ids: Iterable[int], nodes: Mapping[int, str]) -> str:
+    by_node: dict[str, list[str]] = {}
+    for member in ids:
+        by_node.setdefault(nodes.get(member, "?"), []).append(str(member))
+    return "; ".join(f"{node}: {' '.join(members)}" for node, members in by_node.items())
+
+
+def _facts(response: generate_pb2.GenerateResponse, names: Mapping[str, str]) -> list[tuple[str, str]]:
+    o, u, t = response.outcome, response.usage, response.timings
+    counted = f"{o.finished} of {o.planned} finished" + (", stopped early" if o.stopped_early else "")
+    return [
+        ("strategy", o.strategy),
+        ("confidence", f"{o.confidence:.2f}" + (" (the candidates disagree)" if o.disagreement else "")),
+        ("margin", f"{o.margin:.2f}"),
+        ("dissent", " ".join(str(i) for i in o.dissent) or "none"),
+        ("candidates", counted + ("" if o.quorum else "; fewer than half of them: no quorum")),
+        *(("lost", _loss(loss, names)) for loss in o.lost),
+        ("topic", f"{one_line(response.topic)}, turn {response.version.turn}" if response.topic else ""),
+        (
+            "tokens",
+            f"prompt {u.prompt_tokens} ({u.cached_tokens} cached), answer {u.completion_tokens}, "
+            f"all candidates {u.candidate_tokens}",
+        ),
+        (
+            "time",
+            f"queue {milliseconds(t.queue_ms)}, prefill {milliseconds(t.prefill_ms)}, "
+            f"first token {milliseconds(t.first_token_ms)}, total {milliseconds(t.total_ms)}",
+        ),
+    ]
+
+
+def _loss(loss: types_pb2.Loss, names: Mapping[str, str]) -> str:
+    ids = " ".join(str(i) for i in loss.candidates)
+    return f"{ids} of {names.get(loss.node, one_line(loss.node))}: {one_line(loss.reason, 200)}".strip()
+
+
+def warnings(response: generate_pb2.GenerateResponse, names: Mapping[str, str], *, with_votes: bool) -> None:
+    """What a person should know of an answer, on stderr; what the table of votes says already is not said again."""
+    o = response.outcome
+    for line in o.warnings:
+        note(f"note: {line}")
+    if response.finish_reason == "length":
+        note("note: the answer was cut off at its longest length: allow more with --max-tokens")
+    elif response.finish_reason == "deadline":
+        note("note: the answer was cut off by the deadline: allow more with --timeout")
+    if not response.text.strip() and not response.tool_calls:
+        note("note: the answer is empty")
+    if with_votes:
+        return
+    for loss in o.lost:
+        note(f"note: lost {_loss(loss, names)}")
+    if o.disagreement:
+        note(f"note: the candidates disagree (confidence {o.confidence:.2f}): --votes shows how")
+
+
+def summary(response: generate_pb2.GenerateResponse) -> str:
+    """One line on how the vote went."""
+    o = response.outcome
+    agree = o.finished - len(o.dissent)
+    nodes = len({c.node for c in response.candidates})
+    where = f" on {nodes} nodes" if nodes > 1 else ""
+    early = ", stopped early" if o.stopped_early else ""
+    return f"{agree} of {o.finished} candidates agree{where}{early} · {milliseconds(response.timings.total_ms)}"
+
+
+# ---- a mesh ---------------------------------------------------------------------------------------------------------
+
+
+def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
+    """Nodes, topics and slots, as one node sees them."""
+    names = labels(response.nodes)
+    rows = []
+    for i, n in enumerate(response.nodes):
+        rows.append(
+            (
+                Text(names[n.id] + (" *" if i == 0 else "")),
+                Text(n.state, style=_STATE_STYLE.get(n.state, "")),
+                one_line(n.model, 32),
+                n.backend,
+                f"{n.load:.0%}",
+                f"{n.free_sequences}/{n.sequences}",
+                f"{n.decode_tokens_per_s:.0f}" if n.decode_tokens_per_s else "-",
+                milliseconds(n.round_trip_ms) if i else "-",
+                one_line(n.address, 48),
+            )
+        )
+    heads = ("node", "state", "model", "backend", "load", "free", "tokens/s", "round trip", "address")
+    table(to, heads, rows, right=(4, 5, 6, 7))
+    to.print()
+    if response.topics:
+        listed = [
+            (
+                one_line(t.topic),
+                str(t.version.turn) + (f" (epoch {t.version.epoch})" if t.version.epoch else ""),
+                str(t.tokens),
+                ", ".join(names.get(r, one_line(r)) for r in t.replicas) or "-",
+            )
+            for t in response.topics
+        ]
+        table(to, ("topic", "turn", "tokens", "held by"), listed, right=(1, 2))
+        to.print()
+    s = response.slots
+    facts(
+        to,
+        [
+            ("slots", f"{s.used} used, {s.parked} parked, {s.free} free"),
+            ("topics", "" if response.topics else "none"),
+            ("mesh", one_line(response.mesh_id)),
+            ("version", one_line(response.version)),
+        ],
+    )

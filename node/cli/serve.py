@@ -1,0 +1,133 @@
+"""`serve`: run a node until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from argparse import Namespace
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from node import __version__, config, home
+from node.cli import render
+from node.config import Config
+
+if TYPE_CHECKING:
+    from node.app import Summary
+
+HURRIED = 130  # the exit code after a second ^C
+
+
+def run(options: Namespace) -> int:
+    """Run a node; 0 after a clean stop. Raises ConclaveError if it cannot start."""
+    flags = {f.name: getattr(options, f.name) for f in fields(Config)}
+    chosen = config.load(flags, os.environ, home.home().config / "conclave.toml")
+    _log(verbose=bool(options.verbose))
+    return asyncio.run(_serve(chosen))
+
+
+async def _serve(chosen: Config) -> int:
+    from node.app import Node
+
+    stop = asyncio.Event()
+    _on_signals(stop)
+    node = Node(chosen)
+    node.on_notice = _say
+    start = asyncio.create_task(node.start())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await start
+            return 0
+        await start  # raises what went wrong
+        _banner(node.summary())
+        await stopped
+        _say("stopping (^C again to stop at once)")
+        return 0
+    finally:
+        stopped.cancel()
+        await node.stop()
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    """The first signal asks for a clean stop, the second ends the process where it stands."""
+
+    def asked() -> None:
+        if stop.is_set():
+            os._exit(HURRIED)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, asked)
+    loop.add_signal_handler(signal.SIGTERM, asked)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it stays ignored
+        loop.add_signal_handler(signal.SIGHUP, asked)
+
+
+def _say(line: str) -> None:
+    """A line during the run. A node goes on when nobody reads its output any more."""
+    with contextlib.suppress(OSError, ValueError):
+        print(render.one_line(line, 400), flush=True)
+
+
+def _banner(s: Summary) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        _print_banner(s)
+
+
+def _print_banner(s: Summary) -> None:
+    to = render.console(sys.stdout)
+    model = s.model
+    if s.is_demo:
+        model += " (a small demonstration model; for real answers: --model PATH.gguf)"
+    memory = f", {s.memory_mb} MB" if s.memory_mb else ""
+    names = render.labels(s.peers)
+    peers = ", ".join(f"{names[p.id]} ({render.one_line(p.model, 32)})" for p in s.peers)
+    to.print(f"Conclave {__version__}, node {render.one_line(s.name)} ({s.node_id})")
+    render.facts(
+        to,
+        [
+            ("  model", model),
+            (
+                "  fit",
+                f"{s.sequences} sequences x {s.ctx} tokens{memory}, {s.backend}, {s.candidates} candidates a prompt",
+            ),
+            ("  clients", s.local_address),
+            ("  mesh", f"{s.mesh_address}, mesh {s.mesh_id}"),
+            ("  peers", peers or "none yet"),
+        ],
+    )
+    for notice in s.notices:
+        to.print(f"  {render.one_line(notice, 400)}")
+    to.print("Another machine joins with:")
+    to.print(f"  {s.join_line}")
+    to.print('Ask it something: python -m node ask "…"   (^C stops the node)')
+    sys.stdout.flush()
+
+
+class _OneLine(logging.Formatter):
+    """A log record as one line without its traceback: for a person, not for whoever looks for a bug."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            message += f": {type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+        return f"{record.levelname.lower()}: {render.one_line(message, 400)}"
+
+
+def _log(*, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if verbose:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
+        logging.getLogger("node").setLevel(logging.DEBUG)
+    else:
+        handler.setFormatter(_OneLine())
+        logging.getLogger("node").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[handler], force=True)

@@ -1,0 +1,70 @@
+"""`token`: the secret that the machines of one mesh share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+
+from node import config, home
+from node.cli.parser import nearest
+from node.errors import InvalidRequest, NotFound
+from node.mesh import identity
+
+
+def run(options: Namespace) -> int:
+    """Show the token, or make a new one. Raises ConclaveError."""
+    action = options.action or "show"
+    if action == "show":
+        return _show()
+    if action == "new":
+        return _print() if options.print else _new(sure=bool(options.yes))
+    raise InvalidRequest(f"token {action!r}: there are show and new{nearest(action, ('show', 'new'))}")
+
+
+def _show() -> int:
+    directory = home.home().config
+    # What a node started here would use: a token may also stand in the environment or the configuration file.
+    override = config.load({}, os.environ, directory / "conclave.toml").token
+    if not override and not (directory / "token").exists():
+        raise NotFound("this machine has no token yet: the first `python -m node` makes one, or `token new` now")
+    token = identity.load_token(directory, override)
+    print(token)
+    _hint(token)
+    return 0
+
+
+def _print() -> int:
+    print(identity.new_token())
+    return 0
+
+
+def _new(*, sure: bool) -> int:
+    directory = home.home().config
+    if (directory / "token").exists() and not sure and not _confirmed():
+        print("nothing was changed", file=sys.stderr)
+        return 1
+    token = identity.new_token()
+    identity.store_token(directory, token)
+    print(token)
+    _hint(token)
+    print("Nodes that run now keep the old one until they are started again.", file=sys.stderr)
+    return 0
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        raise InvalidRequest("this machine has a token, and machines that share it would be cut off: say --yes if so")
+    print("This machine has a token. With a new one, machines that share the old one are cut off.", file=sys.stderr)
+    try:
+        print("Replace it? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return False
+
+
+def _hint(token: str) -> None:
+    """The line for another machine; on stderr, so that a script gets the token alone."""
+    print("\nOn another machine of the same network:", file=sys.stderr)
+    print(f"  python -m node --join auto --token {token}", file=sys.stderr)

@@ -1,0 +1,189 @@
+"""One turn: a request made of options, sent to a node, shown while it is answered. `ask` and `chat` share it."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from node.cli import client, render
+from node.errors import ConclaveError
+from node.v1 import generate_pb2, types_pb2
+
+DEFAULT_TIMEOUT = 300.0
+PREVIEW_LINES = 3
+
+
+def request(
+    options: Namespace, messages: Sequence[types_pb2.Message], *, topic: str = "", append: bool = False, id: str = ""
+) -> generate_pb2.GenerateRequest:
+    """The request that the options of `ask` and `chat` mean."""
+    params = types_pb2.SamplingParams(max_tokens=options.max_tokens or 0)
+    if options.temperature is not None:
+        params.temperature = options.temperature
+    if options.seed is not None:
+        params.seed = options.seed
+    return generate_pb2.GenerateRequest(
+        topic=topic,
+        messages=messages,
+        append=append,
+        candidates=options.candidates or 0,
+        strategy=options.strategy or "",
+        scope=generate_pb2.SCOPE_LOCAL if options.local else generate_pb2.SCOPE_MESH,
+        params=params,
+        model=options.model or "",
+        request_id=id or new_id(),
+    )
+
+
+def new_id() -> str:
+    """A fresh request id: the same id again gets the same answer, on any node that knows it."""
+    return uuid.uuid4().hex
+
+
+def user(content: str) -> types_pb2.Message:
+    """What a person said."""
+    return types_pb2.Message(role="user", content=content)
+
+
+def assistant(content: str) -> types_pb2.Message:
+    """What was answered."""
+    return types_pb2.Message(role="assistant", content=content)
+
+
+def system(options: Namespace) -> list[types_pb2.Message]:
+    """The system prompt, if there is one, as the start of a conversation."""
+    return [types_pb2.Message(role="system", content=options.system)] if options.system else []
+
+
+class View:
+    """What is seen of an answer while it is written: progress on stderr, one candidate's text on a terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._out = sys.stdout
+        self._streams = sys.stdout.isatty() and not quiet
+        self._progress = sys.stderr.isatty() and not quiet
+        self._live: Live | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._planned = 0
+        self._texts: dict[int, str] = {}
+        self._answers: dict[int, str] = {}
+        self._written = ""
+        self._started = time.monotonic()
+
+    def __enter__(self) -> View:
+        if self._progress:
+            self._live = Live(
+                get_renderable=self._picture,
+                console=render.console(sys.stderr),
+                transient=True,
+                refresh_per_second=8,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_progress()
+        if self._written:
+            self._out.write("\n")
+            self._out.flush()
+            self._written = ""
+
+    def on_event(self, event: generate_pb2.StreamResponse) -> None:
+        """Take in one event of the stream."""
+        kind = event.WhichOneof("event")
+        if kind == "plan":
+            self._planned = sum(len(s.candidates) for s in event.plan.shares)
+        elif kind == "token":
+            id = event.token.candidate_id
+            self._texts[id] = self._texts.get(id, "") + event.token.text
+            if self._planned == 1 and self._streams:
+                self._write(self._texts[id])
+        elif kind == "candidate":
+            self._answers[event.candidate.id] = event.candidate.answer or event.candidate.text
+            self._texts.pop(event.candidate.id, None)
+
+    def finish(self, response: generate_pb2.GenerateResponse) -> None:
+        """Print the answer, or what is still missing of it."""
+        self._end_progress()
+        text = render.shown(response.text, self._out)
+        if self._written and not text.startswith(self._written):
+            self._out.write("\n")  # rare: what was streamed is not how the answer begins
+            self._written = ""
+        self._out.write(text[len(self._written) :])
+        if not text.endswith("\n"):
+            self._out.write("\n")
+        self._written = ""
+        self._out.flush()
+
+    def restart(self, reason: str) -> None:
+        """The answer begins anew, on another node."""
+        if self._written:
+            self._out.write("\n")
+            self._out.flush()
+        if self._live is None:
+            render.note(reason)
+        else:
+            self._live.console.print(Text(render.one_line(reason, 400), style="dim"))
+        self._begin()
+
+    def _write(self, whole: str) -> None:
+        self._end_progress()
+        # White space at the end waits: the finished answer may come without it.
+        text = render.clean(whole).rstrip()
+        self._out.write(text[len(self._written) :])
+        self._out.flush()
+        self._written = text
+
+    def _end_progress(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _picture(self) -> Group:
+        seconds = f"{time.monotonic() - self._started:.0f} s"
+        parts = [f"{len(self._answers)}/{self._planned} candidates" if self._planned else "waiting", seconds]
+        if self._answers:
+            leading, count = Counter(self._answers.values()).most_common(1)[0]
+            parts.insert(1, f"leading: {render.one_line(leading)} ({count})")
+        lines = [Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")]
+        if self._texts:
+            writing = max(list(self._texts.values()), key=len)
+            tail = render.clean(writing).splitlines()[-PREVIEW_LINES:]
+            lines += [Text("  " + line, style="dim", no_wrap=True, overflow="ellipsis") for line in tail]
+        return Group(Spinner("dots", text=lines[0]), *lines[1:])
+
+
+def after(response: generate_pb2.GenerateResponse, address: str, *, votes: bool) -> None:
+    """What follows an answer: warnings, and the votes if they are asked for."""
+    names: Mapping[str, str] = {}
+    if votes or response.outcome.lost:
+        names = node_names(address)
+    render.warnings(response, names, with_votes=votes)
+    if votes:
+        to = render.console(sys.stdout)
+        to.print()
+        render.votes(to, response, names)
+    elif sys.stdout.isatty() and response.outcome.planned > 1:
+        render.note(render.summary(response))
+    sys.stdout.flush()
+
+
+def node_names(address: str) -> dict[str, str]:
+    """Names of the nodes by id; empty if the node does not say."""
+    try:
+        return render.labels(client.status(address, timeout=2.0).nodes)
+    except ConclaveError:
+        return {}

@@ -1,0 +1,137 @@
+"""A node made of canned messages, for tests of the command line; run as a program it is one that can be killed."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from node import wire
+from node.v1 import generate_pb2, generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
+
+HERE, THERE = "aaaaaaaaaa", "bbbbbbbbbb"
+
+
+class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
+    """Answers 42, but for the last candidate of several, which says 41. `fail` and `hang` change that."""
+
+    def __init__(self, *, hang: bool = False, name: str = "hal") -> None:
+        self.requests: list[generate_pb2.GenerateRequest] = []
+        self.topics: dict[str, int] = {}
+        self.fail: list[tuple[grpc.StatusCode, str] | None] = []
+        self.text = "The answer is 42."
+        self.warnings: list[str] = []
+        self.lost: list[types_pb2.Loss] = []
+        self.hang = hang
+        self.name = name
+        self.hanging = threading.Event()
+        self.cancelled = threading.Event()
+        self.server = grpc.server(ThreadPoolExecutor(8), options=wire.SERVER_OPTIONS)
+        generate_pb2_grpc.add_GenerateServicer_to_server(self, self.server)
+        mesh_pb2_grpc.add_MeshServicer_to_server(self, self.server)
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
+
+    def stop(self) -> None:
+        self.cancelled.set()
+        self.server.stop(0).wait(5)
+
+    def fail_later(self, call: int, detail: str) -> None:
+        """The connection seems to break at that call, the first being 1."""
+        self.fail = [None] * (call - 1) + [(grpc.StatusCode.UNAVAILABLE, detail)]
+
+    def Stream(
+        self, request: generate_pb2.StreamRequest, context: grpc.ServicerContext
+    ) -> Iterator[generate_pb2.StreamResponse]:
+        r = request.request
+        self.requests.append(r)
+        failure = self.fail.pop(0) if self.fail else None
+        if failure is not None:
+            context.abort(*failure)
+        if r.append and r.topic not in self.topics:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"topic {r.topic} is not known")
+        ids = list(range(1, (r.candidates or 5) + 1))
+        there = ids[len(ids) // 2 + 1 :]
+        shares = [generate_pb2.Share(node=HERE, candidates=[i for i in ids if i not in there])]
+        shares += [generate_pb2.Share(node=THERE, candidates=there)] if there else []
+        yield generate_pb2.StreamResponse(plan=generate_pb2.Plan(request_id=r.request_id, shares=shares))
+        for piece in ("The answer", " is"):
+            yield generate_pb2.StreamResponse(token=generate_pb2.Token(candidate_id=1, text=piece))
+        if self.hang:
+            context.add_callback(self.cancelled.set)
+            self.hanging.set()
+            self.cancelled.wait(30)
+            return
+        yield generate_pb2.StreamResponse(token=generate_pb2.Token(candidate_id=1, text=" 42.\n"))
+        candidates = [self._candidate(i, THERE if i in there else HERE, len(ids)) for i in ids]
+        for candidate in candidates:
+            yield generate_pb2.StreamResponse(candidate=candidate)
+        self.topics[r.topic] = self.topics.get(r.topic, 0) + 1
+        yield generate_pb2.StreamResponse(done=self._done(r, candidates))
+
+    def _candidate(self, id: int, node: str, count: int) -> types_pb2.Candidate:
+        is_odd = id == count > 1
+        return types_pb2.Candidate(
+            id=id, node=node, text="It is 41." if is_odd else self.text, answer="41" if is_odd else "42", tokens=7
+        )
+
+    def _done(
+        self, r: generate_pb2.GenerateRequest, candidates: list[types_pb2.Candidate]
+    ) -> generate_pb2.GenerateResponse:
+        with_winner = [c.id for c in candidates if c.answer == "42"]
+        against = [c.id for c in candidates if c.answer == "41"]
+        share = len(with_winner) / len(candidates)
+        clusters = [
+            types_pb2.Cluster(key=key, count=len(ids), weight=len(ids), medoid=key, medoid_id=ids[0], members=ids)
+            for key, ids in (("42", with_winner), ("41", against))
+            if ids
+        ]
+        outcome = types_pb2.Outcome(
+            strategy="majority",
+            winner=1,
+            confidence=share,
+            margin=share - len(against) / len(candidates),
+            clusters=clusters,
+            dissent=against,
+            planned=len(candidates),
+            finished=len(candidates),
+            quorum=True,
+            lost=self.lost,
+            warnings=self.warnings,
+        )
+        return generate_pb2.GenerateResponse(
+            text=self.text,
+            finish_reason="stop",
+            topic=r.topic,
+            version=types_pb2.Version(turn=self.topics[r.topic], node_id=HERE) if r.topic else None,
+            outcome=outcome,
+            candidates=candidates,
+            usage=types_pb2.Usage(prompt_tokens=30, cached_tokens=20, completion_tokens=7, candidate_tokens=35),
+            timings=types_pb2.Timings(prefill_ms=12, first_token_ms=15.5, total_ms=1234),
+            request_id=r.request_id,
+        )
+
+    def Status(self, request: mesh_pb2.StatusRequest, context: grpc.ServicerContext) -> mesh_pb2.StatusResponse:
+        def info(id: str, name: str) -> types_pb2.NodeInfo:
+            return types_pb2.NodeInfo(
+                id=id, name=name, model="tiny", backend="fake", state="alive", sequences=16, free_sequences=12,
+                load=0.25, address="127.0.0.1:7421", local_address=self.address, decode_tokens_per_s=50,
+                round_trip_ms=1.5,
+            )  # fmt: skip
+
+        topics = [
+            types_pb2.TopicInfo(topic=t, version=types_pb2.Version(turn=n), tokens=100, replicas=[HERE, THERE])
+            for t, n in self.topics.items()
+            if t
+        ]
+        nodes = [info(HERE, self.name), info(THERE, "bob")]
+        slots = mesh_pb2.Slots(used=4, parked=3, free=12)
+        return mesh_pb2.StatusResponse(nodes=nodes, topics=topics, slots=slots, mesh_id="feedfeed", version="0.1.0")
+
+
+if __name__ == "__main__":
+    print(FakeNode(hang="--hang" in sys.argv, name="victim").address, flush=True)
+    sys.stdin.read()

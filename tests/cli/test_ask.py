@@ -1,0 +1,172 @@
+"""`ask` against canned answers: what is sent, what is printed where, and how failures look."""
+
+import json
+import socket
+
+import grpc
+import pytest
+from conftest import Run
+from fakenode import THERE, FakeNode
+
+from node.v1 import generate_pb2, types_pb2
+
+
+def nobody() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{s.getsockname()[1]}"
+
+
+def test_piped_it_is_the_answer_and_nothing_else(run: Run, node: FakeNode) -> None:
+    done = run("ask", "How", "many?", "--address", node.address)
+    assert (done.code, done.out, done.err) == (0, "The answer is 42.\n", "")
+    asked = node.requests[0]
+    assert [(m.role, m.content) for m in asked.messages] == [("user", "How many?")]
+    assert (asked.candidates, asked.strategy, asked.scope, asked.topic) == (0, "", generate_pb2.SCOPE_MESH, "")
+    assert asked.request_id
+    assert not asked.params.HasField("seed")
+
+
+def test_every_option_reaches_the_node(run: Run, node: FakeNode) -> None:
+    argv = "-n 3 --strategy confidence --local --max-tokens 9 --temperature 0 --seed 0 --model tiny --system Short."
+    assert run("ask", "x", "--address", node.address, *argv.split()).code == 0
+    asked = node.requests[0]
+    assert (asked.candidates, asked.strategy, asked.scope, asked.model) == (3, "confidence", 1, "tiny")
+    assert asked.params.max_tokens == 9
+    assert asked.params.HasField("temperature")
+    assert asked.params.HasField("seed")
+    assert [(m.role, m.content) for m in asked.messages] == [("system", "Short."), ("user", "x")]
+
+
+def test_one_candidate_is_the_same_text(run: Run, node: FakeNode) -> None:
+    assert run("ask", "x", "-n", "1", "--address", node.address).out == "The answer is 42.\n"
+
+
+def test_votes_are_plain_lines(run: Run, node: FakeNode) -> None:
+    node.lost = [types_pb2.Loss(node=THERE, reason="connection reset", candidates=[6, 7])]
+    done = run("ask", "x", "--votes", "--address", node.address)
+    assert done.out.splitlines() == [
+        "The answer is 42.",
+        "",
+        "answer  votes  share  candidates",
+        "42          4  0.80   hal: 1 2 3; bob: 4",
+        "41          1  0.20   bob: 5",
+        "strategy    majority",
+        "confidence  0.80",
+        "margin      0.60",
+        "dissent     5",
+        "candidates  5 of 5 finished",
+        "lost        6 7 of bob: connection reset",
+        "tokens      prompt 30 (20 cached), answer 7, all candidates 35",
+        "time        queue 0 ms, prefill 12 ms, first token 16 ms, total 1.2 s",
+    ]
+
+
+def test_what_went_wrong_on_the_way_is_said_on_stderr(run: Run, node: FakeNode) -> None:
+    node.warnings = ["the turn is on this disk only"]
+    node.lost = [types_pb2.Loss(node=THERE, reason="it died", candidates=[5])]
+    done = run("ask", "x", "--address", node.address)
+    assert done.out == "The answer is 42.\n"
+    assert done.err == "note: the turn is on this disk only\nnote: lost 5 of bob: it died\n"
+
+
+def test_json_is_the_whole_response_with_the_protos_names(run: Run, node: FakeNode) -> None:
+    node.text = "Zweiundvierzig, naïvement \x1b[31m"
+    done = run("ask", "x", "--json", "--votes", "--address", node.address)
+    assert (done.code, done.err) == (0, "")
+    answer = json.loads(done.out)
+    fields = {f.name for f in generate_pb2.GenerateResponse.DESCRIPTOR.fields}
+    assert set(answer) == fields - {"version"}  # no topic, so no version; what is empty is printed all the same
+    assert answer["text"] == node.text
+    assert answer["outcome"]["stopped_early"] is False
+    assert answer["outcome"]["clusters"][0]["members"] == [1, 2, 3, 4]
+    assert answer["usage"]["prompt_tokens"] == 30
+    assert "naïvement" in done.out
+
+
+def test_the_prompt_may_come_from_a_pipe(run: Run, node: FakeNode) -> None:
+    assert run("ask", "--address", node.address, stdin="Grüße\n".encode()).code == 0
+    assert run("ask", "-", "--address", node.address, stdin=b"dash").code == 0
+    assert run("ask", "Sum up:", "-", "--address", node.address, stdin=b"a\nb\n").code == 0
+    assert run("ask", "given", "--address", node.address, stdin=b"not read").code == 0
+    prompts = [r.messages[0].content for r in node.requests]
+    assert prompts == ["Grüße", "dash", "Sum up:\n\na\nb", "given"]
+    done = run("ask", "-", "--address", node.address, stdin=b"ok \xff\xfe")
+    assert (done.code, done.err) == (2, "error: standard input is not valid UTF-8 (byte 3)\n")
+
+
+def test_a_topic_is_begun_once_and_then_continued(run: Run, node: FakeNode) -> None:
+    argv = ["--address", node.address, "--topic", "garden", "--system", "Short."]
+    assert run("ask", "one", *argv).code == 0
+    second = run("ask", "two", *argv, "--votes")
+    assert second.code == 0
+    assert "--system counts only where one begins" in second.err
+    assert "topic       garden, turn 2" in second.out
+    seen = [(r.append, [m.role for m in r.messages]) for r in node.requests]
+    assert seen == [(True, ["user"]), (False, ["system", "user"]), (True, ["user"])]
+
+
+def test_nobody_there(run: Run) -> None:
+    address = nobody()
+    done = run("ask", "x", "--address", address)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"error: no node answers at {address}: start one with `python -m node --join auto`\n"
+
+
+def test_without_an_address_it_is_the_default_port(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = nobody()
+    monkeypatch.setattr("node.cli.client.DEFAULT_ADDRESS", address)
+    assert f"no node answers at {address}" in run("ask", "x").err
+
+
+def test_several_addresses_are_tried_in_turn_with_one_request_id(run: Run, node: FakeNode) -> None:
+    done = run("ask", "x", "--address", f"{nobody()},{node.address}")
+    assert (done.code, done.out) == (0, "The answer is 42.\n")
+    assert f"going on at {node.address}" in done.err
+
+
+FAILURES = {
+    "overloaded": (grpc.StatusCode.RESOURCE_EXHAUSTED, "64 requests wait already: try again in 3 s", 1),
+    "invalid": (grpc.StatusCode.INVALID_ARGUMENT, "prompt is 5000 tokens, a slot holds 4096", 2),
+    "not ready": (grpc.StatusCode.UNAVAILABLE, "the node is starting", 1),
+    "backend": (grpc.StatusCode.INTERNAL, "llama_decode failed\nwith \x1b[31mcolour", 1),
+    "not found": (grpc.StatusCode.NOT_FOUND, "this node serves tiny, not huge", 1),
+    "outside the taxonomy": (grpc.StatusCode.UNKNOWN, "Exception calling application: boom", 1),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failure_is_one_line(name: str, run: Run, node: FakeNode) -> None:
+    code, detail, exit_code = FAILURES[name]
+    node.fail = [(code, detail)]
+    done = run("ask", "x", "--address", node.address)
+    assert (done.code, done.out) == (exit_code, "")
+    assert done.err.startswith("error: " + detail.split("\n")[0])
+    assert done.err.count("\n") == 1
+    assert "\x1b" not in done.err
+
+
+def test_the_deadline_is_named(run: Run) -> None:
+    node = FakeNode(hang=True)
+    try:
+        done = run("ask", "x", "--timeout", "0.3", "--address", node.address)
+        assert (done.code, done.err) == (1, "error: no answer within 0.3 s: allow more with --timeout\n")
+        assert node.cancelled.wait(5)
+    finally:
+        node.stop()
+
+
+def test_what_is_not_a_node(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        s.settimeout(0.1)
+        done = run("status", "--address", f"127.0.0.1:{s.getsockname()[1]}")
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+
+
+def test_verbose_shows_where(run: Run) -> None:
+    done = run("ask", "x", "--address", nobody(), "--verbose")
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert done.err.splitlines()[-1].startswith("error: no node answers")

@@ -1,0 +1,126 @@
+"""`chat` with lines from a pipe: turns, commands, and going on at another node."""
+
+import grpc
+import pytest
+from conftest import Run
+from fakenode import FakeNode
+from test_ask import nobody
+
+
+@pytest.fixture
+def other() -> "FakeNode":
+    made = FakeNode(name="other")
+    yield made  # type: ignore[misc]
+    made.stop()
+
+
+def roles(node: FakeNode) -> list[tuple[bool, str]]:
+    return [(r.append, "".join(m.role[0] for m in r.messages)) for r in node.requests]
+
+
+def test_a_conversation(run: Run, node: FakeNode) -> None:
+    done = run("chat", "--address", node.address, stdin="Hello\n\nAnd then?\r\nGrüße".encode())
+    assert (done.code, done.out, done.err) == (0, "The answer is 42.\n" * 3, "")
+    assert roles(node) == [(False, "u"), (True, "u"), (True, "u")]
+    assert len({r.topic for r in node.requests}) == 1
+    assert len({r.request_id for r in node.requests}) == 3
+    assert [r.messages[-1].content for r in node.requests] == ["Hello", "And then?", "Grüße"]
+
+
+def test_a_topic_that_exists_is_continued(run: Run, node: FakeNode) -> None:
+    node.topics["garden"] = 4
+    run("chat", "--address", node.address, "--topic", "garden", "--system", "Short.", stdin=b"one\ntwo\n")
+    assert roles(node) == [(True, "u"), (True, "u")]
+
+
+def test_a_topic_that_is_new_is_begun(run: Run, node: FakeNode) -> None:
+    run("chat", "--address", node.address, "--topic", "garden", "--system", "Short.", stdin=b"one\ntwo\n")
+    assert roles(node) == [(True, "u"), (False, "su"), (True, "u")]
+
+
+def test_a_node_that_forgot_gets_the_whole_conversation(run: Run, node: FakeNode) -> None:
+    node.topics = Forgetful()
+    done = run("chat", "--address", node.address, stdin=b"one\ntwo\n")
+    assert (done.code, done.err) == (0, "")
+    assert roles(node) == [(False, "u"), (True, "u"), (False, "uau")]
+
+
+class Forgetful(dict[str, int]):
+    """Knows no topic when asked."""
+
+    def __contains__(self, _: object) -> bool:
+        return False
+
+
+def test_commands(run: Run, node: FakeNode) -> None:
+    lines = "/votes-none\nHi\n/votes\n/topic\n/topic other\n/topic\n/help\n /topic is a command\n/quit\nnever sent\n"
+    done = run("chat", "--address", node.address, "--topic", "first", stdin=lines.encode())
+    assert (done.code, done.out) == (2, "")
+    assert "/votes-none is not a command: there are /topic," in done.err
+    done = run("chat", "--address", node.address, "--topic", "first", stdin=lines.split("\n", 1)[1].encode())
+    assert done.code == 0
+    assert "answer  votes  share  candidates\n42" in done.out
+    assert done.out.count("topic first\n") == 1
+    assert done.out.count("topic other\n") == 2
+    assert "/retry         answer the last message again" in done.out
+    assert [r.messages[-1].content for r in node.requests] == ["Hi", "Hi", "/topic is a command", "/topic is a command"]
+    assert {r.topic for r in node.requests} == {"first", "other"}
+
+
+def test_retry_asks_the_last_message_again_with_what_came_before(run: Run, node: FakeNode) -> None:
+    done = run("chat", "--address", node.address, stdin=b"one\ntwo\n/retry\nthree\n")
+    assert done.code == 0
+    assert roles(node) == [(False, "u"), (True, "u"), (False, "uau"), (True, "u")]
+    assert node.requests[2].messages[-1].content == "two"
+
+
+def test_retry_needs_a_past_that_it_knows(run: Run, node: FakeNode) -> None:
+    assert "nothing was said yet" in run("chat", "--address", node.address, stdin=b"/retry\n").err
+    node.topics["garden"] = 4
+    done = run("chat", "--address", node.address, "--topic", "garden", stdin=b"one\n/retry\n")
+    assert done.code == 2
+    assert "this topic began before this chat" in done.err
+
+
+def test_a_node_that_is_gone_is_left_for_the_next(run: Run, node: FakeNode, other: FakeNode) -> None:
+    done = run("chat", "--address", f"{node.address},{other.address}", stdin=b"one\n")
+    assert roles(node) == [(False, "u")]
+    node.fail = [(grpc.StatusCode.UNAVAILABLE, "Socket closed")]
+    done = run("chat", "--address", f"{node.address},{other.address}", stdin=b"one\n")
+    assert (done.code, done.out) == (0, "The answer is 42.\n")
+    assert f"no node answers at {node.address}; going on at {other.address}" in done.err
+    assert node.requests[1].request_id == other.requests[0].request_id
+
+
+def test_after_a_move_the_whole_conversation_is_sent(run: Run, node: FakeNode, other: FakeNode) -> None:
+    node.fail_later(2, "Connection reset by peer")
+    done = run("chat", "--address", f"{node.address},{other.address}", "--system", "S", stdin=b"one\ntwo\nthree\n")
+    assert done.code == 0
+    assert roles(node) == [(False, "su"), (True, "u")]
+    assert roles(other) == [(False, "suau"), (True, "u")]
+
+
+def test_an_unknown_past_is_continued_where_it_is_known(run: Run, node: FakeNode, other: FakeNode) -> None:
+    node.topics["garden"] = other.topics["garden"] = 4
+    node.fail_later(2, "Connection reset by peer")
+    argv = ["--address", f"{node.address},{other.address}", "--topic", "garden"]
+    assert run("chat", *argv, stdin=b"one\ntwo\n").code == 0
+    assert roles(other) == [(True, "u")]
+
+
+def test_nobody_left(run: Run) -> None:
+    done = run("chat", "--address", f"{nobody()},{nobody()}", stdin=b"one\ntwo\n")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.splitlines()[-1].startswith("error: no node answers at")
+
+
+def test_a_failed_turn_ends_a_script(run: Run, node: FakeNode) -> None:
+    node.fail = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full: try again in 2 s")]
+    done = run("chat", "--address", node.address, stdin=b"one\ntwo\n")
+    assert (done.code, done.out, done.err) == (1, "", "error: the queue is full: try again in 2 s\n")
+    assert len(node.requests) == 1
+
+
+def test_lines_that_are_not_utf8(run: Run, node: FakeNode) -> None:
+    done = run("chat", "--address", node.address, stdin=b"caf\xe9\n")
+    assert (done.code, done.err) == (2, "error: standard input is not valid UTF-8 (byte 3 of a line)\n")

@@ -1,0 +1,124 @@
+"""`doctor`: each check can say ok and can say what is wrong; nothing is changed by looking."""
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from node.cli import checks
+from node.config import Config
+from node.hardware import cpu, nvidia
+from node.mesh.identity import new_token
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp takes seconds to load a model: its check has tests of its own."""
+    monkeypatch.setattr(checks, "_try_backend", lambda *_: ({"version": "0.3.36", "gpu": False}, ""))
+
+
+def test_lines_and_exit_code(run: Run, own_home: Path) -> None:
+    done = run("doctor")
+    assert done.err == ""
+    assert done.code == 0, done.out
+    lines = [line for line in done.out.splitlines() if not line.startswith("     -> ")]
+    assert all(line[:5] in ("ok   ", "warn ", "fail ") for line in lines)
+    assert any(line.startswith("ok   backend: llama_cpp 0.3.36") for line in lines)
+    assert not own_home.exists()
+
+
+def test_json(run: Run, own_home: Path) -> None:
+    (own_home / "config").mkdir(parents=True)
+    (own_home / "config/token").write_text("nonsense")
+    done = run("doctor", "--json")
+    assert done.code == 1
+    answer = json.loads(done.out)
+    assert answer["ok"] is False
+    assert {"name", "level", "found", "advice"} == set(answer["checks"][0])
+    assert [c["name"] for c in answer["checks"] if c["level"] == "fail"] == ["token"]
+
+
+def test_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "conclave.toml"
+    file.write_text("slots = 'many'\n")
+    check, config = checks.configuration({}, file)
+    assert (check.level, config) == ("fail", Config())
+    assert "slots" in check.found
+    file.write_text("slots = 4\n")
+    assert checks.configuration({}, file)[1].slots == 4
+
+
+def test_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        taken = s.getsockname()[1]
+
+        def look(asked: int | None, running: dict[int, str]) -> str:
+            return checks.port("port", asked, taken, ("127.0.0.1",), running).level
+
+        assert look(None, {}) == "warn"
+        assert look(taken, {}) == "fail"
+        assert look(None, {taken: "aaaaaaaaaa"}) == "ok"
+    assert checks.port("port", None, taken, ("127.0.0.1",), {}).level == "ok"
+    assert checks.port("port", None, taken, ("192.0.2.1",), {}).level == "fail"
+
+
+def test_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    assert checks.token(file, "").level == "ok"
+    file.write_text(new_token())
+    file.chmod(0o644)
+    assert checks.token(file, "").advice == f"chmod 600 {file}"
+    file.chmod(0o600)
+    assert checks.token(file, "").level == "ok"
+    assert checks.token(file, "clv1-x").level == "fail"
+
+
+def test_mdns() -> None:
+    (check,) = checks.mdns(("127.0.0.1",))
+    assert check.level in ("ok", "warn")  # a sandbox may have no multicast
+    (check,) = checks.mdns(("192.0.2.1",))
+    assert check.level == "fail"
+    assert checks.hears_itself("192.0.2.1")
+
+
+def test_clock() -> None:
+    now = time.time()
+    assert checks.clock(now, now - 60).level == "ok"
+    assert checks.clock(0, now).level == "fail"
+
+
+def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checks.data(tmp_path / "not/yet").level in ("ok", "warn")
+    file = tmp_path / "file"
+    file.touch()
+    assert checks.data(file / "x").level == "fail"
+    monkeypatch.setattr(checks, "LEAST_DISK", 1 << 60)
+    assert checks.data(tmp_path).level == "fail"
+
+
+def test_a_model_file(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    levels = [[c.level for c in checks.backend(Config(model=str(file)))][-1]]
+    file.write_bytes(b"PK..")
+    levels.append([c.level for c in checks.backend(Config(model=str(file)))][-1])
+    file.write_bytes(b"GGUF....")
+    levels.append([c.level for c in checks.backend(Config(model=str(file)))][-1])
+    assert levels == ["fail", "fail", "ok"]
+
+
+def test_hardware_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = cpu.detect()
+    assert found is not None
+    assert 0 < found.usable_cores <= found.logical_cores
+    assert 0 < found.available_bytes <= found.memory_bytes
+    nvidia.detect()
+
+    def broken() -> None:
+        raise OSError("no /proc")
+
+    monkeypatch.setattr("psutil.virtual_memory", broken)
+    assert cpu.detect() is None
+    assert next(checks.hardware()).level == "warn"

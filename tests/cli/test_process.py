@@ -1,0 +1,153 @@
+"""The command line as a process: signals, pipes, a terminal, and how soon it is there."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+from fakenode import FakeNode
+
+NODE = [sys.executable, "-m", "node"]
+# Makes the pseudo-terminal the controlling one, so that typing ^C in it interrupts; then becomes the command.
+TERMINAL = [
+    sys.executable,
+    "-c",
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])",
+]
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def start(*argv: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*NODE, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def in_terminal(argv: Sequence[str], typed: Sequence[tuple[str, bytes]] = (), **environ: str) -> tuple[int, str]:
+    """Run on a pseudo-terminal, typing each text once its cue was seen; exit code and all that was shown."""
+    here, there = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"} | environ
+    process = subprocess.Popen(
+        [*TERMINAL, *NODE, *argv], stdin=there, stdout=there, stderr=there, env=environment, start_new_session=True
+    )
+    os.close(there)
+    seen, at, waiting = b"", 0, list(typed)
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if select.select([here], [], [], 0.1)[0]:
+            try:
+                part = os.read(here, 65536)
+            except OSError:  # Linux says EIO when the other end is closed
+                break
+            if not part:
+                break
+            seen += part
+        if waiting and waiting[0][0].encode() in seen[at:]:
+            at = len(seen)
+            os.write(here, waiting.pop(0)[1])
+    code = process.wait(5)
+    os.close(here)
+    return code, seen.decode(errors="replace")
+
+
+def test_interrupt_cancels_the_call_and_exits_130() -> None:
+    node = FakeNode(hang=True)
+    try:
+        asking = start("ask", "x", "--address", node.address)
+        assert node.hanging.wait(10)
+        asking.send_signal(signal.SIGINT)
+        out, err = asking.communicate(timeout=10)
+        assert (asking.returncode, out, err) == (130, b"", b"")
+        assert node.cancelled.wait(5)
+    finally:
+        node.stop()
+
+
+def test_a_closed_pipe_is_quiet(node: FakeNode) -> None:
+    node.text = "word " * 100_000
+    with start("ask", "x", "--address", node.address) as asking:
+        assert asking.stdout is not None
+        assert asking.stderr is not None
+        asking.stdout.read(10)
+        asking.stdout.close()
+        assert asking.stderr.read() == b""
+        assert asking.wait(10) == 1
+
+
+def test_a_killed_node_is_left_for_the_next(node: FakeNode) -> None:
+    script = os.path.join(os.path.dirname(__file__), "fakenode.py")
+    with subprocess.Popen([sys.executable, script, "--hang"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as victim:
+        assert victim.stdout is not None
+        address = victim.stdout.readline().decode().strip()
+        asking = start("ask", "x", "--address", f"{address},{node.address}")
+        time.sleep(1.0)
+        victim.kill()
+        out, err = asking.communicate(timeout=10)
+    assert (asking.returncode, out) == (0, b"The answer is 42.\n")
+    assert err.decode() == f"note: going on at {node.address}\n"
+
+
+def test_pipes_get_no_escape_codes_even_when_colour_is_forced(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("CLICOLOR_FORCE", "1")
+    for argv in (["ask", "x", "--votes"], ["status"]):
+        out, err = start(*argv, "--address", node.address).communicate(timeout=10)
+        assert out
+        assert b"\x1b" not in out + err
+
+
+def test_ask_on_a_terminal(node: FakeNode) -> None:
+    node.text = "The answer is 42.\x1b]0;owned\x07 \x1b[2J"
+    code, seen = in_terminal(["ask", "x", "--votes", "--address", node.address])
+    assert code == 0
+    assert "\x1b[2J" not in seen
+    assert "\x1b]0" not in seen
+    assert "\x1b[1;32m42" in seen  # the winner, in bold green
+    assert "█" in seen
+    plain = ESCAPE.sub("", seen)
+    assert "hal: 1 2 3; bob: 4" in plain
+
+
+def test_one_candidate_streams_on_a_terminal() -> None:
+    node = FakeNode(hang=True)
+    try:
+        code, seen = in_terminal(["ask", "x", "-n", "1", "--address", node.address], [("The answer is", b"\x03")])
+        assert code == 130
+        assert "The answer is" in ESCAPE.sub("", seen)
+        assert node.cancelled.wait(5)
+    finally:
+        node.stop()
+
+
+def test_no_colour_when_it_is_not_wanted(node: FakeNode) -> None:
+    _, seen = in_terminal(["status", "--address", node.address], NO_COLOR="1")
+    assert "\x1b[32m" not in seen
+    _, seen = in_terminal(["status", "--address", node.address])
+    assert "\x1b[32malive" in seen
+
+
+def test_chat_on_a_terminal(node: FakeNode) -> None:
+    typed = [(">>> ", b"Hello\n"), (">>> ", b"/nonsense\n"), (">>> ", b"/votes\n"), (">>> ", b"\x04")]
+    code, seen = in_terminal(["chat", "--address", node.address, "--topic", "garden"], typed)
+    assert code == 0
+    plain = ESCAPE.sub("", seen)
+    assert f"tiny on hal ({node.address}), topic garden" in plain
+    assert "The answer is 42." in plain
+    assert "4 of 5 candidates agree on 2 nodes" in plain
+    assert "error: /nonsense is not a command" in plain
+    assert "dissent     5" in plain
+
+
+def test_status_is_light() -> None:
+    """A client command loads neither the engine nor the node, so that it is there at once."""
+    heavy = "llama_cpp", "node.app", "node.mesh.identity", "zeroconf", "numpy"
+    code = (
+        "import sys; from node import cli; cli.main(['status', '--address', '127.0.0.1:1']);"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,144 @@
+"""`serve` around a node made of promises: flags, banner, notices, signals, and a start that fails."""
+
+import asyncio
+import os
+import signal
+import sys
+import types as pytypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from conftest import Run
+
+from node.config import Config
+from node.errors import BackendError, ConclaveError, InvalidRequest
+from node.types import NodeInfo
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `node.app.Summary` holds."""
+
+    node_id: str = "aaaaaaaaaa"
+    name: str = "hal"
+    model: str = "conclave-demo"
+    is_demo: bool = True
+    backend: str = "llama"
+    fingerprint: str = "f00d"
+    sequences: int = 16
+    ctx: int = 4096
+    candidates: int = 4
+    memory_mb: int = 120
+    local_address: str = "127.0.0.1:7420"
+    mesh_address: str = "127.0.0.1:7421"
+    mesh_id: str = "feedfeed"
+    peers: tuple[NodeInfo, ...] = ()
+    join_line: str = "python -m node --join 127.0.0.1:7421 --token clv1-x"
+    notices: tuple[str, ...] = ("mDNS is off: no network",)
+
+
+class StandIn:
+    """A node that starts, speaks, and is stopped by a signal of its own."""
+
+    made: "list[StandIn]"
+    problem: Exception | None = None
+    signals = (signal.SIGTERM,)
+    start_s = 0.0
+    peers: tuple[NodeInfo, ...] = ()
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.on_notice: Callable[[str], None] = print
+        self.is_stopped = False
+        self.made.append(self)
+
+    async def start(self) -> None:
+        asyncio.get_running_loop().call_later(0.05, self.speak)
+        await asyncio.sleep(self.start_s)
+        if self.problem is not None:
+            raise self.problem
+
+    def speak(self) -> None:
+        self.on_notice("peer bob (bbbbbbbbbb) joined\x1b[2J")
+        for each in self.signals:
+            os.kill(os.getpid(), each)
+
+    async def stop(self) -> None:
+        self.is_stopped = True
+
+    def summary(self) -> Summary:
+        return Summary(peers=self.peers)
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    class Node(StandIn):
+        pass
+
+    Node.made = []
+    module = pytypes.ModuleType("node.app")
+    module.Node, module.Summary = Node, Summary  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "node.app", module)
+    return Node
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_banner_notices_and_a_clean_stop(run: Run, app: type[StandIn], signal_: signal.Signals) -> None:
+    app.signals = (signal_,)
+    done = run("--join", "auto")
+    assert (done.code, done.err) == (0, "")
+    assert app.made[0].is_stopped
+    lines = done.out.splitlines()
+    assert lines[0] == "Conclave 0.1.0, node hal (aaaaaaaaaa)"
+    assert any("conclave-demo (a small demonstration model; for real answers: --model PATH.gguf)" in x for x in lines)
+    assert any("16 sequences x 4096 tokens, 120 MB, llama, 4 candidates a prompt" in x for x in lines)
+    assert "  python -m node --join 127.0.0.1:7421 --token clv1-x" in lines
+    assert "  mDNS is off: no network" in lines
+    assert "peer bob (bbbbbbbbbb) joined[2J" in lines
+    assert len(lines) <= 16
+
+
+def test_peers_are_named(run: Run, app: type[StandIn]) -> None:
+    app.peers = (NodeInfo("b", "1.2.3.4:1", name="bob", model="qwen"), NodeInfo("c", "1.2.3.5:1", name="cy", model="m"))
+    assert "peers    bob (qwen), cy (m)" in run().out
+
+
+def test_flags_reach_the_node(run: Run, app: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONCLAVE_SLOTS", "5")
+    assert run("serve", "--mesh-port", "7500", "--candidates=8").code == 0
+    config = app.made[0].config
+    assert (config.mesh_port, config.candidates, config.slots) == (7500, 8, 5)
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "line"),
+    [
+        (BackendError("m.gguf cannot be loaded: it is cut off"), 1, "error: m.gguf cannot be loaded: it is cut off\n"),
+        (InvalidRequest("port 7420 is taken: choose another"), 2, "error: port 7420 is taken: choose another\n"),
+        (ValueError("oops"), 1, "error: ValueError: oops; --verbose shows where\n"),
+    ],
+)
+def test_a_start_that_fails_is_one_line(
+    run: Run, app: type[StandIn], problem: ConclaveError, code: int, line: str
+) -> None:
+    app.problem = problem
+    done = run("serve")
+    assert (done.code, done.out, done.err) == (code, "", line)
+    assert app.made[0].is_stopped
+
+
+def test_a_signal_while_it_starts(run: Run, app: type[StandIn]) -> None:
+    app.start_s = 30
+    done = run("serve")
+    assert done.code == 0
+    assert "Conclave 0.1.0" not in done.out
+    assert app.made[0].is_stopped
+
+
+def test_a_second_interrupt_ends_it_at_once(run: Run, app: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    app.signals = (signal.SIGINT, signal.SIGTERM)
+    run("serve")
+    assert ended == [130]

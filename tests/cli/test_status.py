@@ -1,0 +1,65 @@
+"""`status`: what a person reads, and what a script reads."""
+
+import json
+import time
+
+import pytest
+from conftest import Run
+from fakenode import FakeNode
+from test_ask import nobody
+
+from node.v1 import mesh_pb2
+
+
+def test_plain_lines(run: Run, node: FakeNode) -> None:
+    node.topics["garden"] = 3
+    done = run("status", "--address", node.address)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        "node   state  model  backend  load   free  tokens/s  round trip  address",
+        "hal *  alive  tiny   fake      25%  12/16        50           -  127.0.0.1:7421",
+        "bob    alive  tiny   fake      25%  12/16        50      1.5 ms  127.0.0.1:7421",
+        "",
+        "topic   turn  tokens  held by",
+        "garden     3     100  hal, bob",
+        "",
+        "slots    4 used, 3 parked, 12 free",
+        "mesh     feedfeed",
+        "version  0.1.0",
+    ]
+
+
+def test_nodes_of_one_name_are_told_apart(run: Run, node: FakeNode) -> None:
+    node.name = "bob"
+    out = run("status", "--address", node.address).out
+    assert "bob/aaaaaaaaaa *" in out
+    assert "bob/bbbbbbbbbb " in out
+
+
+def test_json_is_the_message(run: Run, node: FakeNode) -> None:
+    done = run("status", "--json", "--address", node.address)
+    answer = json.loads(done.out)
+    assert set(answer) == {f.name for f in mesh_pb2.StatusResponse.DESCRIPTOR.fields}
+    assert answer["nodes"][0]["decode_tokens_per_s"] == 50
+    assert answer["nodes"][0]["round_trip_ms"] == 1.5
+    assert answer["topics"] == []
+
+
+def test_nobody_there(run: Run) -> None:
+    address = nobody()
+    done = run("status", "--json", "--address", address)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"error: no node answers at {address}: start one with `python -m node --join auto`\n"
+
+
+def test_watch_repeats_until_it_is_interrupted(run: Run, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    naps = iter((None, None))
+
+    def sleep(_: float) -> None:
+        if next(naps, 1) is not None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    done = run("status", "--watch", "--json", "--address", node.address)
+    assert done.code == 0
+    assert [json.loads(line)["mesh_id"] for line in done.out.splitlines()] == ["feedfeed"] * 3
