@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 ARGS ?=
+BENCHES := candidates stream topics clients votes mesh sync failover
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check proto model bench clean setup setup-dev
@@ -26,10 +27,10 @@ model: setup-dev ## train the bundled model again (installs PyTorch into .venv)
 	@$(VENV) -m scripts.model all $(ARGS)
 
 bench: setup-dev ## run every benchmark (ARGS=--quick for a minute each)
-	@set -e; for each in scripts/bench/[a-z]*.py; do echo "== $$each"; $(VENV) "$$each" $(ARGS); done
+	@set -e; for each in $(BENCHES); do echo "== $$each"; $(VENV) "scripts/bench/$$each.py" $(ARGS); done
 
 clean: ## remove what set-up and the tools made here
-	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find node proto scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Clean. Compiled wheels stay in $${XDG_CACHE_HOME:-$$HOME/.cache}/conclave for the next set-up."
 

@@ -105,7 +105,7 @@ def _install(built: Path, dev: bool, replace_wheel: bool) -> None:
         # pip takes an installed wheel of the same version for the same thing, whatever its flags were.
         _pip(["--no-deps", "--force-reinstall", str(built)], progress, "llama-cpp-python could not be installed")
     target = f"{paths.ROOT}[dev]" if dev else str(paths.ROOT)
-    _pip(["-c", str(wheel.CONSTRAINTS), "-e", target], progress, "the packages could not be installed")
+    _pip(["-c", str(wheel.CONSTRAINTS), str(built), "-e", target], progress, "the packages could not be installed")
     progress.done("packages are installed")
 
 
@@ -139,7 +139,8 @@ def set_up(dev: bool) -> None:
             return
         _ensure_venv()
         built = wheel.ensure(paths.PYTHON)
-        _install(built, dev, replace_wheel=stamp.get("wheel") != wanted["wheel"])
+        installed = any(paths.VENV.glob("lib/python*/site-packages/llama_cpp_python-*.dist-info"))
+        _install(built, dev, replace_wheel=installed and stamp.get("wheel") != wanted["wheel"])
         _verify()
         part = STAMP.with_suffix(".part")
         part.write_text(json.dumps(wanted))
