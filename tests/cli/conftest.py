@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakenode import FakeNode
+from fakenode import FakeNode, Ran, Run
 
 from node import cli
 
@@ -30,16 +30,6 @@ def node() -> Iterator[FakeNode]:
     made = FakeNode()
     yield made
     made.stop()
-
-
-class Ran:
-    """What a command left behind."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture

@@ -5,17 +5,9 @@ import socket
 
 import grpc
 import pytest
-from conftest import Run
-from fakenode import THERE, FakeNode
+from fakenode import THERE, FakeNode, Run, nobody
 
 from node.v1 import generate_pb2, types_pb2
-
-
-def nobody() -> str:
-    """An address where nobody listens."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{s.getsockname()[1]}"
 
 
 def test_piped_it_is_the_answer_and_nothing_else(run: Run, node: FakeNode) -> None:

@@ -1,8 +1,7 @@
 """Wrong usage is one line that says what is wrong, and exit code 2; help and version are there."""
 
 import pytest
-from conftest import Run
-from fakenode import FakeNode
+from fakenode import FakeNode, Run
 
 from node.cli.parser import COMMANDS
 from node.config import Config

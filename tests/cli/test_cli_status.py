@@ -4,9 +4,7 @@ import json
 import time
 
 import pytest
-from conftest import Run
-from fakenode import FakeNode
-from test_ask import nobody
+from fakenode import FakeNode, Run, nobody
 
 from node.v1 import mesh_pb2
 

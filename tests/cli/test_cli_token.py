@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from fakenode import Run
 
 from node.mesh.identity import new_token, parse_token
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from fakenode import Run
 
 from node.cli import checks
 from node.config import Config

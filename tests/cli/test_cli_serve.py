@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from conftest import Run
+from fakenode import Run
 
 from node.config import Config
 from node.errors import BackendError, ConclaveError, InvalidRequest

@@ -2,9 +2,7 @@
 
 import grpc
 import pytest
-from conftest import Run
-from fakenode import FakeNode
-from test_ask import nobody
+from fakenode import FakeNode, Run, nobody
 
 
 @pytest.fixture
