@@ -208,6 +208,7 @@ class Mesh:
                     raise PeerUnavailable("not a peer of ours")
                 answer = await target.probe(self._probe_request(request.target), 0.8 * self._members.settings.timeout_s)
             except ConclaveError:
+                self.suspect(request.target)  # What we found, we can bear witness to.
                 return mesh_pb2.ProbeResponse(alive=False, news=self._news(info.id))
             self._answered(request.target, answer)
             return mesh_pb2.ProbeResponse(node=answer.node, alive=True, news=self._news(info.id))
@@ -405,7 +406,10 @@ class Mesh:
                 return
             except ConclaveError as e:
                 _log.debug("probing node %s: %s", id, e.message)
-            helpers = [self._peers[h] for h in self._members.helpers(id) if h in self._peers]
+            held = self._members.get(id)
+            # Of a suspect others have found already that no other path leads to it.
+            suspected = held is not None and held.state is NodeState.SUSPECT
+            helpers = [] if suspected else [self._peers[h] for h in self._members.helpers(id) if h in self._peers]
             if helpers and any(await asyncio.gather(*(self._ask(h, id) for h in helpers))):
                 return
             if self._stalled_at >= started:

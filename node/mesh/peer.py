@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
 import grpc
@@ -86,7 +86,7 @@ class Peer:
 
     async def poll(
         self, request: vote_pb2.PollRequest, timeout_s: float | None = None
-    ) -> AsyncIterator[vote_pb2.PollResponse]:
+    ) -> AsyncGenerator[vote_pb2.PollResponse, None]:
         """The peer's local phase, event by event. Closing the iterator cancels its candidates."""
         call = self.vote.Poll(request, timeout=timeout_s)
         try:
@@ -158,20 +158,20 @@ _SIGNS: list[tuple[str, Callable[[Peer], ConclaveError]]] = [
         lambda p: Unauthenticated(f"{p.address} is not node {p.id}: another node of this mesh answers there"),
     ),
     (
-        "CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE|certificate",
-        lambda p: Unauthenticated(
-            f"{p.address} is of another mesh (or a clock is more than an hour off): "
-            "to join it, start this node with --token and what `python -m node token show` prints there"
-        ),
-    ),
-    (
         "WRONG_VERSION_NUMBER|HTTP_REQUEST",
         lambda p: PeerUnavailable(
             f"{p.address} does not speak TLS: give the mesh address that the other node's banner shows"
         ),
     ),
     (
-        "failed to connect.*Socket closed",
+        "CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE",
+        lambda p: Unauthenticated(
+            f"{p.address} is of another mesh (or a clock is more than an hour off): "
+            "to join it, start this node with --token and what `python -m node token show` prints there"
+        ),
+    ),
+    (
+        "failed to connect.*(Socket|Endpoint) clos",
         lambda p: PeerUnavailable(
             f"{p.address} closed the connection: check that both nodes have the same token and right clocks"
         ),

@@ -1,0 +1,314 @@
+"""The token, the certificates that come of it, and who gets through a listener."""
+
+import multiprocessing
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from conftest import HOST
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from node.errors import ConclaveError, InvalidRequest, PeerUnavailable, Unauthenticated
+from node.mesh import identity
+from node.mesh.identity import Identity, load_node_id, load_token, new_token, parse_token, peer_id, store_token
+from node.mesh.peer import Peer
+from node.v1 import mesh_pb2
+
+A, B = "a" * 10, "b" * 10
+DAY = 24 * 3600
+
+
+class TestToken:
+    def test_round_trip(self) -> None:
+        token = new_token()
+        assert token.startswith("clv1-")
+        assert len(token) == 5 + 43
+        assert len(parse_token(f"  {token}\n")) == 32
+
+    @pytest.mark.parametrize(
+        ("spoil", "why"),
+        [
+            (lambda t: "", "does not start with"),
+            (lambda t: t[5:], "does not start with"),
+            (lambda t: t[:-4], "bytes instead of 32"),
+            (lambda t: t + "AAAA", "bytes instead of 32"),
+            (lambda t: t[:-1] + "!", "characters"),
+            (lambda t: t[:10] + "\u00e9" + t[11:], "characters"),
+            (lambda t: t[:10] + "+" + t[11:], None),
+        ],
+    )
+    def test_a_bad_one_is_refused_in_one_line_without_showing_it(self, spoil: Any, why: str | None) -> None:
+        bad = spoil("clv1-" + "Secret00" * 5 + "AAA")
+        if why is None:
+            with pytest.raises(InvalidRequest):
+                parse_token(bad)
+            return
+        with pytest.raises(InvalidRequest, match=why) as error:
+            parse_token(bad, "CONCLAVE_TOKEN")
+        assert "CONCLAVE_TOKEN" in error.value.message
+        assert "token show" in error.value.message
+        assert "\n" not in error.value.message
+        assert "Secret" not in error.value.message
+
+    def test_made_once_and_private(self, tmp_path: Path) -> None:
+        token = load_token(tmp_path / "config")
+        assert load_token(tmp_path / "config") == token
+        file = tmp_path / "config" / "token"
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert file.parent.stat().st_mode & 0o777 == 0o700
+        assert [p.name for p in file.parent.iterdir()] == ["token"]
+
+    def test_a_readable_one_is_closed_again(self, tmp_path: Path) -> None:
+        token = load_token(tmp_path)
+        (tmp_path / "token").chmod(0o644)
+        assert load_token(tmp_path) == token
+        assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+
+    def test_override_wins_and_is_not_kept(self, tmp_path: Path) -> None:
+        other = new_token()
+        assert load_token(tmp_path / "none", other) == other
+        assert not (tmp_path / "none").exists()
+        with pytest.raises(InvalidRequest, match="--token"):
+            load_token(tmp_path, "nonsense")
+
+    def test_store_replaces(self, tmp_path: Path) -> None:
+        load_token(tmp_path)
+        token = new_token()
+        store_token(tmp_path, token)
+        assert load_token(tmp_path) == token
+
+    def test_a_broken_file_says_which(self, tmp_path: Path) -> None:
+        (tmp_path / "token").write_text("oops")
+        with pytest.raises(InvalidRequest, match=str(tmp_path / "token")):
+            load_token(tmp_path)
+
+    def test_two_processes_at_once_end_with_one(self, tmp_path: Path) -> None:
+        with multiprocessing.get_context("forkserver").Pool(4) as pool:
+            assert len(set(pool.map(load_token, [tmp_path / "config"] * 16, chunksize=1))) == 1
+
+
+class TestNodeId:
+    def test_lasts(self, tmp_path: Path) -> None:
+        node_id = load_node_id(tmp_path)
+        assert identity.NODE_ID.fullmatch(node_id)
+        assert load_node_id(tmp_path) == node_id
+
+    def test_nonsense_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "node_id").write_text("../../x")
+        with pytest.raises(InvalidRequest, match="does not hold a node id"):
+            load_node_id(tmp_path)
+
+
+class TestCertificates:
+    def test_the_authority_is_the_same_on_every_node(self, token: str) -> None:
+        a, b = Identity(token, A), Identity(token, B)
+        assert a.mesh_id == b.mesh_id
+        assert len(a.mesh_id) == 16
+        ca_a, ca_b = (x509.load_pem_x509_certificate(i.ca_certificate) for i in (a, b))
+        assert ca_a.tbs_certificate_bytes == ca_b.tbs_certificate_bytes
+        assert Identity(new_token(), A).mesh_id != a.mesh_id
+
+    def test_the_derivation_is_fixed(self) -> None:
+        # Nodes of different releases must come to the same authority for ever: this value never changes.
+        assert Identity("clv1-" + "A" * 43, A).mesh_id == "854bfdabe5d7d4ad"
+
+    def test_a_leaf_names_its_node_and_is_signed_by_the_other_nodes_copy(self, token: str) -> None:
+        leaf = x509.load_pem_x509_certificate(Identity(token, A).leaf().certificate)
+        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(Identity(token, B).ca_certificate))
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.DNSName) == [f"{A}.node.conclave", "mesh.conclave"]
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"conclave://node/{A}"]
+        assert isinstance(leaf.public_key(), ec.EllipticCurvePublicKey)
+        assert (leaf.not_valid_after_utc - leaf.not_valid_before_utc).total_seconds() == DAY + 3600
+
+    def test_renewed_when_under_8_hours_remain(self, token: str) -> None:
+        now = time.time()
+        me = Identity(token, A, clock=lambda: now)
+        first = me.leaf()
+        now += 15.9 * 3600
+        assert me.leaf() is first
+        now += 0.2 * 3600
+        assert me.leaf().expires == pytest.approx(now + DAY)
+
+    def test_bad_node_id(self, token: str) -> None:
+        with pytest.raises(InvalidRequest, match="node id"):
+            Identity(token, "UPPER CASE")
+
+
+def forged(signer: Identity, ca: Identity, **options: Any) -> grpc.ChannelCredentials:
+    leaf = signer.issue(**options)
+    return grpc.ssl_channel_credentials(ca.ca_certificate, leaf.key, leaf.certificate)
+
+
+class TestListener:
+    """Each caller that must not get in, against a real listener."""
+
+    async def refused(self, address: str, credentials: grpc.ChannelCredentials | None) -> str:
+        options = [("grpc.ssl_target_name_override", "mesh.conclave")]
+        channel = (
+            grpc.aio.secure_channel(address, credentials, options=options)
+            if credentials
+            else grpc.aio.insecure_channel(address)
+        )
+        async with channel:
+            call = channel.unary_unary("/node.v1.Mesh/Hello", response_deserializer=mesh_pb2.HelloResponse.FromString)
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await call(b"", timeout=5)
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+            return error.value.details() or ""
+
+    async def test_strangers_are_refused(self, start: Any, token: str) -> None:
+        node = await start("a", join=None)
+        ours, theirs = Identity(token, B), Identity(new_token(), B)
+        # One who copied our authority's name and certificate, but has not its key.
+        self_made = Identity(new_token(), B)
+        self_made._ca_name = ours._ca_name
+        for credentials in (
+            None,
+            grpc.ssl_channel_credentials(ours.ca_certificate),
+            forged(theirs, ours),
+            forged(self_made, ours),
+            forged(ours, ours, lifetime_s=-60),
+        ):
+            await self.refused(node.address, credentials)
+        assert node.servicer.callers == []
+
+    async def test_a_member_is_let_in_by_its_name(self, start: Any, token: str) -> None:
+        node = await start("a", join=None)
+        node.servicer.mesh = None
+        for name in (A, ""):
+            peer = Peer(Identity(token, B), node.address, name)
+            assert (await peer.hello(mesh_pb2.HelloRequest())).protocol == 1
+            await peer.close()
+        assert node.servicer.callers == [B, B]
+
+    async def test_a_listener_renews_its_leaf_under_way(self, start: Any, token: str) -> None:
+        now = time.time() - 3 * DAY  # Its first leaf expired two days ago.
+        node = await start("a", join=None, identity=Identity(token, A, clock=lambda: now))
+        node.servicer.mesh = None
+        peer = Peer(Identity(token, B), node.address, A)
+        with pytest.raises(Unauthenticated, match="clock"):
+            await peer.hello(mesh_pb2.HelloRequest())
+        await peer.close()
+        now = time.time()
+        peer = Peer(Identity(token, B), node.address, A)
+        await peer.hello(mesh_pb2.HelloRequest())
+        await peer.close()
+
+
+class TestErrors:
+    """What a caller is told, in one line."""
+
+    async def error(self, token: str, address: str, name: str = "") -> ConclaveError:
+        peer = Peer(Identity(token, B), address, name)
+        with pytest.raises(ConclaveError) as error:
+            await peer.hello(mesh_pb2.HelloRequest())
+        await peer.close()
+        assert "\n" not in error.value.message
+        return error.value
+
+    async def test_another_mesh(self, start: Any) -> None:
+        node = await start("a", join=None)
+        error = await self.error(new_token(), node.address)
+        assert isinstance(error, Unauthenticated)
+        assert "another mesh" in error.message
+        assert "--token" in error.message
+
+    async def test_another_node(self, start: Any, token: str) -> None:
+        node = await start("a", join=None)
+        error = await self.error(token, node.address, "c" * 10)
+        assert isinstance(error, Unauthenticated)
+        assert "is not node cccccccccc" in error.message
+
+    async def test_nobody(self, token: str, unused_tcp_port: int) -> None:
+        error = await self.error(token, f"{HOST}:{unused_tcp_port}", A)
+        assert isinstance(error, PeerUnavailable)
+        assert "nobody listens there" in error.message
+
+    async def test_a_plaintext_listener(self, token: str) -> None:
+        server = grpc.aio.server()
+        port = server.add_insecure_port(f"{HOST}:0")
+        await server.start()
+        error = await self.error(token, f"{HOST}:{port}")
+        await server.stop(None)
+        assert isinstance(error, PeerUnavailable)
+        assert "does not speak TLS" in error.message
+
+    async def test_silence(self, token: str) -> None:
+        with socket.create_server((HOST, 0)) as mute:  # The system accepts, nobody reads.
+            peer = Peer(Identity(token, B), f"{HOST}:{mute.getsockname()[1]}", A)
+            with pytest.raises(PeerUnavailable, match="did not answer in time"):
+                await peer.hello(mesh_pb2.HelloRequest(), 0.2)
+            await peer.close()
+
+    async def test_an_unknown_host(self, token: str) -> None:
+        error = await self.error(token, "no-such-host.invalid:1")
+        assert isinstance(error, PeerUnavailable)
+        assert "no-such-host.invalid:1" in error.message
+
+
+class TestTls:
+    def test_only_tls13_passes(self) -> None:
+        auth = {"ssl_tls_version": [b"TLSv1.3"], "peer_uri": [f"conclave://node/{A}".encode()]}
+        assert peer_id(auth) == A
+        for change in (
+            {"ssl_tls_version": [b"TLSv1.2"]},
+            {"ssl_tls_version": []},
+            {"peer_uri": []},
+            {"peer_uri": [b"spiffe://x"]},
+            {"peer_uri": [f"conclave://node/{A}".encode(), f"conclave://node/{B}".encode()]},
+            {"peer_uri": [b"conclave://node/../../x"]},
+        ):
+            with pytest.raises(Unauthenticated):
+                peer_id({**auth, **change})
+        with pytest.raises(Unauthenticated):
+            peer_id({})
+
+    def test_negotiated_and_refused(self, tmp_path: Path) -> None:
+        # In a process of its own: what refuses TLS 1.2 works only before grpc is imported. openssl has a good leaf.
+        script = tmp_path / "serve.py"
+        script.write_text(SERVE)
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=30, errors="replace"
+        )
+        assert done.returncode == 0, done.stderr
+        tls13, tls12 = done.stdout.split("=====")
+        assert "TLSv1.3" in tls13
+        assert "Verification: OK" in tls13
+        assert "Protocol version" not in tls12
+
+
+SERVE = """
+import asyncio, os, sys
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES128-GCM-SHA256"
+import grpc
+from node.mesh.identity import Identity, new_token
+
+async def main():
+    token, folder = new_token(), sys.argv[1]
+    a, b = Identity(token, "a" * 10), Identity(token, "b" * 10)
+    server = grpc.aio.server()
+    port = server.add_secure_port("127.0.0.1:0", a.server_credentials())
+    await server.start()
+    leaf = b.leaf()
+    for name, data in (("ca", b.ca_certificate), ("key", leaf.key), ("crt", leaf.certificate)):
+        with open(f"{folder}/{name}", "wb") as f:
+            f.write(data)
+    for version in ("-tls1_3", "-tls1_2"):
+        client = await asyncio.create_subprocess_exec(
+            "openssl", "s_client", version, "-brief", "-alpn", "h2", "-connect", f"127.0.0.1:{port}",
+            "-CAfile", f"{folder}/ca", "-cert", f"{folder}/crt", "-key", f"{folder}/key",
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+        out, _ = await asyncio.wait_for(client.communicate(), 10)
+        print(out.decode(errors="replace"), flush=True)
+        print("=====" if version == "-tls1_3" else "", flush=True)
+    await server.stop(None)
+
+asyncio.run(main())
+"""
