@@ -76,7 +76,8 @@ SERVER_OPTIONS: list[tuple[str, int | str]] = [
 class Defaults:
     """What a request takes for what it leaves out; from the node's configuration."""
 
-    candidates: int = 5
+    candidates: int = 0  # 0: by the number of nodes that take part
+    strategy: Strategy = Strategy.AUTO
     params: SamplingParams = field(default_factory=SamplingParams)
 
 
@@ -124,15 +125,15 @@ def generate_request(pb: generate_pb2.GenerateRequest, defaults: Defaults) -> Ge
         raise InvalidRequest("append needs a topic: name the conversation that the messages continue")
     return GenerateRequest(
         messages=messages(pb.messages),
-        topic=_name("topic", pb.topic),
+        topic=name("topic", pb.topic),
         append=pb.append,
         candidates=pb.candidates or defaults.candidates,
-        strategy=strategy(pb.strategy),
+        strategy=strategy(pb.strategy) if pb.strategy else defaults.strategy,
         scope=Scope.LOCAL if pb.scope == generate_pb2.SCOPE_LOCAL else Scope.MESH,
         params=sampling_params(pb.params, defaults.params),
         tools=tools(pb.tools),
-        model=_name("model", pb.model),
-        request_id=_name("request_id", pb.request_id),
+        model=name("model", pb.model),
+        request_id=name("request_id", pb.request_id),
     )
 
 
@@ -181,12 +182,12 @@ def tools(pbs: Iterable[types_pb2.Tool]) -> tuple[Tool, ...]:
 def sampling_params(pb: types_pb2.SamplingParams, defaults: SamplingParams) -> SamplingParams:
     """Sampling parameters, checked. Raises InvalidRequest."""
 
-    def bounded(name: str, low: float, high: float, default: float) -> float:
-        if not pb.HasField(name):
+    def bounded(field: str, low: float, high: float, default: float) -> float:
+        if not pb.HasField(field):  # type: ignore[arg-type]
             return default
-        value = float(getattr(pb, name))
+        value = float(getattr(pb, field))
         if not (math.isfinite(value) and low <= value <= high):
-            raise InvalidRequest(f"{name} is {value:g}: it must be {low:g} to {high:g}")
+            raise InvalidRequest(f"{field} is {value:g}: it must be {low:g} to {high:g}")
         return value
 
     if pb.max_tokens < 0:
@@ -228,17 +229,18 @@ def poll_request(pb: vote_pb2.PollRequest) -> GenerateRequest:
         raise InvalidRequest(f"poll asks for {len(ids)} candidates: 1 to {MAX_CANDIDATES}, with distinct ids from 1")
     return GenerateRequest(
         messages=messages(pb.messages),
-        topic=_name("topic", pb.topic),
+        topic=name("topic", pb.topic),
         candidates=len(ids),
         strategy=strategy(pb.strategy),
         scope=Scope.LOCAL,
         params=sampling_params(pb.params, SamplingParams()),
         tools=tools(pb.tools),
-        request_id=_name("request_id", pb.request_id),
+        request_id=name("request_id", pb.request_id),
     )
 
 
-def _name(what: str, text: str) -> str:
+def name(what: str, text: str) -> str:
+    """A name from the wire, checked. Raises InvalidRequest."""
     if len(text.encode()) > MAX_NAME_BYTES:
         raise InvalidRequest(f"{what} is {len(text.encode())} bytes long: at most {MAX_NAME_BYTES}")
     if any(ord(c) < 32 or ord(c) == 127 for c in text):

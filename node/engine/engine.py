@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from typing import Any
 
 from node.engine.backend import Backend, ModelInfo, Row
@@ -75,7 +75,7 @@ class Engine:
         """Requests that wait, as of the last step."""
         return self._scheduler.queued if self._scheduler else 0
 
-    async def run(self, job: Job) -> AsyncIterator[Event]:
+    async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """The events of a job, `Ended` last. Leaving the iteration cancels the job. Raises what the job failed with."""
         if self._closed or self._thread is None:
             raise NotReady("the engine is not running")

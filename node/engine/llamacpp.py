@@ -33,6 +33,8 @@ from node.types import Message, SamplingParams, Tool
 
 log = logging.getLogger(__name__)
 
+# The layout of llama_state_seq_get_data's blob that this version of the binding writes; it enters the fingerprint.
+STATE_FORMAT = f"llama-cpp-python {ll.__version__}"
 _KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
 _PENALTY_WINDOW = 64  # tokens; llama.cpp's default for repeat_penalty
 _EMBED_CONTEXT = 2048
@@ -146,7 +148,7 @@ class LlamaBackend:
         """The loaded model."""
         return self._info
 
-    # ---- vocabulary: any thread ----------------------------------------------------------------------------------------
+    # ---- vocabulary: any thread --------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
         """The prompt, by the model's own chat template."""

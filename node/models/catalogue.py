@@ -22,7 +22,7 @@ class ModelFile:
 
 
 def resolve(model: str) -> ModelFile:
-    """The file that `--model` means. Raises InvalidRequest if there is none or it is broken."""
+    """The file that `--model` means. Raises InvalidRequest, NotFound, or BackendError if it is broken."""
     if model in ("auto", "bundled"):
         return ModelFile(BUNDLED, "conclave-demo", True, gguf.read(BUNDLED))
     if model.startswith(("hf:", "http:", "https:")) or not (model.endswith(".gguf") or "/" in model):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from node.errors import InvalidRequest
+from node.errors import BackendError, NotFound
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -60,19 +60,19 @@ class Gguf:
 
 
 def read(path: Path) -> Gguf:
-    """Read and check the head of a file. Raises InvalidRequest with one line if it is missing, cut off or no GGUF."""
+    """Read and check the head of a file. Raises NotFound or BackendError with one line."""
     try:
         size = path.stat().st_size
         if path.is_dir():
-            raise InvalidRequest(f"{path} is a directory: --model takes a GGUF file")
+            raise BackendError(f"{path} is a directory: --model takes a GGUF file")
         with path.open("rb") as file:
             return _Reader(path, file, size).read()
     except FileNotFoundError:
-        raise InvalidRequest(f"{path} does not exist: --model takes a GGUF file, `bundled` or `auto`") from None
+        raise NotFound(f"{path} does not exist: --model takes a GGUF file, `bundled` or `auto`") from None
     except OSError as e:
-        raise InvalidRequest(f"{path} cannot be read: {e.strerror or e}") from None
+        raise BackendError(f"{path} cannot be read: {e.strerror or e}") from None
     except (struct.error, EOFError, UnicodeDecodeError, OverflowError):
-        raise InvalidRequest(f"{path} is cut off or damaged inside its header: download it again") from None
+        raise BackendError(f"{path} is cut off or damaged inside its header: download it again") from None
 
 
 class _Reader:
@@ -82,10 +82,10 @@ class _Reader:
 
     def read(self) -> Gguf:
         if self._bytes(4) != b"GGUF":
-            raise InvalidRequest(f"{self._path} is no GGUF file: it does not begin with GGUF")
+            raise BackendError(f"{self._path} is no GGUF file: it does not begin with GGUF")
         version = self._u32()
         if version not in (2, 3):
-            raise InvalidRequest(f"{self._path} is GGUF version {version}: versions 2 and 3 are known")
+            raise BackendError(f"{self._path} is GGUF version {version}: versions 2 and 3 are known")
         tensors, pairs = self._count(), self._count()
         metadata: dict[str, str | int | float | bool] = {}
         for _ in range(pairs):
@@ -96,13 +96,13 @@ class _Reader:
         ends = [self._tensor() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
-            raise InvalidRequest(f"{self._path} is damaged: its alignment is {alignment!r}")
+            raise BackendError(f"{self._path} is damaged: its alignment is {alignment!r}")
         offset = -(-self._file.tell() // alignment) * alignment
         if offset + max(ends, default=0) > self._size:
             missing = offset + max(ends) - self._size
-            raise InvalidRequest(f"{self._path} is cut off: {missing} bytes are missing; download it again")
+            raise BackendError(f"{self._path} is cut off: {missing} bytes are missing; download it again")
         if "general.architecture" not in metadata or not tensors:
-            raise InvalidRequest(f"{self._path} is a GGUF file without a model in it")
+            raise BackendError(f"{self._path} is a GGUF file without a model in it")
         return Gguf(self._path, metadata, tensors, offset, self._size, self._digest.hexdigest())
 
     def _bytes(self, n: int) -> bytes:

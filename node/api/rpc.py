@@ -1,0 +1,207 @@
+"""The gRPC servicers: what a client or a peer asks, handed to the coordinator or the mesh.
+
+They raise ConclaveError; `node.api.seam` makes status codes of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from node import wire
+from node.coordinator import Coordinator, Counted, Event, Planned, Voted, Wrote
+from node.engine.engine import Engine
+from node.errors import InvalidRequest, NotSupported, Unauthenticated
+from node.mesh.identity import peer_id
+from node.mesh.mesh import Mesh
+from node.store import Store, Topic
+from node.types import Ballot, GenerateRequest
+from node.v1 import (
+    generate_pb2,
+    generate_pb2_grpc,
+    kvsync_pb2,
+    kvsync_pb2_grpc,
+    mesh_pb2,
+    mesh_pb2_grpc,
+    types_pb2,
+    vote_pb2,
+    vote_pb2_grpc,
+)
+from node.wire import Defaults
+
+if TYPE_CHECKING:  # generic in the stubs only
+    _Context = grpc.aio.ServicerContext[Any, Any]
+_SERVICES = tuple(
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file, name in ((generate_pb2, "Generate"), (vote_pb2, "Vote"), (kvsync_pb2, "KVSync"), (mesh_pb2, "Mesh"))
+)
+
+_NO_SYNC = "this version does not replicate token logs and KV snapshots yet"
+
+
+class GenerateServicer(generate_pb2_grpc.GenerateServicer):
+    """Generate: for clients on the local listener and for peers on the mesh's."""
+
+    def __init__(self, coordinator: Coordinator, engine: Engine, defaults: Defaults) -> None:
+        self._coordinator = coordinator
+        self._engine = engine
+        self._defaults = defaults
+
+    async def Generate(self, request: generate_pb2.GenerateRequest, context: _Context) -> generate_pb2.GenerateResponse:
+        """One answer."""
+        asked = wire.generate_request(request, self._defaults)
+        return wire.response_pb(await self._coordinator.generate(asked, _deadline(context)))
+
+    async def Stream(
+        self, request: generate_pb2.StreamRequest, context: _Context
+    ) -> AsyncGenerator[generate_pb2.StreamResponse, None]:
+        """One answer as events."""
+        asked = wire.generate_request(request.request, self._defaults)
+        async with contextlib.aclosing(self._coordinator.stream(asked, _deadline(context))) as events:
+            async for event in events:
+                yield _event_pb(event)
+
+    async def Embed(self, request: generate_pb2.EmbedRequest, context: _Context) -> generate_pb2.EmbedResponse:
+        """Vectors of texts."""
+        if not 1 <= len(request.texts) <= wire.MAX_TEXTS:
+            raise InvalidRequest(f"{len(request.texts)} texts: send 1 to {wire.MAX_TEXTS}")
+        self._coordinator.check_model(request.model)
+        vectors = await self._engine.embed(list(request.texts))
+        tokens = sum(len(self._engine.backend.tokenize(t)) for t in request.texts)
+        return generate_pb2.EmbedResponse(
+            embeddings=[generate_pb2.Embedding(values=v) for v in vectors],
+            model=self._engine.info.name,
+            usage=types_pb2.Usage(prompt_tokens=tokens),
+        )
+
+
+class VoteServicer(vote_pb2_grpc.VoteServicer):
+    """Vote: for peers."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    async def Poll(
+        self, request: vote_pb2.PollRequest, context: _Context
+    ) -> AsyncGenerator[vote_pb2.PollResponse, None]:
+        """Our local phase for another node's vote."""
+        asked: GenerateRequest = wire.poll_request(request)
+        caller = peer_id(context.auth_context())
+        async with contextlib.aclosing(
+            self._coordinator.poll(asked, list(request.candidates), caller, _deadline(context))
+        ) as events:
+            async for event in events:
+                if isinstance(event, Ballot):
+                    yield vote_pb2.PollResponse(ballot=wire.ballot_pb(event))
+                else:
+                    yield vote_pb2.PollResponse(tally=wire.tally_pb(event))
+
+    async def Decide(self, request: vote_pb2.DecideRequest, context: _Context) -> vote_pb2.DecideResponse:
+        """The outcome of another node's vote."""
+        peer_id(context.auth_context())
+        if not request.topic:
+            return vote_pb2.DecideResponse()
+        conversation = tuple(wire.message(m) for m in request.messages)
+        topic = Topic(wire.name("topic", request.topic), wire.version(request.version), conversation)
+        committed, held = self._coordinator.decide(topic)
+        return vote_pb2.DecideResponse(committed=committed, held=wire.version_pb(held))
+
+
+class MeshServicer(mesh_pb2_grpc.MeshServicer):
+    """Mesh: Status for everyone, Hello and Probe for peers (`is_mesh`)."""
+
+    def __init__(self, mesh: Mesh, engine: Engine, store: Store, version: str, *, is_mesh: bool) -> None:
+        self._mesh = mesh
+        self._engine = engine
+        self._store = store
+        self._version = version
+        self._is_mesh = is_mesh
+
+    async def Hello(self, request: mesh_pb2.HelloRequest, context: _Context) -> mesh_pb2.HelloResponse:
+        """Another node introduces itself."""
+        return await self._mesh.hello(request, self._caller(context))
+
+    async def Probe(self, request: mesh_pb2.ProbeRequest, context: _Context) -> mesh_pb2.ProbeResponse:
+        """Another node asks for a sign of life."""
+        return await self._mesh.probe(request, self._caller(context))
+
+    async def Status(self, request: mesh_pb2.StatusRequest, context: _Context) -> mesh_pb2.StatusResponse:
+        """What `status` shows."""
+        free, total = self._engine.free_sequences, self._engine.info.sequences
+        return mesh_pb2.StatusResponse(
+            nodes=[wire.node_info_pb(n) for n in self._mesh.nodes()],
+            topics=[wire.topic_pb(t) for t in self._store.list()],
+            slots=mesh_pb2.Slots(used=total - free, parked=0, free=free),
+            mesh_id=self._mesh.mesh_id,
+            version=self._version,
+        )
+
+    def _caller(self, context: _Context) -> str:
+        if not self._is_mesh:
+            raise Unauthenticated("this call is for nodes of the mesh, on the mesh listener, with a certificate")
+        return peer_id(context.auth_context())
+
+
+class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
+    """KVSync: replication of token logs and KV snapshots is not in this version; every call says so."""
+
+    async def Append(self, request: kvsync_pb2.AppendRequest, context: _Context) -> kvsync_pb2.AppendResponse:
+        """Refused."""
+        raise NotSupported(_NO_SYNC)
+
+    async def Offer(self, request: kvsync_pb2.OfferRequest, context: _Context) -> kvsync_pb2.OfferResponse:
+        """Refused."""
+        raise NotSupported(_NO_SYNC)
+
+    async def Push(self, request_iterator: object, context: _Context) -> kvsync_pb2.PushResponse:
+        """Refused."""
+        raise NotSupported(_NO_SYNC)
+
+    def Pull(self, request: kvsync_pb2.PullRequest, context: _Context) -> AsyncIterator[kvsync_pb2.PullResponse]:
+        """Refused."""
+        raise NotSupported(_NO_SYNC)
+
+    async def List(self, request: kvsync_pb2.ListRequest, context: _Context) -> kvsync_pb2.ListResponse:
+        """Refused."""
+        raise NotSupported(_NO_SYNC)
+
+
+def serve_health_and_reflection(server: grpc.aio.Server) -> health.aio.HealthServicer:
+    """Add both to a server; the health servicer is returned, to say when the node serves."""
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return servicer
+
+
+async def set_serving(servicer: health.aio.HealthServicer, *, serving: bool) -> None:
+    """Say for every service, and for the server as a whole, whether it serves."""
+    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    for name in ("", *_SERVICES):
+        await servicer.set(name, status)
+
+
+def _deadline(context: _Context) -> float | None:
+    left = context.time_remaining()
+    return None if left is None else time.monotonic() + left
+
+
+def _event_pb(event: Event) -> generate_pb2.StreamResponse:
+    if isinstance(event, Planned):
+        shares = [generate_pb2.Share(node=node, candidates=ids) for node, ids in event.shares]
+        plan = generate_pb2.Plan(request_id=event.request_id, strategy=event.strategy.value, shares=shares)
+        return generate_pb2.StreamResponse(plan=plan)
+    if isinstance(event, Wrote):
+        return generate_pb2.StreamResponse(token=generate_pb2.Token(candidate_id=event.candidate, text=event.text))
+    if isinstance(event, Voted):
+        return generate_pb2.StreamResponse(candidate=wire.candidate_pb(event.ballot.candidate, event.ballot.key))
+    if isinstance(event, Counted):
+        return generate_pb2.StreamResponse(local=wire.tally_pb(event.tally))
+    return generate_pb2.StreamResponse(done=wire.response_pb(event))

@@ -1,0 +1,266 @@
+"""The only place where objects are made, and the order in which they start and stop.
+
+Start: data directory (locked), identity, model file, ports, model, servers, mesh. Stop, the other way round: say
+NOT_SERVING, leave the mesh, drain, stop the servers, free the model, unlock. What fails at start undoes what was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+from grpc_health.v1 import health
+
+from node import __version__, wire
+from node.api import rpc
+from node.api.seam import Seam
+from node.config import DEFAULT_MESH_PORT, DEFAULT_PORT, Config
+from node.coordinator import Coordinator
+from node.core.placement import default_candidates
+from node.engine.backend import Backend
+from node.engine.engine import Engine
+from node.engine.fake import FakeBackend, FakeSpec
+from node.errors import BackendError, NotReady
+from node.home import DataDir, home
+from node.mesh.discovery import announced
+from node.mesh.identity import Identity, load_node_id, load_token
+from node.mesh.mesh import Mesh
+from node.models import catalogue
+from node.store import Store
+from node.types import NodeInfo, NodeState, SamplingParams, Strategy
+from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2_grpc, vote_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+_PORT_TRIES = 64
+_PORT_STEP = 10  # a second node on the machine takes 7430 and 7431, and so on
+_GRACE_S = 2.0
+_FIRST_PEER_S = 1.5  # how long the banner waits for a peer that is already there
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the banner says. `memory_mb` is what the process uses now; `join_line` holds the mesh's token."""
+
+    node_id: str
+    name: str
+    model: str
+    is_demo: bool
+    backend: str
+    fingerprint: str
+    sequences: int
+    ctx: int
+    candidates: int
+    memory_mb: int
+    decode_tokens_per_s: float
+    local_address: str
+    mesh_address: str
+    mesh_id: str
+    peers: tuple[NodeInfo, ...]
+    join_line: str
+    notices: tuple[str, ...]
+
+
+class Node:
+    """A node of the mesh. `start` raises ConclaveError with one line for a person; `stop` may always be called."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.on_notice: Callable[[str], None] = lambda _: None
+        self._undo = contextlib.AsyncExitStack()
+        self._started = False
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Bring everything up, in order."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._undo.aclose()
+            raise
+        self._started = True
+
+    async def stop(self) -> None:
+        """Leave the mesh, finish what runs within the grace, free everything. Twice is fine."""
+        if self._started and not self._stopped:
+            self._stopped = True
+            await rpc.set_serving(self._local_health, serving=False)
+            await rpc.set_serving(self._mesh_health, serving=False)
+            await self._undo.aclose()
+
+    def summary(self) -> Summary:
+        """What the banner says, as of now."""
+        info, engine = self._engine.info, self._engine
+        peers = tuple(p.info for p in self._mesh.peers())
+        return Summary(
+            node_id=self._identity.node_id,
+            name=self._name,
+            model=info.name,
+            is_demo=info.is_demo,
+            backend=info.backend,
+            fingerprint=info.fingerprint,
+            sequences=info.sequences,
+            ctx=info.context,
+            candidates=self._config.candidates or default_candidates(1 + len(peers)),
+            memory_mb=psutil.Process().memory_info().rss >> 20,
+            decode_tokens_per_s=engine.decode_tokens_per_s,
+            local_address=self._local_address,
+            mesh_address=self._mesh_address,
+            mesh_id=self._identity.mesh_id,
+            peers=peers,
+            join_line=f"python -m node --join {self._mesh_address} --token {self._token}",
+            notices=tuple(self._mesh.notices),
+        )
+
+    # ---- start ------------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        config, places = self._config, home()
+        data = DataDir(places, _directory(config.data_dir))
+        self._undo.callback(data.release)
+        self._token = load_token(places.config, config.token)
+        self._identity = Identity(self._token, load_node_id(data.path))
+        self._name = config.name or platform.node() or self._identity.node_id
+        make_backend = _backend(config)
+        self._bind()
+        self._engine = Engine(make_backend, node=self._identity.node_id, queue_limit=config.queue)
+        self._undo.push_async_callback(self._engine.close)
+        await self._engine.start()
+        self._store = Store()
+        self._mesh = Mesh(
+            self._identity,
+            self._describe,
+            runtime=places.runtime,
+            interfaces=config.interfaces,
+            notice=lambda line: self.on_notice(line),
+        )
+        self._coordinator = Coordinator(
+            self._identity.node_id,
+            self._engine,
+            self._mesh,
+            self._store,
+            strict_quorum=config.quorum == "strict",
+        )
+        self._undo.push_async_callback(self._coordinator.stop)
+        await self._serve()
+        await self._mesh.start(config.join)
+        self._undo.push_async_callback(self._mesh.stop)
+        await self._wait_for_a_peer()
+
+    def _bind(self) -> None:
+        """Take both ports before the model is loaded, so that a taken one is said at once."""
+        self._local_server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
+        self._mesh_server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
+        port = _listen(
+            "--port", self._config.port, DEFAULT_PORT, lambda p: self._local_server.add_insecure_port(f"127.0.0.1:{p}")
+        )
+        hosts = [f"[{i}]" if ":" in i else i for i in self._config.interfaces] or ["[::]"]
+
+        def add(p: int) -> int:
+            # Credentials serve one attempt: gRPC takes their first certificate away even where the port is taken.
+            return min(
+                self._mesh_server.add_secure_port(f"{host}:{p}", self._identity.server_credentials()) for host in hosts
+            )
+
+        mesh_port = _listen("--mesh-port", self._config.mesh_port, DEFAULT_MESH_PORT, add)
+        self._local_address = f"127.0.0.1:{port}"
+        host = announced(self._config.interfaces)[0]
+        self._mesh_address = f"[{host}]:{mesh_port}" if ":" in host else f"{host}:{mesh_port}"
+
+    async def _serve(self) -> None:
+        config, engine = self._config, self._engine
+        params = SamplingParams()
+        defaults = wire.Defaults(config.candidates, Strategy(config.strategy), params)
+        generate = rpc.GenerateServicer(self._coordinator, engine, defaults)
+        for server, is_mesh in ((self._local_server, False), (self._mesh_server, True)):
+            generate_pb2_grpc.add_GenerateServicer_to_server(generate, server)
+            mesh = rpc.MeshServicer(self._mesh, engine, self._store, __version__, is_mesh=is_mesh)
+            mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
+            kvsync_pb2_grpc.add_KVSyncServicer_to_server(rpc.KVSyncServicer(), server)
+        vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(self._coordinator), self._mesh_server)
+        self._local_health = await self._open(self._local_server)
+        self._mesh_health = await self._open(self._mesh_server)
+
+    async def _open(self, server: grpc.aio.Server) -> health.aio.HealthServicer:
+        servicer = rpc.serve_health_and_reflection(server)
+        await rpc.set_serving(servicer, serving=True)
+        await server.start()
+        self._undo.push_async_callback(server.stop, _GRACE_S)
+        return servicer
+
+    async def _wait_for_a_peer(self) -> None:
+        """A banner that shows the peers that are already there is worth a moment; with nobody there it is short."""
+        if self._config.join == "none":
+            return
+        met = asyncio.Event()
+        self._mesh.on_change(lambda _: met.set())
+        if not self._mesh.peers():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(met.wait(), _FIRST_PEER_S)
+
+    def _describe(self) -> NodeInfo:
+        info, free = self._engine.info, self._engine.free_sequences
+        return NodeInfo(
+            id=self._identity.node_id,
+            address=self._mesh_address,
+            name=self._name,
+            model=info.name,
+            fingerprint=info.fingerprint,
+            backend=info.backend,
+            state=NodeState.DRAINING if self._stopped else NodeState.ALIVE,
+            load=1.0 - free / info.sequences,
+            sequences=info.sequences,
+            free_sequences=free,
+            decode_tokens_per_s=self._engine.decode_tokens_per_s,
+            version=__version__,
+            local_address=self._local_address,
+        )
+
+
+def _directory(text: str) -> Path | None:
+    return Path(text).expanduser().absolute() if text else None
+
+
+def _listen(flag: str, asked: int | None, default: int, add: Callable[[int], int]) -> int:
+    """Bind a port: the one that was asked for, or the default or the next free one. Raises NotReady."""
+    if asked is not None:
+        try:
+            return add(asked)
+        except RuntimeError:
+            raise NotReady(f"{flag} {asked} is taken or not allowed: choose another, or leave {flag} out") from None
+    for attempt in range(_PORT_TRIES):
+        with contextlib.suppress(RuntimeError):
+            return add(default + attempt * _PORT_STEP)
+    raise NotReady(f"no free port from {default} on in steps of {_PORT_STEP}: choose one with {flag}")
+
+
+def _backend(config: Config) -> Callable[[], Backend]:
+    """How to load what the configuration asks for; the file is checked here, the loading comes later."""
+    if config.backend == "fake":
+        spec = FakeSpec.parse(config.model)
+        context = config.ctx or 4096
+        return lambda: FakeBackend(spec, sequences=config.slots, context=context)
+    file = catalogue.resolve(config.model)
+    try:
+        from node.engine import llamacpp
+    except (ImportError, OSError) as e:
+        raise BackendError(f"llama.cpp cannot be loaded ({e}): run `make run` again, or use --backend fake") from None
+    options = llamacpp.LlamaOptions(
+        path=file.path,
+        name=file.name,
+        fingerprint=file.head.fingerprint("llama.cpp", llamacpp.STATE_FORMAT, config.kv_type, "flash-attention"),
+        sequences=config.slots,
+        context=config.ctx,
+        kv_type=config.kv_type,
+        threads=config.threads,
+        gpu_layers=config.gpu_layers,
+        is_demo=file.is_demo,
+    )
+    return lambda: llamacpp.LlamaBackend(options)

@@ -1,0 +1,58 @@
+"""The local phase: a request's candidates on this node's engine, for our own vote or for another node's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+
+from node.core import tools
+from node.engine import scheduler
+from node.engine.engine import Engine
+from node.types import Candidate, FinishReason, GenerateRequest
+
+# A candidate that ended in one of these ways votes; one that was cut off by a decision or a deadline does not.
+VOTING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS)
+RENDER_INLINE_CHARS = 20_000  # longer prompts are tokenized off the event loop
+
+
+class LocalPhase:
+    """Runs candidates of a request."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    async def run(
+        self, job_id: str, request: GenerateRequest, candidates: Sequence[int], deadline: float | None
+    ) -> AsyncGenerator[scheduler.Event, None]:
+        """The engine's events for candidates of a request, with tool calls read. Raises ConclaveError."""
+        prompt = await self._prompt(request)
+        seed = request.params.seed
+        job = scheduler.job(
+            job_id, prompt, candidates, request.params, secrets.randbits(63) if seed is None else seed, deadline
+        )
+        async with contextlib.aclosing(self.engine.run(job)) as events:
+            async for event in events:
+                if isinstance(event, scheduler.Done) and request.tools:
+                    event = replace(event, candidate=with_calls(event.candidate, request))
+                yield event
+
+    async def _prompt(self, request: GenerateRequest) -> list[int]:
+        backend = self.engine.backend
+
+        def make() -> list[int]:
+            return backend.tokenize(backend.render(request.messages, request.tools))
+
+        if sum(len(m.content) for m in request.messages) > RENDER_INLINE_CHARS:
+            return await asyncio.to_thread(make)
+        return make()
+
+
+def with_calls(candidate: Candidate, request: GenerateRequest) -> Candidate:
+    """The candidate with the tool calls that its text asks for read out of it."""
+    text, calls = tools.parse(candidate.text, request.tools)
+    if not calls or candidate.finish_reason not in VOTING:
+        return candidate
+    return replace(candidate, text=text, tool_calls=calls, finish_reason=FinishReason.TOOL_CALLS)
