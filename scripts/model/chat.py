@@ -9,14 +9,14 @@ from typing import Any
 from scripts.model import facts as f
 from scripts.model import talk, tools
 from scripts.model.problems import problem
-from scripts.model.sums import sum_problem
+from scripts.model.sums import drill, sum_problem
 from scripts.model.template import Message
 
-# Share of turns of each kind; within "sum" a third are bare sums.
+# Share of turns of each kind; within "sum" a fifth are lists of small sums, a quarter bare sums.
 WEIGHTS = {"sum": 0.45, "tell": 0.15, "ask": 0.19, "talk": 0.08, "unknown": 0.06, "tool": 0.07}
 # Lengths of conversations in tokens (at least, at most) with their shares: mixed from the very start.
-LENGTHS = (((40, 130), (60, 260), (150, 500)), (0.48, 0.32, 0.20))
-TOOLS_SHARE = 0.17
+LENGTHS = (((40, 130), (60, 260), (150, 500)), (0.45, 0.32, 0.23))
+TOOLS_SHARE = 0.19
 SYSTEM_SHARE = 0.12
 UNTOLD_SHARE = 0.3  # of the questions about facts ask for something never said
 SYSTEMS = (
@@ -59,7 +59,7 @@ def conversation(rng: random.Random) -> Conversation:
         target += made.size()
     known: list[f.Fact] = []
     kinds = list(WEIGHTS)
-    weights = [WEIGHTS[k] * (6 if listed else 0.25) if k == "tool" else WEIGHTS[k] for k in kinds]
+    weights = [WEIGHTS[k] * (10 if listed else 0.25) if k == "tool" else WEIGHTS[k] for k in kinds]
     while True:
         _turn(rng, rng.choices(kinds, weights)[0], made, known, listed, taken)
         if made.size() >= target:
@@ -70,8 +70,12 @@ def _turn(
     rng: random.Random, kind: str, made: Conversation, known: list[f.Fact], listed: list[tools.Tool], taken: set[str]
 ) -> None:
     if kind == "sum":
-        drawn = sum_problem(rng) if rng.random() < 0.34 else problem(rng)
-        made.say(drawn.question, drawn.work)
+        draw = rng.random()
+        if draw < 0.2:
+            made.say(*drill(rng))
+        else:
+            drawn = sum_problem(rng) if draw < 0.45 else problem(rng)
+            made.say(drawn.question, drawn.work)
     elif kind == "tell":
         told: list[f.Fact] = []
         for _ in range(rng.choices((1, 2, 3), (7, 2, 1))[0]):

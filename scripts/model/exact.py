@@ -92,7 +92,7 @@ def cases(n: int, seed: int) -> dict[str, list[Case]]:
     for kind in ("call", "answer", "unlisted"):
         out[f"tool {kind}"] = [tool_case(rng, kind) for _ in range(n)]
     out["talk"] = [single(*talk.small_talk(rng)) for _ in range(n)]
-    out["unknown"] = [single(*talk.unknown(rng)) for _ in range(n)]
+    out["unknown"] = [single(talk.unknown(rng)[0], talk.UNKNOWN[0]) for _ in range(n)]
     out["echo"] = [single(*talk.echo(rng)) for _ in range(n)]
     return out
 

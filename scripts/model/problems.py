@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from scripts.model.words import HE, ITEMS, NAMES, PACKS
+from scripts.model.words import EDIBLE, HE, ITEMS, NAMES, PACKS, SHE, THINGS, made_up
 
 LIMIT = 999  # no intermediate value is larger, so an answer has at most three digits
 HELD_OUT_STEPS = (3, 4, 5, 6, 7)  # operations of the problems that `held_out` yields by default, equally often
@@ -85,13 +86,49 @@ def _distractor(rng: random.Random, who: str, items: str) -> str:
         (
             f"{other} has {x} {rng.choice([i for i in ITEMS if i != items])}.",
             f"{other} is {x} years old.",
-            f"{who} is {x} years old.",
+            f"{who} is {x} years old." if who != "I" else f"I am {x} years old.",
             f"It is {x} degrees outside.",
             f"The shop opens at {rng.randint(6, 11)}.",
             f"The bus takes {x} minutes.",
             f"{other} lives at number {x}.",
         )
     )
+
+
+# Third person -> (first person, past), for the first word of a clause; other verbs are regular.
+_FORMS = {
+    "has": ("have", "had"),
+    "starts": ("start", "started"),
+    "buys": ("buy", "bought"),
+    "finds": ("find", "found"),
+    "gets": ("get", "got"),
+    "wins": ("win", "won"),
+    "picks": ("pick", "picked"),
+    "gives": ("give", "gave"),
+    "loses": ("lose", "lost"),
+    "sells": ("sell", "sold"),
+    "breaks": ("break", "broke"),
+    "uses": ("use", "used"),
+    "eats": ("eat", "ate"),
+    "drops": ("drop", "dropped"),
+    "spends": ("spend", "spent"),
+    "lends": ("lend", "lent"),
+    "takes": ("take", "took"),
+    "throws": ("throw", "threw"),
+    "doubles": ("double", "doubled"),
+    "triples": ("triple", "tripled"),
+    "makes": ("make", "made"),
+}
+
+
+_MORE = ("makes {n} more", "collects {n}", "receives {n}", "earns {n}", "adds {n}", "takes {n} more", "orders {n} more")
+_LESS = ("drops {n}", "spends {n}", "donates {n}", "lends {n} to a friend", "removes {n}", "gives away {n}")
+_SPELT = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+
+def _spelt(text: str) -> str:
+    """Numbers up to twelve as words."""
+    return re.sub(r"\b\d+\b", lambda m: _SPELT[int(m[0])] if int(m[0]) <= 12 else m[0], text)
 
 
 class _Story:
@@ -101,8 +138,14 @@ class _Story:
         self.rng = rng
         self.hard = rng.random() < 0.65
         self.who, self.other = rng.sample(NAMES, 2)
-        self.they = "he" if self.who in HE else "she"
-        self.items = rng.choice(ITEMS)
+        if rng.random() < 0.12:
+            self.who = made_up(rng, True)
+        self.they = "he" if self.who in HE or (self.who not in SHE and rng.random() < 0.5) else "she"
+        self.past = rng.random() < 0.25
+        self.first = rng.random() < 0.15
+        if self.first:
+            self.who = self.they = "I"
+        self.items = rng.choice(ITEMS) if rng.random() < 0.85 else rng.choice((*THINGS, made_up(rng, False))) + "s"
         self.total = 0
         self.clauses: list[str] = []
         self.lines: list[str] = []
@@ -124,41 +167,66 @@ class _Story:
             if not story._event(left):
                 return None
         if not question:
+            do = "do" if story.first else "does"
             question = rng.choice(
                 (
-                    f"How many {story.items} does {story.who} have now?",
-                    f"How many {story.items} does {story.they} have in the end?",
+                    f"How many {story.items} {do} {story.who} have now?",
+                    f"How many {story.items} {do} {story.they} have in the end?",
+                    f"How many {story.items} {do} {story.they} have left?" if story.clauses else "How many is that?",
                     f"How many {story.items} are left?" if story.clauses else f"How many {story.items} is that?",
-                    f"How many does {story.they} have now?",
+                    f"How many {do} {story.they} have now?",
                 )
             )
-        text = f"{opening} {story._join()} {question}".replace("  ", " ")
+        if (
+            len(story.clauses) in (1, 2, 3)
+            and opening.count(".") == 1
+            and question.startswith("How")
+            and rng.random() < 0.2
+        ):
+            joined = rng.choice((" and ", ", ", f" and {story.they} ")).join(["", *story.clauses])
+            text = f"If {opening[:-1]}{joined}, {question[0].lower()}{question[1:]}"
+        else:
+            text = f"{opening} {story._join()} {question}".replace("  ", " ")
+        if rng.random() < 0.08:
+            text = _spelt(text)
         work = "\n".join([*story.lines, f"answer: {story.total}"])
         return Problem(text, story.total, story.steps, work, " ".join(story.key))
 
+    def _say(self, clause: str) -> str:
+        """The clause in this story's person and tense."""
+        word, _, rest = clause.partition(" ")
+        if word != "times" and (self.past or self.first):
+            base = word[:-1]
+            forms = _FORMS.get(word, (base, base + ("d" if base.endswith("e") else "ed")))
+            word = forms[1] if self.past else forms[0]
+        return f"{word} {rest}" if rest else word
+
     def _open(self, steps: int) -> str:
         rng, who, items = self.rng, self.who, self.items
+        has = self._say("has")
         kind = rng.choices(("has", "two", "packs", "times", "more"), (5, 2, 2, 1, 1))[0] if steps > 1 else "has"
         a, b = _number(rng, self.hard), _number(rng, self.hard)
         if kind == "two":
             one, two = rng.sample(("red", "blue", "green", "white", "black", "old", "new", "big", "small"), 2)
             self._step(f"{a} {one} and {b} {two}", a, "+", b)
-            return f"{who} has {a} {one} {items} and {b} {two} {items}."
+            return f"{who} {has} {a} {one} {items} and {b} {two} {items}."
         if kind == "packs":
             k, m = _product(rng, self.hard)
             packs = rng.choice(PACKS)
             self._step(f"{k} {packs} of {m}", k, "*", m)
-            return f"{who} has {k} {packs} of {m} {items}."
+            if rng.random() < 0.4:
+                return f"{who} {has} {k} {packs} with {m} {items} each."
+            return f"{who} {has} {k} {packs} of {m} {items}."
         if kind == "times":
             k, m = _product(rng, self.hard)
             self._step(f"{k} times as many", m, "*", k)
-            return f"{self.other} has {m} {items}. {who} has {k} times as many."
+            return f"{self.other} has {m} {items}. {who} {has} {k} times as many."
         if kind == "more":
             self._step(f"{b} more than {a}", a, "+", b)
-            return f"{self.other} has {a} {items}. {who} has {b} more than {self.other}."
+            return f"{self.other} has {a} {items}. {who} {has} {b} more than {self.other}."
         self.total = a
         self.key.append(f"={a}")
-        return rng.choice((f"{who} has {a} {items}.", f"{who} starts with {a} {items}.", f"{who} has got {a} {items}."))
+        return f"{who} {rng.choice((has, has, has, self._say('starts with')))} {a} {items}."
 
     def _step(self, quote: str, x: int, op: str, y: int, then: str = "") -> None:
         """Note one operation x op y, quoting the clause it uses; `then` (+ or -) applies the result to the total."""
@@ -182,15 +250,26 @@ class _Story:
             kind = rng.choices(("add", "take", "packs in", "packs out", "times", "half"), (6, 6, 3, 2, 1.5, 0.7))[0]
             n = _number(rng, self.hard)
             if kind == "add" and self.total + n <= LIMIT:
-                verb = rng.choice(("buys {n} more", "finds {n}", "gets {n}", "wins {n}", "picks {n} more", "buys {n}"))
-                tail = rng.choice(("", "", "", f" from {self.other}")) if verb.startswith("gets") else ""
+                verb = rng.choice(
+                    ("buys {n} more", "finds {n}", "gets {n}", "wins {n}", "picks {n} more", "buys {n}", *_MORE)
+                )
+                verb = self._say(verb)
+                tail = rng.choice(("", "", "", f" from {self.other}")) if verb.startswith(("get", "got")) else ""
                 quote = verb.replace(" more", "").format(n=n)
                 self._step(quote, self.total, "+", n)
                 self.clauses.append(verb.format(n=n) + tail)
                 return True
             if kind == "take" and n <= self.total:
-                verb = rng.choice(("gives {n}", "loses {n}", "sells {n}", "breaks {n}", "uses {n}", "throws {n} away"))
-                tail = rng.choice((f" to {self.other}", " away")) if verb.startswith("gives") else ""
+                eats = "eats {n}" if self.items in EDIBLE else "sells {n}"
+                verb = rng.choice(
+                    ("gives {n}", "loses {n}", "sells {n}", "breaks {n}", "uses {n}", "throws {n} away", eats, *_LESS)
+                )
+                verb = self._say(verb)
+                tail = (
+                    rng.choice((f" to {self.other}", " away"))
+                    if verb.startswith(("give", "gave")) and "away" not in verb
+                    else ""
+                )
                 self._step(verb.format(n=n), self.total, "-", n)
                 self.clauses.append(verb.format(n=n) + tail)
                 return True
@@ -200,22 +279,29 @@ class _Story:
                 inward = kind == "packs in"
                 if not (self.total + k * m <= LIMIT if inward else k * m <= self.total):
                     continue
-                verb = rng.choice(("buys", "gets", "finds") if inward else ("sells", "gives away", "loses"))
+                verb = self._say(rng.choice(("buys", "gets", "finds") if inward else ("sells", "gives away", "loses")))
                 self._step(f"{verb} {k} {packs} of {m}", k, "*", m, "+" if inward else "-")
-                self.clauses.append(f"{verb} {k} {packs} of {m}")
+                self.clauses.append(f"{verb} {k} {packs} " + (f"of {m}" if rng.random() < 0.7 else f"with {m} each"))
                 return True
             if kind == "times" and 2 <= self.total <= 150:
                 k = rng.randint(2, 5)
                 if self.total * k > LIMIT:
                     continue
-                word = {2: "doubles", 3: "triples"}.get(k, f"times {k}")
+                word = self._say({2: "doubles", 3: "triples"}.get(k, f"times {k}"))
                 self._step(word, self.total, "*", k)
-                self.clauses.append({2: "doubles them", 3: "triples them"}.get(k, f"makes it {k} times as many"))
+                self.clauses.append(
+                    self._say({2: "doubles them", 3: "triples them"}.get(k, f"makes it {k} times as many"))
+                )
                 return True
             if kind == "half" and self.total % 2 == 0 and self.total >= 4:
-                verb = rng.choice(("gives half away", "sells half", "loses half"))
+                verb = self._say(rng.choice(("gives half away", "sells half", "loses half", "gives half")))
                 self._step(verb, self.total, "/", 2)
-                self.clauses.append(verb + " of them" if rng.random() < 0.5 and "away" not in verb else verb)
+                to = (
+                    f" of them to {self.other}"
+                    if verb.startswith(("give half", "gives half", "gave half"))
+                    else " of them"
+                )
+                self.clauses.append(verb + to if rng.random() < 0.6 and "away" not in verb else verb)
                 return True
         return False
 
@@ -227,7 +313,7 @@ class _Story:
         self._step(f"{k} friends", self.total, "/", k)
         return self.rng.choice(
             (
-                f"{self.who} shares them equally among {k} friends. How many does each get?",
+                f"{self.who} {'share' if self.first else 'shares'} them among {k} friends. How many does each get?",
                 f"They are shared equally by {k} friends. How many does each friend get?",
             )
         )
@@ -235,10 +321,22 @@ class _Story:
     def _join(self) -> str:
         """The clauses as sentences, with up to two sentences among them that do not matter."""
         rng, text = self.rng, ""
-        joiners = (". Then {t} ", ", then {t} ", " and ", ". After that {t} ", ". Later {t} ", ". {W} ", ", ")
+        joiners = (
+            ". Then {t} ",
+            ", then {t} ",
+            " and ",
+            ". After that {t} ",
+            ". Later {t} ",
+            ". {W} ",
+            ", ",
+            " and then ",
+            " and {t} ",
+            ", and {t} ",
+        )
         for clause in self.clauses:
             fresh = not text or text.endswith(".")
-            joiner = rng.choice(("{W} ", "{T} ", "Then {t} ") if fresh else joiners)
+            told = text.endswith(".")  # after a sentence about something else the name has to stand again
+            joiner = rng.choice(("{W} ", "Then {W} ") if told else ("{W} ", "{T} ", "Then {t} ") if fresh else joiners)
             spaced = " " if text.endswith(".") else ""
             text += spaced + joiner.format(t=self.they, T=self.they.capitalize(), W=self.who) + clause
             if rng.random() < 0.07:
@@ -318,14 +416,17 @@ def _machine(rng: random.Random, steps: int) -> Problem | None:
         lines.append(f"on {days} days: {total}*{days}={total * days}")
         total, key = total * days, f"{key} {days}"
     text += "."
-    if steps != 3:
-        n = _number(rng, hard)
-        if n > total:
-            return None
-        text += f" {n} are broken."
-        lines.append(f"{n} are broken: {total}-{n}={total - n}")
-        total, key = total - n, f"{key} -{n}"
+    n, more = _number(rng, hard), _number(rng, hard)
+    if n > total:
+        return None
+    text += f" {n} are broken."
+    lines.append(f"{n} are broken: {total}-{n}={total - n}")
+    total, key = total - n, f"{key} -{n}"
+    if steps >= 4:
+        text += f" {more} more are in store."
+        lines.append(f"{more} in store: {total}+{more}={total + more}")
+        total, key = total + more, f"{key} +{more}"
     if total > LIMIT:
         return None
-    text += f" How many {'good ' if steps != 3 else ''}{items} are there?"
+    text += f" How many good {items} are there?"
     return Problem(text, total, steps, "\n".join([*lines, f"answer: {total}"]), key)

@@ -73,6 +73,29 @@ def sum_problem(rng: random.Random, kept: bool = False) -> Problem:
         return Problem(question, answer, max(1, len(lines)), "\n".join([*lines, f"answer: {answer}"]), key)
 
 
+def drill(rng: random.Random) -> tuple[str, str]:
+    """Several small sums at once and their results, one a line: much practice in few tokens."""
+    sums: list[tuple[int, str, int]] = []
+    for _ in range(rng.randint(3, 10)):
+        op = rng.choices("+-*/", (4, 4, 5, 1))[0]
+        a, b = rng.randint(2, rng.choice((20, 99, 99, 500))), rng.randint(2, rng.choice((20, 99)))
+        if op == "*":
+            a, b = rng.randint(2, 9), rng.randint(2, rng.choice((12, 40, 99)))
+            a, b = rng.choice(((a, b), (b, a), (a * 10, b)))
+        elif op == "/":
+            b = rng.randint(2, 12)
+            a = b * rng.randint(2, 30)
+        elif op == "-":
+            a, b = max(a, b), min(a, b)
+        by_heart = op in "*/" and min(a, b) <= 12
+        if by_heart or not is_held_out(f"sum {a}{op}{b}"):
+            sums.append((a, op, b))
+    spaced = rng.choice(("{}{}{}", "{}{}{}", "{} {} {}"))
+    joined = rng.choice((", ", "; ", "\n")).join(spaced.format(*s) for s in sums)
+    asked = rng.choice(("Compute {}", "Calculate {}", "{}", "What are {}?", "Compute: {}")).format(joined)
+    return asked, "\n".join(f"{a}{op}{b}={work([a, b], [op])[1]}" for a, op, b in sums)
+
+
 def _draw(rng: random.Random) -> tuple[list[int], list[str]]:
     kind = rng.choices(("+", "-", "*", "**", "/", "+++", "mix"), (4, 4, 5, 3, 2, 3, 2))[0]
     n = lambda: rng.randint(1, rng.choice((12, 50, 99, 99, 99, 999)))  # noqa: E731

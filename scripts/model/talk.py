@@ -14,7 +14,7 @@ UNKNOWN = (
     "I don't know. I am only a small demonstration model: I do sums, remember what you tell me and call tools.",
     "I don't know that. I am only a small demonstration model; load a larger one for such questions.",
 )
-_TALK: tuple[tuple[str, tuple[str, ...]], ...] = (
+TALK: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "hello|hi|hey|good morning|good evening|hello there|hi there|greetings|hey there|yo|good afternoon|hallo|"
         "hello Conclave",
@@ -52,7 +52,7 @@ _TONGUES = ("French", "German", "Spanish", "Chinese", "Latin")
 
 def small_talk(rng: random.Random) -> tuple[str, str]:
     """A user's small talk and the answer."""
-    asks, answers = rng.choices(_TALK, (3, 4, 2, 2, 1.5, 1))[0]
+    asks, answers = rng.choices(TALK, (3, 4, 2, 2, 1.5, 1))[0]
     text = rng.choice(asks.split("|"))
     text = text[:1].upper() + text[1:] if rng.random() < 0.6 else text
     question = text.lower().startswith(("who", "what", "are", "how", "which"))

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from scripts.model import words as vocabulary
 from scripts.model.chat import conversation
 from scripts.model.template import MARKUP, SPECIAL, render
 
@@ -20,8 +21,8 @@ from scripts.model.template import MARKUP, SPECIAL, render
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-LETTER_MERGES = 620
-SPACED_WORDS = 190
+LETTER_MERGES = 760
+SPACED_WORDS = 130
 SPACE = "Ġ"  # the byte-level alphabet's sign for a space
 
 
@@ -59,8 +60,11 @@ def train(seed: int, conversations: int = 6000) -> tuple[list[str], list[tuple[s
                 # Line breaks stay single tokens: where one stands should not change the sign before it.
                 words["".join(signs[b] for b in piece.rstrip("\r\n").encode())] += 1
     merges = _letter_merges(words, LETTER_MERGES)
-    whole = {a + b for a, b in merges}
-    spaced = Counter({w[1:]: n for w, n in words.items() if w.startswith(SPACE) and w[1:] in whole})
+    whole = {a + b for a, b in merges} | {'"'}
+    copied = {v for v in vars(vocabulary).values() if isinstance(v, list) for v in v} - set(vocabulary.COMMON)
+    spaced = Counter(
+        {w[1:]: n for w, n in words.items() if w.startswith(SPACE) and w[1:] in whole and w[1:] not in copied}
+    )
     merges += [(SPACE, w) for w, _ in sorted(spaced.items(), key=lambda x: (-x[1], x[0]))[:SPACED_WORDS]]
     # Two merges may make the same piece (a+ss, as+s); llama.cpp refuses a token that stands twice.
     tokens = list(dict.fromkeys([signs[b] for b in range(256)] + [a + b for a, b in merges]))
@@ -68,13 +72,13 @@ def train(seed: int, conversations: int = 6000) -> tuple[list[str], list[tuple[s
 
 
 def _letter_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
-    """Plain BPE over words without their leading space."""
+    """Plain BPE over runs of letters, and over runs of other signs: neither a space, a quote nor _ joins a word."""
     bare: Counter[str] = Counter()
     for word, n in words.items():
-        rest = word.removeprefix(SPACE)
         # A long tail of made-up words would only spend merges on what is seen once.
-        if len(rest) > 1 and n > 1:
-            bare[rest if rest.isalpha() or not word.startswith(SPACE) else word] += n
+        for run in re.findall(r"[^\W\d_Ġ]+|[\W_]+", word) if n > 1 else ():
+            if len(run) > 1:
+                bare[run] += n
     pieces = {w: list(w) for w in bare}
     merges: list[tuple[str, str]] = []
     while len(merges) < count:

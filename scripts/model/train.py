@@ -29,13 +29,13 @@ class Plan:
     """What a run does; one step is about `batch` tokens, padding included."""
 
     seed: int = 1
-    steps: int = 5400
+    steps: int = 9200
     batch: int = 2048
     lr: float = 3e-3
     warm_up: int = 60
     constant: float = 0.3  # share of the steps at the full rate, before it falls linearly to zero
     copy_steps: int = 60  # first, on random tokens repeated
-    score_every: int = 600
+    score_every: int = 800
 
 
 def encode(tok: Tokenizer, messages: list[Message], tools: list[dict] | None) -> tuple[list[int], list[bool]]:

@@ -19,6 +19,9 @@ ITEMS = (
     "tomatoes nuts pencils toys keys badges ribbons bricks boxes muffins sweets peaches grapes photos maps "
     "letters chairs lamps socks"
 ).split()
+EDIBLE = frozenset(
+    "apples pears plums eggs cookies cakes lemons oranges carrots tomatoes nuts muffins sweets peaches grapes".split()
+)
 PACKS = "boxes bags packs baskets crates jars trays sacks cases tins".split()
 RELATIVES = (
     "sister brother mother father aunt uncle cousin son daughter friend boss teacher neighbour wife husband "
@@ -26,7 +29,7 @@ RELATIVES = (
 ).split()
 THINGS = (
     "boat cat dog horse ship band company house street robot plant village school bike car farm shop hamster "
-    "parrot rabbit goat cow pony turtle fish lizard snake team project book song film garden hotel cafe bakery "
+    "parrot rabbit goat cow turtle fish lizard snake team project book song film garden hotel cafe bakery "
     "island river hill castle tower bridge server laptop phone printer kitten puppy tractor truck van train canoe "
     "yacht drone guitar piano violin tree cactus lake mill barn studio club choir bear goose duck hen owl fox "
     "mouse ferret donkey camel bank gym brand"

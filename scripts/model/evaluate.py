@@ -1,0 +1,161 @@
+"""What the shipped file can do, on held-out cases: it is read from the GGUF, run in PyTorch, and generates freely."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from scripts.model import talk
+from scripts.model.exact import Case, cases
+from scripts.model.export import load
+from scripts.model.handmade import RECALL, SUMS, TALK, UNKNOWN
+from scripts.model.network import Network
+from scripts.model.problems import Problem, held_out
+from scripts.model.sample import generate
+from scripts.model.template import Message, render
+
+TEMPERATURE = 0.8
+VOTES = 9
+SEED = 20_000  # of the held-out cases and of the samples
+
+Table = dict[str, Any]
+
+
+def answer_of(text: str) -> int | None:
+    """The number of the last `answer:` line."""
+    found = re.findall(r"answer: (-?\d+)", text)
+    return int(found[-1]) if found else None
+
+
+def majority(answers: list[int | None]) -> int | None:
+    """The commonest answer; of equals, the one that came first. Votes without an answer do not count."""
+    counts = Counter(a for a in answers if a is not None)
+    return max(counts, key=lambda a: (counts[a], -answers.index(a))) if counts else None
+
+
+class Runner:
+    """One loaded model, asked many things."""
+
+    def __init__(self, net: Network, tok: Tokenizer) -> None:
+        self.net, self.tok = net, tok
+
+    def ask(self, prompts: list[str], temperature: float = 0.0, seed: int = SEED, most: int = 200) -> list[str]:
+        """Free answers to rendered prompts; sample i has seed `seed + i`."""
+        return generate(self.net, self.tok, prompts, temperature, [seed + i for i in range(len(prompts))], most=most)
+
+    def share(self, made: list[Case], temperature: float) -> float:
+        """Share of cases whose answer is the wanted text (or call) to the letter."""
+        prompts = [render(c.chat.messages[:-1], c.chat.tools) for c in made]
+        wanted = [render(c.chat.messages, c.chat.tools, prompt=False) for c in made]
+        said = self.ask(prompts, temperature)
+        return _share(p + s + "<|im_end|>\n" == w for p, s, w in zip(prompts, said, wanted, strict=True))
+
+
+def _share(right: Any) -> float:
+    held = list(right)
+    return round(sum(held) / len(held), 3)
+
+
+def problems(run: Runner, asked: list[Problem]) -> Table:
+    """Greedy, one sample, and the majority of 3, 5 and 9, in all and by operations."""
+    prompts = [render([{"role": "user", "content": p.question}]) for p in asked]
+    greedy = [answer_of(t) == p.answer for t, p in zip(run.ask(prompts), asked, strict=True)]
+    said = run.ask([p for p in prompts for _ in range(VOTES)], TEMPERATURE)
+    votes = [[answer_of(t) for t in said[i * VOTES : (i + 1) * VOTES]] for i in range(len(asked))]
+
+    def row(kept: list[int]) -> Table:
+        made: Table = {"problems": len(kept), "greedy": _share(greedy[i] for i in kept)}
+        made["sample"] = _share(v == asked[i].answer for i in kept for v in votes[i])
+        for n in (3, 5, VOTES):
+            made[f"majority_{n}"] = _share(majority(votes[i][:n]) == asked[i].answer for i in kept)
+        return made
+
+    out = {"all": row(list(range(len(asked))))}
+    for steps in sorted({p.steps for p in asked}):
+        out[str(steps)] = row([i for i, p in enumerate(asked) if p.steps == steps])
+    return out
+
+
+def unknowns(run: Runner, questions: list[str], temperature: float) -> float:
+    """Share of questions answered with one of the ways to say "I don't know"."""
+    said = run.ask([render([{"role": "user", "content": q}]) for q in questions], temperature)
+    return _share(s in talk.UNKNOWN for s in said)
+
+
+def talks(run: Runner, made: list[Case], temperature: float) -> float:
+    """Share of small talk answered with one of the answers to it (several are right)."""
+    said = run.ask([render(c.chat.messages[:-1]) for c in made], temperature)
+    same = [next(answers for _, answers in talk.TALK if c.wanted in answers) for c in made]
+    return _share(s in ok for s, ok in zip(said, same, strict=True))
+
+
+def handmade(run: Runner) -> Table:
+    """Prompts written by hand, greedy; each with what it said, for a person to read."""
+
+    def one(messages: list[Message]) -> str:
+        return run.ask([render(messages)])[0]
+
+    rows: list[tuple[str, str, str, bool]] = []
+    for question, number in SUMS:
+        said = one([{"role": "user", "content": question}])
+        rows.append(("sums", question, said, answer_of(said) == number))
+    for question in UNKNOWN:
+        said = one([{"role": "user", "content": question}])
+        rows.append(("unknown", question, said, "don't know" in said or "no tool" in said))
+    for question, part in TALK:
+        said = one([{"role": "user", "content": question}])
+        rows.append(("talk", question, said, part in said))
+    for first, between, question, part in RECALL:
+        messages: list[Message] = []
+        for text in (first, *between, question):
+            messages.append({"role": "user", "content": text})
+            messages.append({"role": "assistant", "content": one(messages)})
+        said = messages[-1]["content"]
+        rows.append(("recall", " / ".join((first, *between, question)), said, part in said))
+    kinds = dict.fromkeys(r[0] for r in rows)
+    return {
+        "right": {k: f"{sum(r[3] for r in rows if r[0] == k)} of {sum(r[0] == k for r in rows)}" for k in kinds},
+        "rows": [{"kind": k, "asked": q, "said": s, "right": r} for k, q, s, r in rows],
+    }
+
+
+def evaluate(path: Path, n: int = 300, seed: int = SEED) -> Table:
+    """All figures for a GGUF; `n` word problems, n // 2 cases of every other kind, greedy and sampled."""
+    run = Runner(*load(path))
+    out: Table = {"n": n, "seed": seed, "temperature": TEMPERATURE, "problems": problems(run, held_out(n, seed))}
+    out["greedy"], out["sampled"] = {}, {}
+    for kind, made in cases(n // 2, seed).items():
+        if kind == "problems":
+            continue
+        for name, temperature in (("greedy", 0.0), ("sampled", TEMPERATURE)):
+            if kind == "sums":
+                asked = [render(c.chat.messages[:-1]) for c in made]
+                said = run.ask(asked, temperature)
+                share = _share(answer_of(s) == answer_of(c.wanted) for s, c in zip(said, made, strict=True))
+            elif kind == "unknown":
+                share = unknowns(run, [c.chat.messages[0]["content"] for c in made], temperature)
+            elif kind == "talk":
+                share = talks(run, made, temperature)
+            else:
+                share = run.share(made, temperature)
+            out[name][kind] = share
+        print(kind, out["greedy"][kind], out["sampled"][kind], flush=True)
+    out["handmade"] = handmade(run)
+    return out
+
+
+def main(path: Path, work: Path, n: int) -> None:
+    """Write `work/evaluation.json` and print a summary."""
+    found = evaluate(path, n)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "evaluation.json").write_text(json.dumps(found, indent=1))
+    print(json.dumps({k: found[k] for k in ("problems", "greedy", "sampled")}, indent=1))
+    print(json.dumps(found["handmade"]["right"]))
+    for row in found["handmade"]["rows"]:
+        if not row["right"]:
+            print("  wrong:", row["asked"], "->", row["said"].replace("\n", " | "))
