@@ -16,7 +16,7 @@ from node.coordinator.local import VOTING, LocalPhase, with_calls
 from node.core import answers, consensus, placement
 from node.core.consensus import Vote, VoteState
 from node.engine import scheduler
-from node.errors import ConclaveError, DeadlineExceeded, InvalidRequest, NoQuorum
+from node.errors import BackendError, ConclaveError, DeadlineExceeded, InvalidRequest, NoQuorum
 from node.mesh.peer import Peer
 from node.store import Store, Topic
 from node.types import (
@@ -32,7 +32,7 @@ from node.types import (
     Usage,
     Version,
 )
-from node.v1 import vote_pb2
+from node.v1 import types_pb2, vote_pb2
 
 log = logging.getLogger(__name__)
 
@@ -97,20 +97,11 @@ class Turn:
         """The events of the turn, the result last."""
         request = self._prepare()
         participants = self._participants()
-        count = request.candidates or placement.default_candidates(len(participants))
-        shares = placement.share(
-            count,
-            [
-                placement.Participant(
-                    self._p.id, self._p.local.engine.decode_tokens_per_s, self._p.local.engine.free_sequences
-                )
-            ]
-            + [
-                placement.Participant(p.id, p.info.decode_tokens_per_s, p.info.free_sequences)
-                for p in participants
-                if p.id != self._p.id
-            ],
-        )
+        count = request.candidates or placement.default_candidates(1 + len(participants))
+        engine = self._p.local.engine
+        me = placement.Participant(self._p.id, engine.decode_tokens_per_s, engine.free_sequences)
+        others = [placement.Participant(p.id, p.info.decode_tokens_per_s, p.info.free_sequences) for p in participants]
+        shares = placement.share(count, [me, *others])
         ids = iter(range(1, count + 1))
         self._shares = {node: tuple(next(ids) for _ in range(n)) for node, n in shares.items()}
         vote = Vote(request.strategy, range(1, count + 1), strict=self._p.strict)
@@ -163,6 +154,9 @@ class Turn:
             await work
         except ConclaveError as e:
             error = e
+        except Exception as e:  # a defect of ours in one node's part must not leave the others waiting
+            log.exception("the part of node %s failed", node)
+            error = BackendError(f"internal error: {type(e).__name__}; the log of node {self._p.id} has more")
         self._events.put_nowait(_Over(node, error))
 
     # ---- the two phases ---------------------------------------------------------------------------------------------
@@ -203,9 +197,16 @@ class Turn:
                     ballots[candidate.id] = self._ballot(with_calls(candidate, request))
                     self._events.put_nowait(ballots[candidate.id])
                 elif event.HasField("tally"):
-                    problem = consensus.check(wire.tally(event.tally, ballots), list(ballots.values()))
-                    if problem:
-                        self._warnings.append(f"the tally of node {peer.id} was not used: {problem}")
+                    self._check_tally(peer.id, event.tally, ballots)
+
+    def _check_tally(self, node: str, counted: types_pb2.Tally, ballots: dict[int, Ballot]) -> None:
+        """Ballots are what counts; a tally that does not add up with them is worth a warning."""
+        try:
+            problem = consensus.check(wire.tally(counted, ballots), list(ballots.values()))
+        except InvalidRequest as e:
+            problem = e.message
+        if problem:
+            self._warnings.append(f"the tally of node {node} was not used: {problem}")
 
     def _ballot(self, candidate: Candidate) -> Ballot:
         request = self._request
