@@ -36,7 +36,7 @@ __all__ = [
     "unlikely",
 ]
 
-# A winner with less than this share of all weight is no agreement: most of the weight is elsewhere.
+# A winner with no more than this share of all weight is no agreement: at least as much of it is elsewhere.
 DISAGREEMENT = 0.5
 
 
@@ -94,7 +94,7 @@ def elect(
         stopped_early=stopped_early,
         planned=counted.planned,
         finished=counted.finished,
-        disagreement=share < DISAGREEMENT and not fastest,
+        disagreement=share <= DISAGREEMENT and not fastest,
         quorum=counted.finished >= needed(counted.planned, quorum_fraction) if quorum is None else quorum,
         lost=lost,
         warnings=warnings,

@@ -61,21 +61,29 @@ def group(
     """Group ballots by meaning: agglomerative clustering with average linkage, the best cluster first.
 
     `vectors` maps candidate ids to embeddings of one length, of any scale. A ballot without a usable vector (missing,
-    not finite, zero, of another length than most) agrees only with ballots of its own key. Groups start from equal
-    keys, and the two groups with the highest mean cosine join while that is at least `threshold` and their signatures
-    are equal. A group's medoid is its member with the highest mean cosine to the others: minimum Bayes risk decoding
-    (arXiv 2310.01387 surveys it); ties by `tie_order`. The order of `ballots` does not matter. O(n**3) in numpy.
+    not finite, zero, of another length than most) takes that of a ballot with its key, or joins no other. Groups
+    start from equal keys, and the two groups with the highest mean cosine join while that is at least `threshold` and
+    their signatures are equal. A group's medoid is its member with the highest mean cosine to the
+    others: minimum Bayes risk decoding (arXiv 2310.01387 surveys it); ties by `tie_order`. The order of `ballots` does
+    not matter. O(n**3) in numpy.
     """
     ballots = sorted(ballots, key=lambda ballot: ballot.candidate.id)
-    cosines = _cosines([vectors.get(ballot.candidate.id, ()) for ballot in ballots])
+    units = _units([vectors.get(ballot.candidate.id, ()) for ballot in ballots])
     starts: dict[str, list[int]] = {}
     for place, ballot in enumerate(ballots):
         starts.setdefault(ballot.key, []).append(place)
     groups = list(starts.values())
     # Equal keys are equal normalised texts, so the first member's signature is the group's.
     signatures = [signature(ballots[members[0]]) for members in groups]
-    blank = [not ballots[members[0]].key for members in groups]
-    groups = _agglomerate(groups, cosines, _allowed(signatures, blank), threshold)
+    joins = []
+    for members in groups:
+        usable = [place for place in members if units[place].any()]
+        for place in members:
+            if usable and place not in usable:
+                units[place] = units[usable[0]]
+        joins.append(bool(usable) and bool(ballots[members[0]].key))
+    cosines: Matrix = (units @ units.T).clip(-1.0, 1.0).round(_PLACES)
+    groups = _agglomerate(groups, cosines, _allowed(signatures, joins), threshold)
     clusters = []
     for members in map(sorted, groups):
         medoid = _medoid(members, ballots, cosines)
@@ -83,8 +91,8 @@ def group(
     return ranked(clusters, Strategy.SIMILARITY)
 
 
-def _cosines(vectors: Sequence[Sequence[float]]) -> Matrix:
-    """Cosine of each pair, n x n; 0 in the rows of vectors that cannot be compared."""
+def _units(vectors: Sequence[Sequence[float]]) -> Matrix:
+    """The vectors at length 1, one a row; zeros in the rows of those that cannot be compared."""
     lengths = Counter(len(vector) for vector in vectors if len(vector))
     # The most frequent length; of equally frequent ones the greatest, so that the order of ballots does not matter.
     length = max(lengths, key=lambda n: (lengths[n], n)) if lengths else 1
@@ -98,16 +106,15 @@ def _cosines(vectors: Sequence[Sequence[float]]) -> Matrix:
     matrix /= np.where(largest > 0, largest, 1.0)
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     matrix /= np.where(norms > 0, norms, 1.0)
-    cosines: Matrix = (matrix @ matrix.T).clip(-1.0, 1.0).round(_PLACES)
-    return cosines
+    return matrix
 
 
-def _allowed(signatures: Sequence[Signature], blank: Sequence[bool]) -> npt.NDArray[np.bool_]:
-    """Which pairs of groups may join: equal signatures, none blank, not the same."""
+def _allowed(signatures: Sequence[Signature], joins: Sequence[bool]) -> npt.NDArray[np.bool_]:
+    """Which pairs of groups may join: equal signatures, both of those that join at all, not the same."""
     numbered: dict[Signature, int] = {}
     kinds = np.array([numbered.setdefault(each, len(numbered)) for each in signatures], dtype=np.int64)
-    said = ~np.array(blank, dtype=np.bool_)
-    allowed: npt.NDArray[np.bool_] = (kinds[:, None] == kinds[None, :]) & said[:, None] & said[None, :]
+    able = np.array(joins, dtype=np.bool_)
+    allowed: npt.NDArray[np.bool_] = (kinds[:, None] == kinds[None, :]) & able[:, None] & able[None, :]
     np.fill_diagonal(allowed, False)
     return allowed
 

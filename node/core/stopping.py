@@ -43,7 +43,12 @@ def unlikely(clusters: Sequence[Cluster], outstanding: int, strategy: Strategy, 
     if strategy not in (Strategy.MAJORITY, Strategy.CONFIDENCE):
         return False
     leader, runner, _ = _weights(clusters)
-    return leader > 0 and chance_of_change(leader, runner, outstanding) < risk
+    if leader <= 0:
+        return False
+    # In units of the mean ballot: what is still to come is expected to weigh as much as what came, and a factor common
+    # to all weights of a question (CISC's normalisation) changes nothing.
+    unit = sum(cluster.weight for cluster in clusters) / sum(cluster.count for cluster in clusters)
+    return chance_of_change(leader / unit, runner / unit, outstanding) < risk
 
 
 def chance_of_change(leader: float, runner: float, outstanding: int) -> float:
@@ -53,9 +58,9 @@ def chance_of_change(leader: float, runner: float, outstanding: int) -> float:
     leader gets of those that go to the first two, Beta(leader + 1, runner + 1), and asks whether it is above a half:
     whether the leader would win if sampling went on for ever. Here the number of votes to come is known, so the
     question is about them: with that posterior X, the votes that go to the runner-up, is Beta-binomial, and the answer
-    is P(runner + X >= leader + outstanding - X). A tie counts as a change. Weights are whole votes or lie on the grid
-    of `node.core.tally`; an outstanding vote weighs 1, the most it can. Computed in integers, exact but for the
-    division at the end.
+    is P(runner + X >= leader + outstanding - X). A tie counts as a change. The weights are in votes, that is, a vote to
+    come weighs 1; they are rounded to a multiple of 2**-40. Computed in integers, exact but for the division at the
+    end.
     """
     if outstanding <= 0:
         return 0.0
