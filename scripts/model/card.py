@@ -29,7 +29,7 @@ def card(shipped: Path, work: Path) -> str:
             parameters=f"{size / 1e6:.2f}",
             megabytes=f"{len(raw) / 1e6:.2f}",
             sha=hashlib.sha256(raw).hexdigest(),
-            shape=plan["shape"],
+            shape=_SHAPE.format(**plan["shape"]),
             vocabulary=plan["shape"]["vocabulary"],
         ),
         _figures(found),
@@ -44,6 +44,7 @@ def card(shipped: Path, work: Path) -> str:
             torch=torch.__version__.split("+")[0],
             python=platform.python_version(),
         ),
+        _try(found["demos"]),
         _LOOK.format(prompt=render([{"role": "user", "content": "What is 17 * 23?"}])),
     ]
     return "\n".join(parts)
@@ -75,8 +76,20 @@ def _figures(found: dict[str, Any]) -> str:
         problems="\n".join(rows),
         kinds="\n".join(kinds),
         right=right,
+        kinds_of_sums="\n".join(
+            f"* {kind}: {_percent(row['greedy'])}, {_percent(row['sampled'])} ({row['n']} sums)"
+            for kind, row in found["sums"].items()
+        ),
         missed=missed or "* (none)",
     )
+
+
+def _try(demos: list[dict[str, Any]]) -> str:
+    rows = []
+    for demo in demos:
+        votes = ", ".join(f"{answer}: {n}" for answer, n in demo["votes"])
+        rows.append(f"* {demo['question']} ({demo['answer']}) - greedy {demo['greedy']}; votes {votes}")
+    return _TRY.format(rows="\n".join(rows))
 
 
 def _learning(log: list[dict[str, Any]]) -> str:
@@ -108,7 +121,7 @@ def _learning(log: list[dict[str, Any]]) -> str:
 
 
 def _checks(found: dict[str, Any]) -> str:
-    return _CHECKS.format(**found)
+    return _CHECKS.format(**found) if "greedy_same" in found else _UNCHECKED.format(**found)
 
 
 _KINDS = {
@@ -128,6 +141,11 @@ _KINDS = {
     "unknown": '"I don\'t know"',
     "echo": "repeating words, to the letter",
 }
+
+_SHAPE = (
+    "{layers} layers of width {width}, {heads} heads and {kv_heads} KV heads of {head}, SwiGLU of {hidden}, QK-norm, "
+    "RoPE base {theta:.0f}, embeddings tied to the output"
+)
 
 _HEAD = """\
 # The bundled model
@@ -176,6 +194,10 @@ counts as wrong.
 
 {kinds}
 
+Bare sums apart, by kind (percent right, greedy and sampled):
+
+{kinds_of_sums}
+
 Written by hand, never by the generator (`scripts/model/handmade.py`), greedy: {right}. What went wrong:
 
 {missed}
@@ -198,6 +220,13 @@ token ids; the largest difference of any logit, F32 weights and F32 KV, is {logi
 of the shipped file are the same text for {greedy_same} of {greedy_asked} prompts (F16 KV, flash attention).
 """
 
+_UNCHECKED = """
+## The same in PyTorch and llama.cpp
+
+Not compared in this run: llama-cpp-python was not installed. The Jinja template renders {template_same} of
+{template_same} conversations as trained on.
+"""
+
 _MADE = """
 ## How it is made
 
@@ -211,6 +240,14 @@ bare sums; facts about the user, told and asked for, three questions in ten abou
 talk; repeating words; noise and general questions answered "I don't know"; tools with made-up names, shuffled
 JSON keys and results. Several of these in one conversation, half of them short, a fifth 150 to 500 tokens. No
 worked step in the data is wrong: one-sample errors are the network's.
+"""
+
+_TRY = """
+## Things to try
+
+Written by hand. In brackets the right answer, then what the model said greedily and in nine samples at 0.8.
+
+{rows}
 """
 
 _LOOK = """

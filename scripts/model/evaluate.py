@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,11 +14,13 @@ from tokenizers import Tokenizer
 from scripts.model import talk
 from scripts.model.exact import Case, cases
 from scripts.model.export import load
-from scripts.model.handmade import RECALL, SUMS, TALK, UNKNOWN
+from scripts.model.handmade import CALLS, DEMOS, RECALL, SUMS, TALK, TOOLS, UNKNOWN
 from scripts.model.network import Network
 from scripts.model.problems import Problem, held_out
 from scripts.model.sample import generate
+from scripts.model.sums import sum_problem
 from scripts.model.template import Message, render
+from scripts.model.tools import NO_TOOL
 
 TEMPERATURE = 0.8
 VOTES = 9
@@ -36,6 +39,16 @@ def majority(answers: list[int | None]) -> int | None:
     """The commonest answer; of equals, the one that came first. Votes without an answer do not count."""
     counts = Counter(a for a in answers if a is not None)
     return max(counts, key=lambda a: (counts[a], -answers.index(a))) if counts else None
+
+
+def called(text: str) -> tuple[str, dict[str, Any]] | None:
+    """The name and arguments of the one tool call that a text is."""
+    found = re.fullmatch(r"<tool_call>\n(.*)\n</tool_call>", text)
+    try:
+        made = json.loads(found[1]) if found else {}
+    except ValueError:
+        return None
+    return (made["name"], made["arguments"]) if {"name", "arguments"} <= made.keys() else None
 
 
 class Runner:
@@ -117,11 +130,52 @@ def handmade(run: Runner) -> Table:
             messages.append({"role": "assistant", "content": one(messages)})
         said = messages[-1]["content"]
         rows.append(("recall", " / ".join((first, *between, question)), said, part in said))
+    for listed, question, call in CALLS:
+        tools = [TOOLS[i] for i in listed]
+        said = run.ask([render([{"role": "user", "content": question}], tools)])[0]
+        rows.append(("tools", question, said, called(said) == call if call else said == NO_TOOL))
     kinds = dict.fromkeys(r[0] for r in rows)
     return {
         "right": {k: f"{sum(r[3] for r in rows if r[0] == k)} of {sum(r[0] == k for r in rows)}" for k in kinds},
         "rows": [{"kind": k, "asked": q, "said": s, "right": r} for k, q, s, r in rows],
     }
+
+
+_SUMS = {
+    "one + or -": r"sum \d+[-+]\d+",
+    "one product or quotient with a number up to 12": r"sum (?:\d+[*/](?:\d|1[0-2])|(?:\d|1[0-2])\*\d+)",
+    "two-digit times two-digit": r"sum \d+\*\d+",
+    "three or four numbers": r"sum .*",
+}
+
+
+def sums(run: Runner, n: int, seed: int) -> Table:
+    """Bare sums by kind, `n` held-out ones in all: share whose number is right."""
+    rng = random.Random(f"sums {seed}")
+    asked = [sum_problem(rng, kept=True) for _ in range(n)]
+    prompts = [render([{"role": "user", "content": p.question}]) for p in asked]
+    right = {
+        name: [answer_of(t) == p.answer for t, p in zip(run.ask(prompts, temperature), asked, strict=True)]
+        for name, temperature in (("greedy", 0.0), ("sampled", TEMPERATURE))
+    }
+    kinds = [next(k for k, pattern in _SUMS.items() if re.fullmatch(pattern, p.key)) for p in asked]
+    out: Table = {}
+    for kind in _SUMS:
+        rows = [i for i, k in enumerate(kinds) if k == kind]
+        if rows:
+            out[kind] = {"n": len(rows), **{name: _share(held[i] for i in rows) for name, held in right.items()}}
+    return out
+
+
+def demos(run: Runner) -> list[Table]:
+    """Hand-written problems with the greedy answer and the count of each of nine sampled ones."""
+    out = []
+    for question, answer in DEMOS:
+        prompt = render([{"role": "user", "content": question}])
+        said = [answer_of(t) for t in run.ask([prompt] * VOTES, TEMPERATURE)]
+        greedy = answer_of(run.ask([prompt])[0])
+        out.append({"question": question, "answer": answer, "greedy": greedy, "votes": Counter(said).most_common()})
+    return out
 
 
 def evaluate(path: Path, n: int = 300, seed: int = SEED) -> Table:
@@ -145,6 +199,8 @@ def evaluate(path: Path, n: int = 300, seed: int = SEED) -> Table:
                 share = run.share(made, temperature)
             out[name][kind] = share
         print(kind, out["greedy"][kind], out["sampled"][kind], flush=True)
+    out["sums"] = sums(run, 2 * n, seed)
+    out["demos"] = demos(run)
     out["handmade"] = handmade(run)
     return out
 
@@ -154,7 +210,9 @@ def main(path: Path, work: Path, n: int) -> None:
     found = evaluate(path, n)
     work.mkdir(parents=True, exist_ok=True)
     (work / "evaluation.json").write_text(json.dumps(found, indent=1))
-    print(json.dumps({k: found[k] for k in ("problems", "greedy", "sampled")}, indent=1))
+    print(json.dumps({k: found[k] for k in ("problems", "greedy", "sampled", "sums")}, indent=1))
+    for demo in found["demos"]:
+        print(demo)
     print(json.dumps(found["handmade"]["right"]))
     for row in found["handmade"]["rows"]:
         if not row["right"]:

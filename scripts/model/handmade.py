@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 SUMS: tuple[tuple[str, int], ...] = (
     ("What is 17 * 23?", 391),
     ("12+45-6=?", 51),
@@ -19,6 +21,37 @@ SUMS: tuple[tuple[str, int], ...] = (
     ("Calculate 6*7+8", 50),
     ("What is 2 + 2?", 4),
     ("Ben had 50 coins, lost 8, then found 13. How many coins does he have now?", 55),
+)
+
+DEMOS: tuple[tuple[str, int], ...] = (
+    ("What is 17 * 23?", 391),
+    ("Mia has 24 marbles. She buys 3 bags of 15 and gives 18 to Leo. How many marbles does Mia have now?", 51),
+    ("Tom had 56 stamps. He sold 19, found 8 and then bought 4 packs of 12. How many stamps does Tom have now?", 93),
+    (
+        "Pens cost 13 coins each. Books cost 24 coins each. Eva buys 6 pens and 4 books. How many coins does she pay?",
+        174,
+    ),
+    ("Ben has 37 coins. Lily has 4 times as many. Lily loses 29. How many coins does Lily have now?", 119),
+    (
+        "Sara has 6 boxes with 17 cookies each. She eats 14, gives half of them to Ben and bakes 26 more. "
+        "How many cookies does she have now?",
+        70,
+    ),
+    (
+        "A machine makes 28 nuts an hour for 7 hours a day, on 3 days. 45 are broken. How many good nuts are there?",
+        543,
+    ),
+    ("I have 92 cards. I lose 37, win 16, buy 5 packs of 14 and give 48 to Ana. How many cards do I have left?", 93),
+    (
+        "Leo has 45 nuts. Ana has 3 times as many as Leo. Ivan has 58 fewer than Ana. "
+        "How many nuts do they have together?",
+        257,
+    ),
+    (
+        "Nora has 84 beads. It is 31 degrees outside. She uses 27, then she doubles them and finds 9 jars of 8. "
+        "How many beads are left?",
+        186,
+    ),
 )
 
 UNKNOWN: tuple[str, ...] = (
@@ -76,4 +109,32 @@ TALK: tuple[tuple[str, str], ...] = (
     ("Goodbye!", "Goodbye"),
     ("Good morning, who am I talking to?", "Conclave's small demonstration model"),
     ("How are you doing?", "fine"),
+)
+
+
+def _tool(name: str, description: str, **params: str) -> dict[str, Any]:
+    """A tool as an OpenAI client lists it."""
+    properties = {n: {"type": kind, "description": f"The {n}"} for n, kind in params.items()}
+    parameters = {"type": "object", "properties": properties, "required": list(params)}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+TOOLS = (
+    _tool("get_weather", "Get the current weather for a city", city="string"),
+    _tool("set_timer", "Set a timer", minutes="integer"),
+    _tool("send_message", "Send a message to a person", person="string", text="string"),
+)
+
+# (tools listed, request, the call that is wanted or None for a refusal)
+CALLS: tuple[tuple[tuple[int, ...], str, tuple[str, dict[str, Any]] | None], ...] = (
+    ((0,), "What is the weather in Oslo?", ("get_weather", {"city": "Oslo"})),
+    ((0, 1), "What's the weather in Lisbon?", ("get_weather", {"city": "Lisbon"})),
+    ((1, 0), "Get the weather for Tokyo.", ("get_weather", {"city": "Tokyo"})),
+    ((0, 1), "Set the timer for 15.", ("set_timer", {"minutes": 15})),
+    ((1,), "Please set the timer for 5 minutes.", ("set_timer", {"minutes": 5})),
+    ((2, 0), "Send the message for Ana with text hello.", ("send_message", {"person": "Ana", "text": "hello"})),
+    ((0, 1, 2), "How is the weather in New York?", ("get_weather", {"city": "New York"})),
+    ((0,), "Book the flight to Rome.", None),
+    ((1, 2), "What is the weather in Oslo?", None),
+    ((0, 1), "Play the song Yesterday.", None),
 )
