@@ -1,4 +1,4 @@
-"""The scheduler over the strict fake: whatever comes and goes, every job ends, says its own answer, and leaks nothing."""
+"""The scheduler over the strict fake: whatever comes and goes, every job ends, says its own answer, leaks nothing."""
 
 from collections import defaultdict
 

@@ -1,0 +1,153 @@
+"""The decode thread from asyncio's side: jobs end, leaving one cancels it, a defect costs its request, not the node."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from node.engine.engine import Engine
+from node.engine.fake import FakeBackend, FakeSpec
+from node.engine.scheduler import Done, Ended, Job, job
+from node.errors import BackendError, InvalidRequest, NotReady, Overloaded
+from node.types import FinishReason, Message, SamplingParams
+
+
+async def started(spec: FakeSpec | None = None, queue_limit: int = 64, **limits: int) -> tuple[Engine, FakeBackend]:
+    backend = FakeBackend(spec or FakeSpec(), **limits)  # type: ignore[arg-type]
+    engine = Engine(lambda: backend, node="here", queue_limit=queue_limit)
+    await engine.start()
+    return engine, backend
+
+
+def make(engine: Engine, id: str, text: str, candidates: int = 1, **params: object) -> Job:
+    prompt = engine.backend.tokenize(engine.backend.render([Message("user", text)], []))
+    return job(id, prompt, range(1, candidates + 1), SamplingParams(**params), seed=7)  # type: ignore[arg-type]
+
+
+async def answers(engine: Engine, job: Job) -> list[str]:
+    return [e.candidate.text async for e in engine.run(job) if isinstance(e, Done)]
+
+
+async def until_free(engine: Engine, sequences: int = 16) -> None:
+    async with asyncio.timeout(5):
+        while engine.free_sequences < sequences:  # noqa: ASYNC110 (the engine has no event for it)
+            await asyncio.sleep(0.005)
+
+
+async def test_jobs_run_side_by_side() -> None:
+    engine, backend = await started()
+    found = await asyncio.gather(*(answers(engine, make(engine, f"j{i}", f"text {i}", 2)) for i in range(20)))
+    assert found == [[f"echo: text {i}"] * 2 for i in range(20)]
+    await engine.close()
+    assert backend.used_sequences == 0
+
+
+async def test_leaving_a_job_frees_its_sequences() -> None:
+    engine, _ = await started(FakeSpec(answers=(" ".join(["w"] * 10_000),), tokens_per_s=200))
+    async with contextlib.aclosing(engine.run(make(engine, "a", "q", 4, max_tokens=10_000))) as events:
+        await anext(events)
+        assert engine.free_sequences == 12
+    await until_free(engine)
+    await engine.close()
+
+
+async def test_cancelled_candidates_come_with_what_they_spent() -> None:
+    engine, _ = await started(FakeSpec(answers=(" ".join(["w"] * 10_000),), tokens_per_s=200))
+    seen = []
+    async for event in engine.run(make(engine, "a", "q", 3, max_tokens=10_000)):
+        if isinstance(event, Done):
+            seen.append((event.candidate.finish_reason, event.candidate.tokens > 0))
+        elif not seen:
+            engine.cancel("a")
+    assert seen == [(FinishReason.CANCELLED, True)] * 3
+    await engine.close()
+
+
+async def test_errors_reach_their_job_alone() -> None:
+    engine, _ = await started(queue_limit=1, sequences=1, spec=FakeSpec(tokens_per_s=100), context=64)
+    with pytest.raises(InvalidRequest, match="64"):
+        await answers(engine, make(engine, "long", "w " * 100))
+    results = await asyncio.gather(
+        *(answers(engine, make(engine, f"j{i}", "q")) for i in range(4)), return_exceptions=True
+    )
+    assert [r for r in results if isinstance(r, list)] == [["echo: q"]] * sum(isinstance(r, list) for r in results)
+    assert any(isinstance(r, Overloaded) for r in results)
+    assert await answers(engine, make(engine, "after", "still here")) == ["echo: still here"]
+    await engine.close()
+
+
+class Broken(FakeBackend):
+    """Has a defect that shows once."""
+
+    broken = True
+
+    def decode(self, rows: object) -> None:  # type: ignore[override]
+        if self.broken and len(rows) > 1:  # type: ignore[arg-type]
+            self.broken = False
+            raise ZeroDivisionError("a defect")
+        super().decode(rows)  # type: ignore[arg-type]
+
+
+async def test_a_defect_fails_the_request_and_not_the_node(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(lambda: Broken(FakeSpec()))
+    await engine.start()
+    with pytest.raises(BackendError, match="ZeroDivisionError"):
+        await answers(engine, make(engine, "a", "q"))
+    assert "a decode step failed" in caplog.text
+    assert await answers(engine, make(engine, "b", "fine")) == ["echo: fine"]
+    await engine.close()
+
+
+async def test_a_backend_that_cannot_be_made_fails_the_start() -> None:
+    def fails() -> FakeBackend:
+        raise InvalidRequest("no such model")
+
+    engine = Engine(fails)
+    with pytest.raises(InvalidRequest, match="no such model"):
+        await engine.start()
+    with pytest.raises(NotReady):
+        engine.info  # noqa: B018
+    await engine.close()
+
+
+async def test_closing_ends_running_jobs() -> None:
+    engine, _ = await started(FakeSpec(answers=(" ".join(["w"] * 10_000),), tokens_per_s=100))
+    ended = []
+
+    async def run() -> None:
+        async for event in engine.run(make(engine, "a", "q", max_tokens=10_000)):
+            if isinstance(event, Ended):
+                ended.append(event.job)
+
+    task = asyncio.create_task(run())
+    await asyncio.sleep(0.05)
+    await engine.close()
+    await task
+    assert ended == ["a"]
+    with pytest.raises(NotReady):
+        await answers(engine, make(engine, "b", "q"))
+
+
+async def test_the_event_loop_stays_awake_while_the_model_computes() -> None:
+    engine, _ = await started(FakeSpec(answers=(" ".join(["w"] * 20),), tokens_per_s=10))
+    task = asyncio.create_task(answers(engine, make(engine, "a", "q")))
+    loop = asyncio.get_running_loop()
+    worst = 0.0
+    for _ in range(20):
+        before = loop.time()
+        await asyncio.sleep(0.01)
+        worst = max(worst, loop.time() - before)
+    assert worst < 0.09  # less than one of the backend's steps of 100 ms
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await engine.close()
+
+
+async def test_embeddings_are_computed_between_steps() -> None:
+    engine, _ = await started(FakeSpec(answers=(" ".join(["w"] * 200),), tokens_per_s=500))
+    running = asyncio.create_task(answers(engine, make(engine, "a", "q")))
+    same, other = await engine.embed(["the same words", "the same words"]), await engine.embed(["else"])
+    assert same[0] == same[1] != other[0]
+    assert sum(x * x for x in same[0]) == pytest.approx(1.0)
+    assert len(await running) == 1
+    await engine.close()
