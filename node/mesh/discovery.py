@@ -71,6 +71,8 @@ class Discovery:
     async def start(self) -> str:
         """Announces and looks from now on. Returns "" or one line that says why this network has no discovery."""
         try:
+            if missing := set(self._interfaces) - {str(n.ip) for n in _networks()}:
+                raise OSError(f"{', '.join(sorted(missing))} is no address of this machine")
             self._zeroconf = AsyncZeroconf(
                 interfaces=self._interfaces or InterfaceChoice.All, ip_version=IPVersion.V4Only
             )

@@ -356,7 +356,6 @@ class Mesh:
         self._peers[peer.id] = peer
         if old is not None:
             await old.close(grace=60.0 if self._is_alive(peer.id) else None)
-        self._spawn(peer.watch())
         self._apply(Alive(info, direct=True))
         # The probe measures the round trip. And if we hold it for dead, it tells it so, and its answer refutes that.
         reply = await peer.probe(self._probe_request(peer.id), 4 * self._members.settings.timeout_s)
@@ -372,6 +371,9 @@ class Mesh:
         while True:
             now = time.monotonic()
             self._apply(Tick())
+            for id, peer in self._peers.items():
+                if peer.lost():
+                    self._members.check(id)
             due = self._members.due(now)
             for id in due.probe:
                 self._spawn(self._probe(id))

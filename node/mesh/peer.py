@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import grpc
@@ -50,6 +50,7 @@ class Peer:
         self.expires = identity.leaf().expires
         self._on_broken = on_broken
         self._closed = False
+        self._state = grpc.ChannelConnectivity.IDLE
         self._channel = grpc.aio.secure_channel(
             f"dns:///{address}",  # The scheme is said, or a hostile "unix:1" would be one.
             identity.channel_credentials(),
@@ -68,12 +69,12 @@ class Peer:
 
     async def hello(self, request: mesh_pb2.HelloRequest, timeout_s: float = 2.0) -> mesh_pb2.HelloResponse:
         """Introduces us; the time for connecting is included."""
-        return await self.call(self.mesh.Hello(request, timeout=timeout_s))
+        return await self.call(self.mesh.Hello, request, timeout_s)
 
     async def probe(self, request: mesh_pb2.ProbeRequest, timeout_s: float) -> mesh_pb2.ProbeResponse:
         """Asks for a sign of life; a direct one measures the round trip."""
         started = time.perf_counter()
-        response = await self.call(self.mesh.Probe(request, timeout=timeout_s))
+        response = await self.call(self.mesh.Probe, request, timeout_s)
         if not request.target:
             took = (time.perf_counter() - started) * 1000
             # Smoothed as TCP smooths its own, and never held up by one that waited for a connection.
@@ -82,46 +83,52 @@ class Peer:
 
     async def decide(self, request: vote_pb2.DecideRequest, timeout_s: float = 5.0) -> vote_pb2.DecideResponse:
         """Tells the outcome of a vote."""
-        return await self.call(self.vote.Decide(request, timeout=timeout_s))
+        return await self.call(self.vote.Decide, request, timeout_s)
 
     async def poll(
         self, request: vote_pb2.PollRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[vote_pb2.PollResponse, None]:
         """The peer's local phase, event by event. Closing the iterator cancels its candidates."""
-        call = self.vote.Poll(request, timeout=timeout_s)
+        call: grpc.aio.UnaryStreamCall[vote_pb2.PollRequest, vote_pb2.PollResponse] | None = None
         try:
             while True:
-                response = await self._translated(call.read(), timed=timeout_s is not None)
+                async with self._translated(own_timeout=False):
+                    call = call or self.vote.Poll(request, timeout=timeout_s)
+                    response = await call.read()
                 if not isinstance(response, vote_pb2.PollResponse):  # grpc.aio.EOF
                     return
                 yield response
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
 
-    async def call(self, call: Awaitable[_T]) -> _T:
-        """The result of a unary call made with one of the stubs, its failure as one of our errors."""
-        return await self._translated(call, timed=False)
+    async def call(self, method: Callable[..., Awaitable[_T]], request: object, timeout_s: float) -> _T:
+        """A unary call of one of the stubs, such as `peer.kvsync.Append`, with its failure as one of our errors."""
+        async with self._translated(own_timeout=True):
+            return await method(request, timeout=timeout_s)
 
-    async def watch(self) -> None:
-        """Tells `on_broken` as soon as the connection is lost; ends when the channel is closed."""
-        state = self._channel.get_state()
-        with contextlib.suppress(grpc.aio.UsageError, grpc.aio.InternalError):  # The channel was closed meanwhile.
-            while state is not grpc.ChannelConnectivity.SHUTDOWN:
-                await self._channel.wait_for_state_change(state)
-                before, state = state, self._channel.get_state()
-                if before is grpc.ChannelConnectivity.READY and state is not before:
-                    self._on_broken(self.id)
+    def lost(self) -> bool:
+        """Whether the connection, once made, was lost since the last time this was asked.
+
+        Asked on each tick of the mesh: waiting for the state in gRPC instead would leave an operation behind that
+        outlives its task, and its event loop in tests.
+        """
+        before, self._state = self._state, self._channel.get_state()
+        return before is grpc.ChannelConnectivity.READY and self._state is not before
 
     async def close(self, grace: float | None = None) -> None:
         """Ends the connection; calls in flight fail as PeerUnavailable after `grace` seconds (default: at once)."""
         self._closed = True
         await self._channel.close(grace)
 
-    async def _translated(self, call: Awaitable[_T], *, timed: bool) -> _T:
+    @contextlib.asynccontextmanager
+    async def _translated(self, *, own_timeout: bool) -> AsyncIterator[None]:
+        """What gRPC raises becomes one of our errors; with `own_timeout` a deadline says that the peer is slow."""
         try:
-            return await call
+            yield
+            return
         except grpc.RpcError as e:
-            error = self._error(e, timed)
+            error = self._error(e, own_timeout)
         except grpc.aio.UsageError:
             error = PeerUnavailable(f"{self._who()} is gone: its connection was closed")
         except asyncio.CancelledError:
@@ -134,10 +141,10 @@ class Peer:
             self._on_broken(self.id)
         raise error
 
-    def _error(self, e: grpc.RpcError, timed: bool) -> ConclaveError:
+    def _error(self, e: grpc.RpcError, own_timeout: bool) -> ConclaveError:
         error = wire.error_from_rpc(e)
         text = error.message
-        if isinstance(error, DeadlineExceeded) and not timed:
+        if isinstance(error, DeadlineExceeded) and own_timeout:
             return PeerUnavailable(f"{self._who()} did not answer in time")
         if not isinstance(error, PeerUnavailable):
             return error
