@@ -1,0 +1,171 @@
+"""Write a GGUF with random weights in the shape of Qwen2.5-0.5B, and quantize it: speed does not depend on the values.
+
+    python scripts/bench/make_model.py [--type q8_0]     prints the path; files are kept in the user's cache
+    python scripts/bench/make_model.py --tiny --window 64 --out FILE     a small one for tests, with a sliding window
+
+Vocabulary: bytes and the ChatML control tokens are real, the rest are placeholders, so prompts of plain text tokenize
+to one token a byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conclave" / "bench"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model."""
+
+    arch: str = "qwen2"
+    layers: int = 24
+    width: int = 896
+    heads: int = 14
+    kv_heads: int = 2
+    hidden: int = 4864
+    vocabulary: int = 151_936
+    context: int = 32_768
+    window: int = 0
+
+    @property
+    def head(self) -> int:
+        return self.width // self.heads
+
+
+QWEN_05B = Shape()
+TINY = Shape("gemma2", layers=2, width=64, heads=4, kv_heads=2, hidden=128, vocabulary=300, context=2048)
+
+
+def bytes_to_unicode() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+def write(path: Path, shape: Shape, seed: int = 1) -> None:
+    """Write an F16 file."""
+    import gguf
+
+    rng = np.random.default_rng(seed)
+    out = gguf.GGUFWriter(path, shape.arch)
+    out.add_name(f"random {shape.arch} {shape.layers}x{shape.width}")
+    out.add_block_count(shape.layers)
+    out.add_context_length(shape.context)
+    out.add_embedding_length(shape.width)
+    out.add_feed_forward_length(shape.hidden)
+    out.add_head_count(shape.heads)
+    out.add_head_count_kv(shape.kv_heads)
+    out.add_key_length(shape.head)
+    out.add_value_length(shape.head)
+    out.add_rope_freq_base(1e6)
+    out.add_layer_norm_rms_eps(1e-6)
+    out.add_vocab_size(shape.vocabulary)
+    if shape.window:
+        out.add_sliding_window(shape.window)
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("qwen2")
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    filler = shape.vocabulary - 256 - len(specials)
+    tokens = bytes_to_unicode() + [f"<filler{i}>" for i in range(filler)] + specials
+    kinds = [1] * 256 + [5] * filler + [3] * len(specials)  # NORMAL, UNUSED, CONTROL
+    out.add_token_list(tokens)
+    out.add_token_types(kinds)
+    out.add_token_merges([])
+    out.add_eos_token_id(shape.vocabulary - 1)
+    out.add_add_bos_token(False)
+    out.add_chat_template(TEMPLATE)
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        values = rng.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(columns)
+        out.add_tensor(name, values.astype(np.float16))
+
+    def vector(name: str, size: int, value: float = 1.0) -> None:
+        out.add_tensor(name, np.full(size, value, dtype=np.float32))
+
+    kv_width = shape.kv_heads * shape.head
+    matrix("token_embd.weight", shape.vocabulary, shape.width)
+    vector("output_norm.weight", shape.width)
+    for i in range(shape.layers):
+        block = f"blk.{i}."
+        matrix(block + "attn_q.weight", shape.heads * shape.head, shape.width)
+        matrix(block + "attn_k.weight", kv_width, shape.width)
+        matrix(block + "attn_v.weight", kv_width, shape.width)
+        matrix(block + "attn_output.weight", shape.width, shape.heads * shape.head)
+        matrix(block + "ffn_gate.weight", shape.hidden, shape.width)
+        matrix(block + "ffn_up.weight", shape.hidden, shape.width)
+        matrix(block + "ffn_down.weight", shape.width, shape.hidden)
+        vector(block + "attn_norm.weight", shape.width)
+        vector(block + "ffn_norm.weight", shape.width)
+        if shape.arch == "qwen2":
+            vector(block + "attn_q.bias", shape.heads * shape.head, 0.0)
+            vector(block + "attn_k.bias", kv_width, 0.0)
+            vector(block + "attn_v.bias", kv_width, 0.0)
+        else:
+            vector(block + "post_attention_norm.weight", shape.width)
+            vector(block + "post_ffw_norm.weight", shape.width)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
+def quantize(source: Path, target: Path, kind: str) -> None:
+    """Quantize a file with llama.cpp."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    import llama_cpp
+
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+    if llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(params)) != 0:
+        sys.exit(f"{source} could not be quantized to {kind}")
+
+
+def model(kind: str = "q8_0") -> Path:
+    """The 0.5B-shaped model in a type, made once."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    target = CACHE / f"qwen2-0.5b-random-{kind}.gguf"
+    if not target.exists():
+        source = CACHE / "qwen2-0.5b-random-f16.gguf"
+        if not source.exists():
+            write(source.with_suffix(".part"), QWEN_05B)
+            source.with_suffix(".part").rename(source)
+        if kind != "f16":
+            quantize(source, target.with_suffix(".part"), kind)
+            target.with_suffix(".part").rename(target)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--type", default="q8_0", choices=["f16", "q8_0", "q4_0", "q4_k_m"])
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--window", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.tiny:
+        if args.out is None:
+            parser.error("--tiny needs --out FILE")
+        shape = Shape(**{**TINY.__dict__, "window": args.window})
+        write(args.out, shape)
+        print(args.out)
+    else:
+        print(model(args.type))
+
+
+if __name__ == "__main__":
+    main()
