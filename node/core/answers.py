@@ -35,6 +35,8 @@ CONFIDENCE_TEMPERATURE = 0.5
 _REASONING = frozenset(
     {"reasoning", "rationale", "explanation", "thought", "thoughts", "thinking", "chain_of_thought", "scratchpad"}
 )
+# How many fenced blocks are tried for JSON, from the last one back.
+_BLOCKS = 8
 _CALL_PREFIX = "tool:"
 
 
@@ -108,11 +110,13 @@ def ballot(candidate: Candidate, strategy: Strategy, *, question: str = "", json
 
 
 def confidence_weight(mean_logprob: float) -> float:
-    """exp(mean_logprob / T), in (0, 1]: the numerator of the softmax that CISC weighs by (arXiv 2502.06233).
+    """exp(mean_logprob / T), in (0, 1]: the numerator of a softmax over the question, as in CISC (arXiv 2502.06233).
 
-    Its denominator is one number for the whole question, so leaving it out changes no share and no winner, and keeps
-    weights additive: tallies of several nodes merge to the tally of all their ballots. Mean logprob as the measure of
-    confidence is also DeepConf's (arXiv 2508.15260). A logprob above 0 counts as 0, NaN as no confidence at all.
+    The denominator is one number for the whole question, so leaving it out changes no share and no winner, and keeps
+    weights additive: tallies of several nodes merge to the tally of all their ballots. The confidence is the mean
+    logprob itself (CISC's "response probability" is its exponential, p; so this weight is p ** (1 / T)). DeepConf
+    (arXiv 2508.15260) averages over the tokens as well, but the logprobs of the top k at each place, which no backend
+    here gives for nothing. A logprob above 0 counts as 0, NaN as no confidence at all.
     """
     if math.isnan(mean_logprob):
         return quantised(0.0)
@@ -134,7 +138,7 @@ def _said(key: str) -> str:
 def _json_value(text: str) -> str | None:
     """The canonical JSON that a text is, else its last fenced block that is JSON, else its outermost brackets' text."""
     texts = [text.strip()]
-    texts += [body for language, body in reversed(fences(text)[0]) if language in ("", "json")]
+    texts += [body for language, body in reversed(fences(text)[0][-_BLOCKS:]) if language in ("", "json")]
     texts += [text[text.find(left) : text.rfind(right) + 1] for left, right in ("{}", "[]") if left in text]
     for each in texts:
         if (found := _canonical_json(_without_reasoning(load_json(each)))) is not None:

@@ -104,7 +104,8 @@ def elect(
 class Vote:
     """One vote over candidates that are planned in advance, fed as they finish.
 
-    `planned` are their ids. `adaptive` lets it stop when a change is unlikely, not only when it is impossible.
+    `planned` are their ids. `adaptive` lets it stop when a change is unlikely, not only when it is impossible; without
+    `early` it waits for every candidate that can still finish (`fastest` excepted, whose first ballot is its last).
     `strict` makes it LOST as soon as a quorum is out of reach; otherwise it goes on with what there is, the outcome
     says that there was no quorum, and it is LOST only when nothing at all can finish. Once WON or LOST it stays so:
     a ballot that was under way when candidates were being cancelled comes too late, on every path alike.
@@ -118,6 +119,7 @@ class Vote:
         planned: Iterable[int],
         *,
         adaptive: bool = True,
+        early: bool = True,
         quorum_fraction: float = 0.5,
         strict: bool = False,
     ) -> None:
@@ -131,6 +133,7 @@ class Vote:
         self.strategy = strategy
         self._planned = frozenset(ids)
         self._adaptive = adaptive
+        self._early = early or strategy is Strategy.FASTEST
         self._needed = needed(len(ids), quorum_fraction)
         self._strict = strict
         self._ballots: dict[int, Ballot] = {}
@@ -238,6 +241,8 @@ class Vote:
         reachable = len(self._ballots) + outstanding
         if reachable == 0 or (self._strict and reachable < self._needed):
             self._state = VoteState.LOST
+            return
+        if outstanding and not self._early:
             return
         clusters = self.tally().clusters
         if settled(clusters, outstanding, self.strategy) or (

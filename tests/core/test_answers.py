@@ -24,6 +24,9 @@ from node.core.answers import (
 )
 from node.types import Candidate, FinishReason, Message, Strategy, Tool, ToolCall
 
+# The same examples in every run, however busy the machine is.
+REPEATABLE = settings(deadline=None, derandomize=True, max_examples=60)
+
 STOP = FinishReason.STOP
 CHOICE = "What is the capital of France?\nA) London\nB) Paris\nC) Rome\nD) Berlin"
 INLINE = "Which gas do plants absorb? (A) oxygen (B) carbon dioxide (C) helium"
@@ -248,6 +251,7 @@ def test_resolve() -> None:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
+@REPEATABLE
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=6))
 def test_every_spelling_of_a_number_has_one_form(value: object) -> None:
     spelled = f"{value:f}"
@@ -259,6 +263,7 @@ def test_every_spelling_of_a_number_has_one_form(value: object) -> None:
         assert numbers.parse(other) == form
 
 
+@REPEATABLE
 @given(st.integers(-(10**15), 10**15), st.integers(-(10**15), 10**15))
 def test_different_numbers_have_different_forms(a: int, b: int) -> None:
     assert (numbers.parse(str(a)) == numbers.parse(str(b))) == (a == b)
@@ -266,6 +271,7 @@ def test_different_numbers_have_different_forms(a: int, b: int) -> None:
     assert list(numbers.scan(f"{a} and {b}")) == [str(a), str(b)]
 
 
+@REPEATABLE
 @given(st.integers(-999, 999), st.integers(1, 999))
 def test_fractions_are_reduced(a: int, b: int) -> None:
     form = numbers.parse(f"{a}/{b}")
@@ -386,6 +392,7 @@ def test_ballot_of_a_call() -> None:
     assert 0.0 < bad.quality < half.quality < 1.0
 
 
+@REPEATABLE
 @given(st.floats())
 @example(math.nan)
 @example(math.inf)
@@ -419,7 +426,7 @@ PIECES = st.sampled_from(
 TEXTS = st.text() | st.lists(PIECES, max_size=30).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(REPEATABLE, max_examples=250)
 @given(TEXTS, TEXTS | st.sampled_from([COUNT, CHOICE, INLINE]), TEXTS | st.just(SCHEMA) | st.just(""), TEXTS)
 def test_nothing_raises_and_only_blank_text_has_no_key(text: str, question: str, schema: str, arguments: str) -> None:
     key = answer_key(text, question=question, json_schema=schema)
@@ -442,6 +449,7 @@ def test_nothing_raises_and_only_blank_text_has_no_key(text: str, question: str,
         assert 0.0 <= made.quality <= 1.0
 
 
+@REPEATABLE
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
@@ -491,11 +499,12 @@ def test_a_megabyte_of_anything_is_read_in_time(name: str) -> None:
     unit = MEGABYTE[name]
     text = unit * (2**20 // len(unit.encode("utf-8", "surrogatepass")))
     start = time.process_time()
-    for question in (COUNT, CHOICE):
-        assert answer_key(text, question=question, json_schema=SCHEMA) or not text.strip()
+    if "B" in unit:
+        assert answer_key(text, question=CHOICE) == "B"
+    assert answer_key(text, question=COUNT, json_schema=SCHEMA) or not text.strip()
     assert 0.0 <= quality(f"```python\n{text}", STOP) <= 1.0
     has_key(text)
-    # Linear work takes well under half of this on one slow core; anything quadratic takes minutes.
+    # Linear work takes well under a third of this on one slow core; anything quadratic takes minutes.
     assert time.process_time() - start < 6.0
 
 
