@@ -34,7 +34,7 @@ from node.mesh.identity import Identity, load_node_id, load_token
 from node.mesh.mesh import Mesh
 from node.models import catalogue
 from node.store import Store
-from node.types import NodeInfo, NodeState, SamplingParams, Strategy
+from node.types import EarlyStop, NodeInfo, NodeState, SamplingParams, Strategy
 from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2_grpc, vote_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ class Node:
             self._mesh,
             self._store,
             strict_quorum=config.quorum == "strict",
+            early_stop=EarlyStop(config.early_stop),
         )
         self._undo.push_async_callback(self._coordinator.stop)
         await self._serve()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from node.errors import InvalidRequest
-from node.types import Strategy
+from node.types import EarlyStop, Strategy
 
 DEFAULT_PORT = 7420
 DEFAULT_MESH_PORT = 7421
@@ -37,6 +37,11 @@ class Config:
     backend: str = _option("auto", "what computes", choices=BACKENDS)
     candidates: int = _option(0, "candidates a prompt over the mesh; 0: four for each node taking part", metavar="N")
     strategy: str = _option("auto", "how votes are counted", choices=tuple(Strategy))
+    early_stop: str = _option(
+        "adaptive",
+        "stop a vote when a change is unlikely (adaptive), impossible (exact), or never (off)",
+        choices=tuple(EarlyStop),
+    )
     quorum: str = _option(
         "half", "half: answer with what came by the deadline; strict: fail", choices=("half", "strict")
     )

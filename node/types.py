@@ -38,6 +38,14 @@ class Strategy(StrEnum):
     FASTEST = "fastest"
 
 
+class EarlyStop(StrEnum):
+    """When a vote stops its outstanding candidates: a change is unlikely, is impossible, or never."""
+
+    ADAPTIVE = "adaptive"
+    EXACT = "exact"
+    OFF = "off"
+
+
 class NodeState(StrEnum):
     """What is held of a node."""
 

@@ -19,7 +19,7 @@ from node.engine import scheduler
 from node.engine.engine import Engine
 from node.errors import InvalidRequest, NotFound
 from node.store import Store, Topic
-from node.types import Ballot, GenerateRequest, GenerateResult, Tally, Version
+from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Tally, Version
 
 REMEMBERED_RESULTS = 1024
 
@@ -35,10 +35,11 @@ class Coordinator:
         store: Store,
         *,
         strict_quorum: bool = False,
+        early_stop: EarlyStop = EarlyStop.ADAPTIVE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._local = LocalPhase(engine)
-        self._place = Place(node_id, self._local, mesh, store, clock, strict_quorum)
+        self._place = Place(node_id, self._local, mesh, store, clock, strict_quorum, early_stop)
         self._results: OrderedDict[str, tuple[str, GenerateResult]] = OrderedDict()
         self._running: dict[str, tuple[str, asyncio.Future[GenerateResult]]] = {}
         self._topic_locks: dict[str, asyncio.Lock] = {}

@@ -22,6 +22,7 @@ from node.store import Store, Topic
 from node.types import (
     Ballot,
     Candidate,
+    EarlyStop,
     FinishReason,
     GenerateRequest,
     GenerateResult,
@@ -59,6 +60,7 @@ class Place:
     store: Store
     clock: Callable[[], float]
     strict: bool = False
+    early_stop: EarlyStop = EarlyStop.ADAPTIVE
     background: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -104,7 +106,13 @@ class Turn:
         shares = placement.share(count, [me, *others])
         ids = iter(range(1, count + 1))
         self._shares = {node: tuple(next(ids) for _ in range(n)) for node, n in shares.items()}
-        vote = Vote(request.strategy, range(1, count + 1), strict=self._p.strict)
+        vote = Vote(
+            request.strategy,
+            range(1, count + 1),
+            adaptive=self._p.early_stop is EarlyStop.ADAPTIVE,
+            early=self._p.early_stop is not EarlyStop.OFF,
+            strict=self._p.strict,
+        )
         yield Planned(request.request_id, request.strategy, tuple(self._shares.items()))
         try:
             self._start([p for p in participants if p.id in self._shares])
