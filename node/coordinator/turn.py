@@ -228,7 +228,9 @@ class Turn:
             left = None if self._deadline is None else self._deadline - self._p.clock()
             try:
                 # The engine ends its candidates at the same deadline; peers that hang are left behind here.
-                news = await asyncio.wait_for(self._events.get(), None if left is None else max(left, 0.05))
+                # Not wait_for: before Python 3.12 it may swallow the cancellation of a client that leaves.
+                async with asyncio.timeout(None if left is None else max(left, 0.05)):
+                    news = await self._events.get()
             except TimeoutError:
                 for node in running:
                     vote.lose(self._shares[node], node, "did not finish by the deadline")

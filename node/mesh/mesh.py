@@ -387,8 +387,11 @@ class Mesh:
                 renew_at = now + 60.0
                 self._renew()
             self._wake.clear()
+            # Not wait_for: before Python 3.12 it may swallow the cancellation when it comes with the event, and `stop`
+            # would wait for ever.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
             late = time.monotonic() - now - TICK_S
             if late > STALL_S:
                 self._stalled_at = time.monotonic()
