@@ -84,12 +84,18 @@ _LETTER_ALONE = re.compile(r"\W{0,6}(?:option|choice|answer)?\W{0,4}([A-Za-z])\W
 _LETTER_FIRST = re.compile(
     r"[\s*_`$]{0,6}(?:(?:option|choice)[ \t]+)?(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[).:*\]])(?!\w)", re.IGNORECASE
 )
+# A letter that is said to be the answer. A lower-case one needs a mark after it or nothing: "the answer is a city".
 _LETTER_NAMED = re.compile(
-    r"\b(?:answer|option|choice)(?:[ \t]+is|:)?[ \t:*_(\[]{1,6}(?:option[ \t]+)?([A-Z])(?![\w'’])"
-    r"|(?<!\w)([A-Z])[)\]*_]{0,3}[ \t]+is[ \t]+(?:the[ \t]+)?(?:correct|right|best)\b",
+    r"\b(?:answer|option|choice|pick|choose|select|go[ ]with)(?:[ \t]+is|:)?[ \t:*_(\[]{1,6}(?:option[ \t]+)?"
+    r"((?-i:[A-Z])(?![\w'’])|[a-z](?=[)\].:,;!*_]|[ \t]*$))"
+    r"|(?<!\w)((?-i:[A-Z]))[)\]*_]{0,3}[ \t]+is[ \t]+(?:the[ \t]+)?(?:correct|right|best)\b",
+    re.IGNORECASE | re.MULTILINE,
 )
-_LETTER_BRACKETED = re.compile(r"(?<![\w(\[])(?:[(\[]([A-Z])[)\]]|([A-Z])\)|\*\*([A-Z])[.:]?\*\*)")
+_LETTER_BRACKETED = re.compile(r"(?<![\w(\[])(?:[(\[]([A-Z])[)\]]|([A-Z])\)|\*\*([A-Z])[.:]?\*\*)(?!\w)", re.IGNORECASE)
 _LETTER_BARE = re.compile(r"(?<![\w'’])([B-HJ-Z])(?![\w'’])")
+
+_WORDS_ONLY = re.compile(r"[\W_]+")
+_TOLD = 4000  # characters of a text that are searched for an option's text
 
 _SPACE = re.compile(r"\s+")
 _EDGE_LEFT = " \t*_`\"'“”‘’«»#>.,;:!?–—•()[]{}…"
@@ -150,7 +156,7 @@ def marked(text: str, ask: Asked) -> str | None:
 
 
 def choice(text: str, options: dict[str, str]) -> str | None:
-    """The one letter of `options` that a text chooses, or whose text it repeats; None when it chooses none."""
+    """The one letter of `options` that a text chooses, or the only one whose text it tells; None when there is none."""
     if (alone := _LETTER_ALONE.fullmatch(text[:64])) and len(text) <= 64 and alone[1].upper() in options:
         return alone[1].upper()
     named = _last_letter(_LETTER_NAMED, text, options)
@@ -163,9 +169,10 @@ def choice(text: str, options: dict[str, str]) -> str | None:
     for pattern in (_LETTER_BRACKETED, _LETTER_BARE):
         if (found := _last_letter(pattern, text, options)) is not None:
             return found
-    said = normalise(text) if len(text) < 1000 else ""
-    same = [letter for letter, option in options.items() if option and option == said]
-    return same[0] if len(same) == 1 else None
+    said = f" {_WORDS_ONLY.sub(' ', normalise(text[:_TOLD]))} "
+    worded = {letter: _WORDS_ONLY.sub(" ", option).strip() for letter, option in options.items()}
+    told = [letter for letter, option in worded.items() if option and f" {option} " in said]
+    return told[0] if len(told) == 1 else None
 
 
 def normalise(text: str) -> str:

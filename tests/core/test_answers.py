@@ -30,6 +30,7 @@ REPEATABLE = settings(deadline=None, derandomize=True, max_examples=60)
 STOP = FinishReason.STOP
 CHOICE = "What is the capital of France?\nA) London\nB) Paris\nC) Rome\nD) Berlin"
 INLINE = "Which gas do plants absorb? (A) oxygen (B) carbon dioxide (C) helium"
+LOWER = "Which planet is largest? Choose one.\na) Mars\nb) Jupiter\nc) Venus"
 COUNT = "Ann has 9 apples and gives 2 away. How many apples are left?"
 SCHEMA = '{"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}'
 
@@ -124,6 +125,17 @@ SCHEMA = '{"type": "object", "properties": {"answer": {"type": "integer"}}, "req
         (r"\boxed{\text{(B)}}", CHOICE, "B"),
         ("The answer is a city", CHOICE, "the answer is a city"),
         ("E", CHOICE, "e"),
+        ("It must be Paris then.", CHOICE, "B"),
+        ("C++ it is", "Choose:\nA) ???\nB) !!!", "c++ it is"),
+        ("Paris, not Rome.", CHOICE, "paris, not rome"),
+        ("I pick B because A and C are elsewhere", CHOICE, "B"),
+        ("A country's capital is its seat: Paris", CHOICE, "B"),
+        ("I choose b) Jupiter", LOWER, "B"),
+        ("The correct option is **b) Jupiter**.", LOWER, "B"),
+        ("It's option b", LOWER, "B"),
+        ("Jupiter (b)", LOWER, "B"),
+        ("The largest is Jupiter.", LOWER, "B"),
+        ("The answer is a planet.", LOWER, "the answer is a planet"),
         ("(B)", INLINE, "B"),
         ("carbon dioxide", INLINE, "B"),
         # text

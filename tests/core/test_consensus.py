@@ -240,6 +240,15 @@ def test_a_tally_cannot_outweigh_its_members() -> None:
     assert elect(merge(silent, tally([cast(3, "b")], Strategy.MAJORITY, 1))).clusters[0].key == "b"
 
 
+def test_weights_of_a_peer_that_lie_off_the_grid_merge_in_any_order() -> None:
+    def off(number: int, weight: float) -> Tally:
+        counted = tally([cast(number, "a")], Strategy.CONFIDENCE, 1)
+        return replace(counted, clusters=(replace(counted.clusters[0], weight=weight),))
+
+    a, b, c = off(1, 0.1), off(2, 0.2), off(3, 0.3)
+    assert merge(merge(a, b), c) == merge(a, merge(b, c)) == merge(merge(c, b), a)
+
+
 def test_what_cannot_be_counted_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="votes twice"):
         tally([cast(1, "a"), cast(1, "b")], Strategy.MAJORITY, 2)
