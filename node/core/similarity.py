@@ -148,6 +148,6 @@ def _agglomerate(
 
 
 def _medoid(members: list[int], ballots: Sequence[Ballot], cosines: Matrix) -> Ballot:
-    risk = cosines[np.ix_(members, members)].sum(axis=1) - np.diag(cosines)[members]
-    order = [(-round(float(risk[i]), _PLACES - 2), *tie_order(ballots[place])) for i, place in enumerate(members)]
+    gain = cosines[np.ix_(members, members)].sum(axis=1)
+    order = [(-round(float(gain[i]), _PLACES - 2), *tie_order(ballots[place])) for i, place in enumerate(members)]
     return ballots[members[order.index(min(order))]]

@@ -607,7 +607,11 @@ def plain_groups(angles: dict[int, float], threshold: float) -> set[tuple[int, .
 
 
 @settings(REPEATABLE, max_examples=80)
-@given(st.lists(st.floats(0, 360), min_size=1, max_size=9, unique=True), st.floats(0.5, 0.99), st.floats(1e-150, 1e150))
+@given(
+    st.lists(st.floats(0, 360), min_size=1, max_size=9, unique=True),
+    st.floats(0.5, 0.99),
+    st.sampled_from([1.0, 1e-300, 1e300]),
+)
 def test_groups_are_those_of_average_linkage(angles: list[float], threshold: float, length: float) -> None:
     by_id = dict(enumerate(angles, 1))
     ballots = [say(number, "w" * number) for number in by_id]
@@ -624,6 +628,16 @@ def test_groups_do_not_depend_on_order(steps: list[int], rng: random.Random) -> 
     vectors = {number: at(15 * step) for number, step in enumerate(steps, 1)}
     shuffled = rng.sample(ballots, len(ballots))
     assert group(ballots, vectors, 0.9) == group(shuffled, vectors, 0.9)
+
+
+def test_equal_similarities_join_by_candidate_id() -> None:
+    # Each is as close to its neighbour, and which pair joins first decides which one is left over.
+    ballots = [say(number, "w" * number) for number in range(1, 5)]
+    vectors = {number: at(15 * number) for number in range(1, 5)}
+    found = {
+        tuple(cluster.members for cluster in group(order, vectors, 0.9)) for order in itertools.permutations(ballots)
+    }
+    assert found == {((1, 2), (3, 4))}
 
 
 def test_the_medoid_has_the_highest_mean_similarity() -> None:
