@@ -6,7 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -57,7 +57,19 @@ def note(text: str) -> None:
     console(sys.stderr).print(Text(one_line(text, 400), style="dim"))
 
 
-def labels(nodes: Iterable[types_pb2.NodeInfo]) -> dict[str, str]:
+class _Named(Protocol):
+    """A node as a message, or as `node.types` has it."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+
+
+def labels(nodes: Iterable[_Named]) -> dict[str, str]:
     """What to call each node: its name where no other has the same, else name and id."""
     known = list(nodes)
     names = Counter(n.name for n in known)
@@ -73,7 +85,7 @@ def milliseconds(value: float) -> str:
         return f"{value / 1000:.0f} s"
     if value >= 1000:
         return f"{value / 1000:.1f} s"
-    return f"{value:.0f} ms" if value >= 10 or value == 0 else f"{value:.1f} ms"
+    return f"{value:.0f} ms" if value >= 10 or value < 0.05 else f"{value:.1f} ms"
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -119,7 +131,9 @@ def votes(to: Console, response: generate_pb2.GenerateResponse, names: Mapping[s
     for cluster in outcome.clusters:
         share = cluster.weight / total if total else 0.0
         is_winner = outcome.winner in cluster.members
-        answer = one_line(cluster.key or cluster.medoid) or "(empty)"
+        # A key that is the text itself was lowered and stripped for comparing: the text reads better.
+        is_text = one_line(cluster.medoid).casefold().startswith(one_line(cluster.key)[:-1].casefold())
+        answer = one_line(cluster.medoid if is_text else cluster.key) or "(empty)"
         rows.append(
             (
                 Text(answer, style="bold green" if is_winner else ""),

@@ -17,15 +17,20 @@ from node.cli import render
 from node.config import Config
 
 if TYPE_CHECKING:
-    from node.app import Summary
+    from node.app import Node, Summary
 
+FAILED = 1
 HURRIED = 130  # the exit code after a second ^C
+STOP_S = 15.0
 
 
 def run(options: Namespace) -> int:
     """Run a node; 0 after a clean stop. Raises ConclaveError if it cannot start."""
     flags = {f.name: getattr(options, f.name) for f in fields(Config)}
     chosen = config.load(flags, os.environ, home.home().config / "conclave.toml")
+    # gRPC reads this when it is first imported, and has no other way to refuse TLS 1.2 (`node.mesh.identity`): the only
+    # cipher that is left for it needs an RSA certificate, which no node has.
+    os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES128-GCM-SHA256")
     _log(verbose=bool(options.verbose))
     return asyncio.run(_serve(chosen))
 
@@ -36,7 +41,8 @@ async def _serve(chosen: Config) -> int:
     stop = asyncio.Event()
     _on_signals(stop)
     node = Node(chosen)
-    node.on_notice = _say
+    early: list[str] = []
+    node.on_notice = early.append
     start = asyncio.create_task(node.start())
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -47,13 +53,23 @@ async def _serve(chosen: Config) -> int:
                 await start
             return 0
         await start  # raises what went wrong
-        _banner(node.summary())
+        node.on_notice = _say
+        _banner(node.summary(), early)
         await stopped
         _say("stopping (^C again to stop at once)")
         return 0
     finally:
         stopped.cancel()
-        await node.stop()
+        await _end(node)
+
+
+async def _end(node: Node) -> None:
+    """A clean stop, within bounds: a person who asked for the end gets it."""
+    try:
+        await asyncio.wait_for(node.stop(), STOP_S)
+    except TimeoutError:
+        _say(f"the node did not stop within {STOP_S:g} s and is ended")
+        os._exit(FAILED)
 
 
 def _on_signals(stop: asyncio.Event) -> None:
@@ -77,12 +93,12 @@ def _say(line: str) -> None:
         print(render.one_line(line, 400), flush=True)
 
 
-def _banner(s: Summary) -> None:
+def _banner(s: Summary, early: list[str]) -> None:
     with contextlib.suppress(OSError, ValueError):
-        _print_banner(s)
+        _print_banner(s, early)
 
 
-def _print_banner(s: Summary) -> None:
+def _print_banner(s: Summary, early: list[str]) -> None:
     to = render.console(sys.stdout)
     model = s.model
     if s.is_demo:
@@ -99,12 +115,13 @@ def _print_banner(s: Summary) -> None:
                 "  fit",
                 f"{s.sequences} sequences x {s.ctx} tokens{memory}, {s.backend}, {s.candidates} candidates a prompt",
             ),
+            ("  speed", f"{s.decode_tokens_per_s:.0f} tokens/s" if s.decode_tokens_per_s else ""),
             ("  clients", s.local_address),
             ("  mesh", f"{s.mesh_address}, mesh {s.mesh_id}"),
             ("  peers", peers or "none yet"),
         ],
     )
-    for notice in s.notices:
+    for notice in dict.fromkeys((*s.notices, *early)):
         to.print(f"  {render.one_line(notice, 400)}")
     to.print("Another machine joins with:")
     to.print(f"  {s.join_line}")
@@ -128,6 +145,5 @@ def _log(*, verbose: bool) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
         logging.getLogger("node").setLevel(logging.DEBUG)
     else:
-        handler.setFormatter(_OneLine())
-        logging.getLogger("node").setLevel(logging.WARNING)
+        handler.setFormatter(_OneLine())  # what a person should know of comes as a notice, not as a warning
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[handler], force=True)

@@ -151,3 +151,9 @@ def test_status_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_serve_leaves_grpc_for_the_node_to_import() -> None:
+    """Which TLS versions it takes is decided by the environment at that moment."""
+    code = "import sys, node.cli.serve; print('grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

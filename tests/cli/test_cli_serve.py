@@ -30,6 +30,7 @@ class Summary:
     ctx: int = 4096
     candidates: int = 4
     memory_mb: int = 120
+    decode_tokens_per_s: float = 0.0
     local_address: str = "127.0.0.1:7420"
     mesh_address: str = "127.0.0.1:7421"
     mesh_id: str = "feedfeed"
@@ -45,6 +46,7 @@ class StandIn:
     problem: Exception | None = None
     signals = (signal.SIGTERM,)
     start_s = 0.0
+    stop_s = 0.0
     peers: tuple[NodeInfo, ...] = ()
 
     def __init__(self, config: Config) -> None:
@@ -65,6 +67,7 @@ class StandIn:
             os.kill(os.getpid(), each)
 
     async def stop(self) -> None:
+        await asyncio.sleep(self.stop_s)
         self.is_stopped = True
 
     def summary(self) -> Summary:
@@ -142,3 +145,13 @@ def test_a_second_interrupt_ends_it_at_once(run: Run, app: type[StandIn], monkey
     app.signals = (signal.SIGINT, signal.SIGTERM)
     run("serve")
     assert ended == [130]
+
+
+def test_a_stop_that_hangs_is_ended(run: Run, app: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr("node.cli.serve.STOP_S", 0.1)
+    app.stop_s = 30
+    done = run("serve")
+    assert ended == [1]
+    assert done.out.splitlines()[-1] == "the node did not stop within 0.1 s and is ended"
