@@ -126,17 +126,15 @@ class Mesh:
         self._stopping = True
         if self._presence is not None:
             self._presence.withdraw()
+        goodbye = mesh_pb2.HelloRequest(node=self._me(), protocol=PROTOCOL, leaving=True)
+        discovery = [self._discovery.stop()] if self._discovery is not None else []
+        await asyncio.gather(
+            *discovery, *(p.hello(goodbye, GOODBYE_S) for p in self._peers.values()), return_exceptions=True
+        )
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        goodbye = mesh_pb2.HelloRequest(node=self._me(), protocol=PROTOCOL, leaving=True)
-        discovery = [self._discovery.stop()] if self._discovery is not None else []
-        await asyncio.gather(
-            *discovery,
-            *(p.hello(goodbye, GOODBYE_S) for p in self._peers.values() if self._is_alive(p.id)),
-            return_exceptions=True,
-        )
         await asyncio.gather(*(p.close() for p in self._peers.values()), return_exceptions=True)
         self._peers.clear()
 
@@ -183,6 +181,8 @@ class Mesh:
         Raises Unauthenticated if it is not the id that is said, InvalidRequest for another protocol or an id that
         is in use elsewhere, NotReady while stopping.
         """
+        if self._stopping:
+            raise NotReady(f"node {self.id} is stopping")
         info = self._caller(request.node, peer_identity)
         if request.protocol != PROTOCOL:
             raise InvalidRequest(
@@ -197,7 +197,10 @@ class Mesh:
         return mesh_pb2.HelloResponse(node=self._me(), peers=known[:MAX_NEWS], protocol=PROTOCOL)
 
     async def probe(self, request: mesh_pb2.ProbeRequest, peer_identity: str) -> mesh_pb2.ProbeResponse:
-        """Mesh.Probe: a sign of life, or one of `target` on the caller's behalf. Raises like `hello`."""
+        """Mesh.Probe: a sign of life, or one of `target` on the caller's behalf. Raises Unauthenticated.
+
+        Answered to the end, so that peers hear our goodbye before they miss us.
+        """
         info = self._caller(request.node, peer_identity)
         self._heard(info)
         self._hear(request.news, info.id, inbound=True)
@@ -215,8 +218,6 @@ class Mesh:
         return mesh_pb2.ProbeResponse(node=self._me(), alive=True, news=self._news(info.id))
 
     def _caller(self, pb: types_pb2.NodeInfo, peer_identity: str) -> NodeInfo:
-        if self._stopping:
-            raise NotReady(f"node {self.id} is stopping")
         info = _checked(pb)
         if info is None or info.id != peer_identity:
             raise Unauthenticated(f"the caller says it is node {pb.id[:64]!r}, its certificate says {peer_identity!r}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from node import wire
 from node.core.members import Change, Kind
@@ -114,7 +115,9 @@ def token() -> str:
     return new_token()
 
 
-@pytest.fixture
+# gRPC's asyncio has one completion queue for the process, and loses events when one of several loops is closed: all
+# tests that use it run on the session's loop.
+@pytest_asyncio.fixture(loop_scope="session")
 async def start(token: str) -> AsyncIterator[Start]:
     """Starts a node: `await start("a")`, with `join` and the arguments of Mesh; `join=None` only listens."""
     nodes: list[Node] = []

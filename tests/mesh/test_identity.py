@@ -146,6 +146,7 @@ def forged(signer: Identity, ca: Identity, **options: Any) -> grpc.ChannelCreden
     return grpc.ssl_channel_credentials(ca.ca_certificate, leaf.key, leaf.certificate)
 
 
+@pytest.mark.asyncio(loop_scope="session")
 class TestListener:
     """Each caller that must not get in, against a real listener."""
 
@@ -202,6 +203,7 @@ class TestListener:
         await peer.close()
 
 
+@pytest.mark.asyncio(loop_scope="session")
 class TestErrors:
     """What a caller is told, in one line."""
 

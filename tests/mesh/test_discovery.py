@@ -1,0 +1,108 @@
+"""mDNS on loopback, and what of a stranger's record is believed."""
+
+import asyncio
+import random
+import socket
+from typing import Any
+
+import pytest
+from conftest import HOST, until
+from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+
+from node.mesh import discovery
+from node.mesh.discovery import SERVICE, Discovery, Found, announced
+
+
+def node_id() -> str:
+    """Random, for everybody who runs these tests on this machine at the same time hears everybody."""
+    return "".join(random.choices("abcdefghijklmnopqrstuvwxyz234567", k=10))
+
+
+A, B = node_id(), node_id()
+MESH, OTHER = random.randbytes(8).hex(), random.randbytes(8).hex()
+
+
+@pytest.fixture
+async def announce() -> Any:
+    running: list[Discovery] = []
+
+    async def one(node_id: str, mesh_id: str, port: int) -> tuple[Discovery, list[Found]]:
+        found: list[Found] = []
+        d = Discovery(node_id, mesh_id, port, found.append, interfaces=[HOST])
+        running.append(d)
+        assert await d.start() == ""
+        return d, found
+
+    yield one
+    await asyncio.gather(*(d.stop() for d in running))
+
+
+async def test_each_finds_the_other_whoever_was_first(announce: Any) -> None:
+    _, by_a = await announce(A, MESH, 1001)
+    _, by_b = await announce(B, OTHER, 1002)
+    a, b = Found(A, MESH, (f"{HOST}:1001",)), Found(B, OTHER, (f"{HOST}:1002",))
+    took = await until(lambda: b in by_a and a in by_b, 3)
+    assert took < 2
+
+
+async def test_stopping_and_starting_again_is_news(announce: Any) -> None:
+    _, by_a = await announce(A, MESH, 1001)
+    b, _ = await announce(B, MESH, 1002)
+    await until(lambda: [f.node_id for f in by_a if f.node_id == B] == [B], 3)
+    await b.stop()
+    await announce(B, MESH, 1003)
+    await until(lambda: Found(B, MESH, (f"{HOST}:1003",)) in by_a, 3)
+
+
+async def test_no_multicast_is_said_and_nothing_fails() -> None:
+    d = Discovery(A, MESH, 1001, lambda _: None, interfaces=["192.0.2.254"])  # An address that nobody has.
+    problem = await d.start()
+    assert "--join HOST:PORT" in problem
+    assert "\n" not in problem
+    await d.stop()
+
+
+async def test_strange_records_are_ignored(announce: Any) -> None:
+    _, found = await announce(A, MESH, 1001)
+    good = node_id()
+    zc = AsyncZeroconf(interfaces=[HOST])
+    for name, properties, port, addresses in (
+        ("../../etc/passwd", {"id": "../../etc/passwd", "mesh": MESH}, 1, 1),
+        ("x" * 60, {"id": "x" * 60, "mesh": MESH}, 1, 1),
+        ("b" * 9, {"id": A, "mesh": MESH}, 1, 1),
+        ("c" * 9, {"id": "c" * 9, "mesh": "not hex at all!!"}, 1, 1),
+        ("d" * 9, {"id": "d" * 9, "mesh": MESH * 12}, 1, 1),
+        ("e" * 9, {"id": "e" * 9}, 1, 1),
+        ("f" * 9, {"id": "f" * 9, "mesh": MESH}, 0, 1),
+        ("g" * 9, {}, 1, 1),
+        (good, {"id": good, "mesh": MESH}, 5, 20),
+    ):
+        info = AsyncServiceInfo(
+            SERVICE,
+            f"{name}.{SERVICE}",
+            port=port,
+            properties=properties,
+            server=f"{name[:9]}.local.",
+            addresses=[socket.inet_aton(f"10.0.0.{i}") for i in range(addresses)],
+        )
+        await zc.async_register_service(info, cooperating_responders=True, strict=False)
+    await until(lambda: any(f.node_id == good for f in found), 3)
+    await asyncio.sleep(0.2)
+    assert {f.node_id for f in found if f.mesh_id == MESH} <= {A, good}
+    assert all(len(f.addresses) <= discovery.MAX_ADDRESSES for f in found)
+    await zc.async_close()
+
+
+def test_what_is_announced() -> None:
+    assert announced([HOST]) == [HOST]
+    own = announced()
+    assert own
+    assert own == [HOST] or not any(ip.startswith("127.") for ip in own)
+
+
+def test_what_shares_a_network_with_us_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ipaddress
+
+    monkeypatch.setattr(discovery, "_networks", lambda: [ipaddress.IPv4Interface("192.168.7.3/24")])
+    ips = ["172.17.0.1", "192.168.7.9", "10.8.0.2"]
+    assert discovery._likeliest_first(ips) == ["192.168.7.9", "172.17.0.1", "10.8.0.2"]

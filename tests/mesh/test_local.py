@@ -1,0 +1,126 @@
+"""Nodes of one machine in the runtime directory, and the directories of a user."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import until
+
+from node.errors import InvalidRequest
+from node.home import DataDir, Home, home, private_dir
+from node.mesh.local import MAX_BYTES, Presence, RunningNode, running_nodes, watch
+
+
+def node(id: str = "a" * 10, started: float = 1.0) -> RunningNode:
+    return RunningNode(id, os.getpid(), "0" * 16, "127.0.0.1:1", "127.0.0.1:2", started)
+
+
+class TestPresence:
+    def test_published_until_withdrawn(self, tmp_path: Path) -> None:
+        a, b = Presence(tmp_path), Presence(tmp_path)
+        b.publish(node("b" * 10, 2.0))
+        a.publish(node())
+        assert running_nodes(tmp_path) == [node(), node("b" * 10, 2.0)]
+        file = tmp_path / "nodes" / ("a" * 10 + ".json")
+        assert file.stat().st_mode & 0o777 == 0o600
+        a.publish(node(started=3.0))
+        assert running_nodes(tmp_path) == [node("b" * 10, 2.0), node(started=3.0)]
+        a.withdraw()
+        a.withdraw()
+        b.withdraw()
+        assert running_nodes(tmp_path) == []
+        assert list((tmp_path / "nodes").iterdir()) == []
+
+    def test_a_killed_node_is_gone(self, tmp_path: Path) -> None:
+        code = (
+            "import os, sys, pathlib; from node.mesh.local import *\n"
+            "p = Presence(pathlib.Path(sys.argv[1]))\n"
+            "p.publish(RunningNode('a' * 10, os.getpid(), '', '', '', 1.0))\n"
+            "assert len(running_nodes(pathlib.Path(sys.argv[1]))) == 1\n"
+            "os.kill(os.getpid(), 9)"
+        )
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=20).returncode == -9
+        assert len(list((tmp_path / "nodes").iterdir())) == 1
+        assert running_nodes(tmp_path) == []
+        assert list((tmp_path / "nodes").iterdir()) == []
+
+    def test_removed_by_another_it_comes_back(self, tmp_path: Path) -> None:
+        presence = Presence(tmp_path)
+        presence.publish(node())
+        (tmp_path / "nodes" / ("a" * 10 + ".json")).unlink()
+        presence.keep()
+        assert running_nodes(tmp_path) == [node()]
+        presence.withdraw()
+
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "{", "{}", '{"node_id": 1}', "x" * (MAX_BYTES + 1), json.dumps({"node_id": ["a"]})]
+    )
+    def test_nonsense_is_not_shown(self, tmp_path: Path, text: str) -> None:
+        import fcntl
+
+        presence = Presence(tmp_path)
+        presence.publish(node())
+        with open(tmp_path / "nodes" / "b.json", "w") as f:
+            f.write(text)
+            f.flush()
+            fcntl.flock(f, fcntl.LOCK_EX)
+            assert running_nodes(tmp_path) == [node()]
+        presence.withdraw()
+
+    def test_no_directory_no_nodes(self, tmp_path: Path) -> None:
+        assert running_nodes(tmp_path / "none") == []
+
+    async def test_watch(self, tmp_path: Path) -> None:
+        seen: list[RunningNode] = []
+        task = asyncio.create_task(watch(tmp_path, seen.append))
+        await asyncio.sleep(0.05)
+        presence = Presence(tmp_path)
+        presence.publish(node())
+        started = time.monotonic()
+        await until(lambda: seen == [node()], 2)
+        assert time.monotonic() - started < 1
+        task.cancel()
+        presence.withdraw()
+
+
+class TestHome:
+    def test_all_under_one_directory(self, tmp_path: Path) -> None:
+        here = home({"CONCLAVE_HOME": str(tmp_path)})
+        assert here == Home(tmp_path / "config", tmp_path / "data", tmp_path / "run")
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="XDG")
+    def test_xdg(self, tmp_path: Path) -> None:
+        env = {"HOME": "/home/u", "XDG_DATA_HOME": "/data", "XDG_CONFIG_HOME": "relative"}
+        here = home({**env, "XDG_RUNTIME_DIR": str(tmp_path)})
+        assert here == Home(Path("/home/u/.config/conclave"), Path("/data/conclave"), tmp_path / "conclave")
+        assert str(os.getuid()) in str(home(env).runtime)
+
+    def test_private(self, tmp_path: Path) -> None:
+        (tmp_path / "open").mkdir(mode=0o755)
+        assert private_dir(tmp_path / "open").stat().st_mode & 0o777 == 0o700
+        (tmp_path / "link").symlink_to(tmp_path / "open")
+        with pytest.raises(InvalidRequest, match="link"):
+            private_dir(tmp_path / "link")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InvalidRequest, match="CONCLAVE_HOME"):
+            private_dir(tmp_path / "file" / "below")
+
+    def test_each_node_takes_the_next_free_data_directory(self, tmp_path: Path) -> None:
+        here = Home(tmp_path, tmp_path / "data", tmp_path)
+        first, second = DataDir(here), DataDir(here)
+        assert (first.path.name, second.path.name) == ("node-0", "node-1")
+        first.release()
+        first.release()
+        third = DataDir(here)
+        assert third.path.name == "node-0"
+        with pytest.raises(InvalidRequest, match=f"process id {os.getpid()}: stop that node"):
+            DataDir(here, third.path)
+        own = DataDir(here, tmp_path / "own")
+        assert own.path == tmp_path / "own"
+        for d in (second, third, own):
+            d.release()

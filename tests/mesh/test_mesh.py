@@ -1,0 +1,306 @@
+"""Nodes that meet, lose and leave each other, over real connections on loopback."""
+
+import asyncio
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HOST, until
+
+from node.core.members import Kind
+from node.errors import InvalidRequest, NotFound, NotReady, PeerUnavailable, Unauthenticated
+from node.mesh.identity import Identity, new_token
+from node.mesh.local import running_nodes
+from node.mesh.peer import Peer
+from node.types import NodeInfo, NodeState
+from node.v1 import mesh_pb2, types_pb2, vote_pb2
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+A, B, C = "a" * 10, "b" * 10, "c" * 10
+
+
+async def meet(*nodes: Any, seconds: float = 3.0) -> float:
+    ids = {n.id for n in nodes}
+    return await until(lambda: all(n.sees() == ids - {n.id} for n in nodes), seconds)
+
+
+class TestMeeting:
+    async def test_by_mdns(self, start: Any, token: str) -> None:
+        # Their own ids: everybody who runs this test on this machine at the same time hears everybody.
+        a, b = [
+            await start("", join="auto", identity=Identity(token, "".join(random.choices("abcdefgh234567", k=10))))
+            for _ in range(2)
+        ]
+        await meet(a, b)
+        assert all("another mesh" in n for n in a.mesh.notices + b.mesh.notices)
+
+    async def test_by_the_runtime_directory_within_a_second(self, start: Any, home: Path) -> None:
+        a = await start("a", join="auto", mdns=False, runtime=home)
+        b = await start("b", join="auto", mdns=False, runtime=home)
+        assert await meet(a, b) < 1.0
+        assert [(n.node_id, n.mesh_address) for n in running_nodes(home)] == [(A, a.address), (B, b.address)]
+        await b.stop()
+        assert [n.node_id for n in running_nodes(home)] == [A]
+
+    async def test_by_address_each_gets_to_know_the_other(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        peer = b.mesh.peer(A)
+        assert (peer.info.address, peer.info.state) == (a.address, NodeState.ALIVE)
+        await until(lambda: a.mesh.peer(B).round_trip_ms > 0, 2)
+        assert 0 < a.mesh.peer(B).info.round_trip_ms < 1000
+        assert [n.id for n in a.mesh.nodes()] == [A, B]
+        assert a.mesh.nodes()[1].round_trip_ms > 0
+        with pytest.raises(NotFound):
+            a.mesh.peer(C)
+
+    async def test_knowing_one_finds_all(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=[a.address])
+        await meet(a, b)
+        c = await start("c", join=b.address)
+        await meet(a, b, c)
+
+    async def test_a_partner_that_appears_later_is_joined(self, start: Any, unused_tcp_port: int) -> None:
+        a = await start("a", join=f"{HOST}:{unused_tcp_port}")
+        await until(lambda: bool(a.mesh.notices), 2)
+        assert "trying again" in a.mesh.notices[0]
+        await asyncio.sleep(0.5)
+        b = await start("b", port=unused_tcp_port)
+        await meet(a, b, seconds=4)
+        assert len(a.mesh.notices) == 1
+
+    async def test_alone_is_fine(self, start: Any) -> None:
+        a = await start("a", join="none")
+        assert a.mesh.peers() == []
+        assert [n.id for n in a.mesh.nodes()] == [A]
+
+    @pytest.mark.parametrize("join", ["nonsense", "host", "1.2.3.4:99999", "unix:/x", "auto,nonsense"])
+    async def test_a_malformed_address_is_refused(self, start: Any, join: str) -> None:
+        a = await start("a", join=None)
+        with pytest.raises(InvalidRequest, match="HOST:PORT"):
+            await a.mesh.start(join)
+
+    async def test_ourselves_is_said(self, start: Any) -> None:
+        a = await start("a", join=None)
+        await a.mesh.start(a.address)
+        await until(lambda: bool(a.mesh.notices), 2)
+        assert "is this node itself" in a.mesh.notices[0]
+        assert a.mesh.peers() == []
+
+
+class TestStrangers:
+    async def test_another_mesh_at_the_joined_address(self, start: Any) -> None:
+        a = await start("a", token=new_token())
+        b = await start("b", join=a.address)
+        await until(lambda: bool(b.mesh.notices), 2)
+        await asyncio.sleep(0.7)
+        assert len(b.mesh.notices) == 1
+        assert "another mesh" in b.mesh.notices[0]
+        assert "--token" in b.mesh.notices[0]
+        assert a.mesh.peers() == b.mesh.peers() == []
+
+    async def test_another_mesh_on_the_network_is_said_once(self, start: Any, home: Path) -> None:
+        a = await start("a", join="auto", token=new_token(), mdns=False, runtime=home)
+        b = await start("b", join="auto", mdns=False, runtime=home)
+        await start("c", join="auto", token=new_token(), mdns=False, runtime=home)
+        await until(lambda: len(b.mesh.notices) == 2, 2)
+        assert sum(a.mesh.mesh_id in n for n in b.mesh.notices) == 1
+        assert all("--token" in n for n in b.mesh.notices)
+
+    async def test_the_same_id_twice(self, start: Any, token: str) -> None:
+        a = await start("a")
+        copy = await start("a", join=a.address)
+        await until(lambda: bool(copy.mesh.notices), 2)
+        assert "was the data directory copied?" in copy.mesh.notices[0]
+        assert copy.mesh.peers() == []
+
+    async def test_a_copy_of_a_third_node_is_refused(self, start: Any) -> None:
+        a, b = await start("a"), await start("b")
+        await a.mesh.start(b.address)
+        await meet(a, b)
+        copy = await start("a", join=b.address)
+        await until(lambda: bool(copy.mesh.notices), 3)
+        assert "was the data directory copied?" in copy.mesh.notices[0]
+        assert b.mesh.peer(A).info.address == a.address
+
+    async def test_who_says_another_id_than_its_certificate(self, start: Any) -> None:
+        a = await start("a")
+        lie = types_pb2.NodeInfo(id=C, address=f"{HOST}:1")
+        with pytest.raises(Unauthenticated, match="says it is node"):
+            await a.mesh.hello(mesh_pb2.HelloRequest(node=lie, protocol=1), B)
+        with pytest.raises(Unauthenticated):
+            await a.mesh.probe(mesh_pb2.ProbeRequest(node=lie), B)
+        with pytest.raises(Unauthenticated):
+            await a.mesh.probe(mesh_pb2.ProbeRequest(node=types_pb2.NodeInfo(id=B, address="unix:/x")), B)
+
+    async def test_another_protocol(self, start: Any) -> None:
+        a = await start("a")
+        node = types_pb2.NodeInfo(id=B, address=f"{HOST}:1")
+        with pytest.raises(InvalidRequest, match="install the same version"):
+            await a.mesh.hello(mesh_pb2.HelloRequest(node=node, protocol=2), B)
+
+    async def test_a_caller_that_cannot_be_called_is_no_peer_and_said(self, start: Any, unused_tcp_port: int) -> None:
+        a = await start("a")
+        node = types_pb2.NodeInfo(id=B, address=f"{HOST}:{unused_tcp_port}", name="\x1b[31mred")
+        await a.mesh.hello(mesh_pb2.HelloRequest(node=node, protocol=1), B)
+        await until(lambda: bool(a.mesh.notices), 3)
+        assert "firewall" in a.mesh.notices[0]
+        assert a.mesh.peers() == []
+        assert [n.id for n in a.mesh.nodes()] == [A]
+
+    async def test_news_are_bounded_and_checked(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        flood = [types_pb2.NodeInfo(id=f"x{i}", address="x") for i in range(2000)]
+        await a.mesh.probe(mesh_pb2.ProbeRequest(node=types_pb2.NodeInfo(id=B, address=b.address), news=flood), B)
+        assert [n.id for n in a.mesh.nodes()] == [A, B]
+
+    async def test_names_cannot_drive_a_terminal(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        evil = types_pb2.NodeInfo(
+            id=B, address=b.address, name="\x1b[31mred\n", incarnation=b.mesh.nodes()[0].incarnation
+        )
+        await a.mesh.probe(mesh_pb2.ProbeRequest(node=evil), B)
+        assert a.mesh.peer(B).info.name == "[31mred"
+
+
+class TestLosing:
+    async def test_a_killed_peer_is_out_within_5_s(self, start: Any) -> None:
+        a, b, c = await start("a"), await start("b"), await start("c")
+        await b.mesh.start(a.address)
+        await c.mesh.start(a.address)
+        await meet(a, b, c)
+        killed = time.monotonic()
+        await c.kill()
+        await until(lambda: a.sees() == {B} and b.sees() == {A}, 1)  # Suspected: nothing is asked of it any more.
+        for node in (a, b):
+            await until(lambda node=node: node.kinds(C)[-1] is Kind.DIED, 5)
+        assert time.monotonic() - killed < 5
+        assert [n.state for n in a.mesh.nodes() if n.id == C] == [NodeState.DEAD]
+
+    async def test_a_clean_leave_is_seen_at_once_and_stays(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        left = time.monotonic()
+        await b.mesh.stop()
+        await until(lambda: a.kinds(B) == [Kind.JOINED, Kind.LEFT], 1)
+        assert time.monotonic() - left < 1
+        assert a.mesh.peers() == []
+        assert [n.id for n in a.mesh.nodes()] == [A]
+        with pytest.raises(NotReady):
+            await b.mesh.hello(mesh_pb2.HelloRequest(), A)
+
+    async def test_a_node_that_comes_back_is_a_peer_again(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        await b.kill()
+        await until(lambda: not a.mesh.peers(), 1)
+        again = await start("b", join=a.address)  # At another port, before anyone held it for dead.
+        await meet(a, again)
+        assert a.mesh.peer(B).info.address == again.address
+        assert a.mesh.notices == again.mesh.notices == []
+
+    async def test_a_dead_peer_is_called_again_until_it_answers(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        port = b.port
+        await b.kill()
+        await until(lambda: Kind.DIED in a.kinds(B), 5)
+        again = await start("b", port=port)  # It knows nobody.
+        await meet(a, again, seconds=5)
+
+    async def test_a_false_death_is_taken_back(self, start: Any) -> None:
+        a, b = await start("a"), await start("b")
+        await b.mesh.start(a.address)
+        await meet(a, b)
+        news = NodeInfo(id=B, address=b.address, incarnation=b.mesh.nodes()[0].incarnation, state=NodeState.DEAD)
+        for change in a.mesh._members.hear([news], C, time.monotonic()):
+            a.mesh._changed(change)
+        assert a.mesh.peers() == []
+        await meet(a, b, seconds=3)
+        assert b.kinds(B) == [Kind.REFUTED]
+
+    async def test_a_broken_stream_is_told_at_once(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        poll = a.mesh.peer(B).poll(vote_pb2.PollRequest(request_id="r"))
+        assert (await anext(poll)).ballot.key == "42"
+        await b.kill()
+        broke = time.monotonic()
+        with pytest.raises(PeerUnavailable, match=B):
+            await anext(poll)
+        await until(lambda: Kind.SUSPECTED in a.kinds(B), 1)
+        assert time.monotonic() - broke < 1
+
+    async def test_a_stream_fails_when_its_peer_is_given_up(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        peer = a.mesh.peer(B)
+        poll = peer.poll(vote_pb2.PollRequest())
+        await anext(poll)
+        waiting = asyncio.ensure_future(anext(poll))
+        await asyncio.sleep(0.05)
+        await peer.close()
+        with pytest.raises(PeerUnavailable, match="connection was closed"):
+            await waiting
+        with pytest.raises(PeerUnavailable):
+            await peer.decide(vote_pb2.DecideRequest())
+
+    async def test_a_cancelled_task_is_cancelled(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        poll = a.mesh.peer(B).poll(vote_pb2.PollRequest())
+        await anext(poll)
+        waiting = asyncio.ensure_future(anext(poll))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert a.sees() == {B}
+
+    async def test_an_indirect_probe_says_what_the_helper_found(
+        self, start: Any, token: str, unused_tcp_port: int
+    ) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        peer = Peer(Identity(token, C), a.address, A)
+        me = types_pb2.NodeInfo(id=C, address=f"{HOST}:{unused_tcp_port}")
+        found = await peer.probe(mesh_pb2.ProbeRequest(node=me, target=B), 2)
+        assert (found.alive, found.node.id) == (True, B)
+        await b.kill()
+        found = await peer.probe(mesh_pb2.ProbeRequest(node=me, target=B), 2)
+        assert not found.alive
+        found = await peer.probe(mesh_pb2.ProbeRequest(node=me, target="z" * 10), 2)
+        assert not found.alive
+        await peer.close()
+
+    async def test_a_connection_is_made_anew_before_its_certificate_ends(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        old = a.mesh.peer(B)
+        old.expires = time.time() + 60
+        a.mesh._renew()
+        await until(lambda: a.mesh.peer(B) is not old, 2)
+        assert a.kinds(B) == [Kind.JOINED]
+
+    async def test_a_failing_callback_harms_nobody(self, start: Any) -> None:
+        a = await start("a")
+        a.mesh.on_change(lambda _: 1 / 0)
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        assert a.kinds(B) == [Kind.JOINED]
