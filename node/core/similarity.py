@@ -135,7 +135,7 @@ def _agglomerate(
         # Equal means: the pair with the lowest candidate ids, by the order of rows.
         a, b = (int(i) for i in np.unravel_index(np.argmax(np.round(mean, _PLACES)), mean.shape))
         left, right = joined[a], joined[b]
-        if left is None or right is None or not mean[a, b] >= threshold - 10.0**-_PLACES:
+        if left is None or right is None or np.isneginf(mean[a, b]) or not mean[a, b] >= threshold - 10.0**-_PLACES:
             break
         with np.errstate(invalid="ignore"):
             row = (sizes[a] * mean[a] + sizes[b] * mean[b]) / (sizes[a] + sizes[b])

@@ -694,7 +694,7 @@ def test_tool_calls_never_join_prose_or_other_calls() -> None:
 def test_a_vector_that_cannot_be_compared_agrees_with_nothing(bad: tuple[float, ...]) -> None:
     ballots = [say(1, "red"), say(2, "crimson"), say(3, "scarlet"), say(4, "Scarlet!")]
     vectors = {1: at(0), 2: at(1), 3: bad}
-    for threshold in (0.5, -1.0):
+    for threshold in (0.5, -1.0, -math.inf):
         assert sorted(cluster.members for cluster in group(ballots, vectors, threshold)) == [(1, 2), (3, 4)]
     # Where a ballot of the same key has a vector, that one speaks for both.
     vectors[4] = at(2)
