@@ -39,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             _traceback()
         print(f"error: {_line(e.message)}", file=sys.stderr)
         return USAGE if e.code == "INVALID_ARGUMENT" else FAILED
+    except OSError as e:
+        if verbose:
+            _traceback()
+        where = f"{e.filename}: " if e.filename else ""
+        print(f"error: {_line(where + (e.strerror or str(e)))}", file=sys.stderr)
+        return FAILED
     except Exception as e:
         if verbose:
             _traceback()
@@ -57,7 +63,10 @@ def _run(words: list[str]) -> int:
 
 
 def _readable_streams() -> None:
-    """No character may be the one that cannot be printed: a terminal without UTF-8 shows `?` instead."""
+    """Streams that always work: a closed one is nowhere, and what a terminal without UTF-8 cannot show becomes `?`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # `>&-`
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for as long as the process lives
     for each in (sys.stdout, sys.stderr):
         reconfigure = getattr(each, "reconfigure", None)
         if reconfigure is not None:

@@ -17,6 +17,7 @@ from node.v1 import generate_pb2, generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc
 
 T = TypeVar("T")
 STATUS_S = 10.0
+CONNECT_MS = 2000  # How long a connection may take to be made: a node on a busy machine may take a second.
 DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_PORT}"
 # What gRPC itself says when a connection could not be made or broke; a node's own UNAVAILABLE reads otherwise.
 _CONNECTION = re.compile(
@@ -44,7 +45,8 @@ def addresses(given: Sequence[str] | None) -> list[str]:
 @contextmanager
 def channel(address: str) -> Iterator[grpc.Channel]:
     """A connection to a node's local listener; made when it is first used."""
-    opened = grpc.insecure_channel(address, options=wire.CHANNEL_OPTIONS)
+    options = dict(wire.CHANNEL_OPTIONS) | {"grpc.min_reconnect_backoff_ms": CONNECT_MS}
+    opened = grpc.insecure_channel(address, options=list(options.items()))
     try:
         yield opened
     finally:

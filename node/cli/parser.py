@@ -117,14 +117,14 @@ def _switch(source: str, text: str) -> bool:
 def utf8(source: str, text: str) -> str:
     """A text that came as bytes: refused when they were not UTF-8 (Python then leaves lone surrogates)."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        # Under LC_ALL=C Python may have read good UTF-8 as ASCII with such surrogates: the bytes count.
+        return os.fsencode(text).decode()
+    except UnicodeError:
         raise InvalidRequest(f"{source} is not valid UTF-8") from None
-    return text
 
 
 def _name(source: str, text: str) -> str:
-    utf8(source, text)
+    text = utf8(source, text)
     if not text.strip():
         raise InvalidRequest(f"{source} is empty: give a name")
     if len(text.encode()) > MAX_NAME_BYTES:

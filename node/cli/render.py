@@ -16,6 +16,7 @@ from node.v1 import generate_pb2, mesh_pb2, types_pb2
 
 ANSWER_WIDTH = 48
 BAR_WIDTH = 16
+TOPICS = 40  # more of them hide the nodes
 # Control characters but newline and tab, and what reverses the direction of text: models and peers choose these bytes,
 # and a terminal would act on them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -249,9 +250,11 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
                 str(t.tokens),
                 ", ".join(names.get(r, one_line(r)) for r in t.replicas) or "-",
             )
-            for t in response.topics
+            for t in response.topics[:TOPICS]
         ]
         table(to, ("topic", "turn", "tokens", "held by"), listed, right=(1, 2))
+        if len(response.topics) > TOPICS:
+            to.print(Text(f"and {len(response.topics) - TOPICS} more: --json lists all"))
         to.print()
     s = response.slots
     facts(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from fakenode import FakeNode
@@ -78,6 +79,33 @@ def test_a_closed_pipe_is_quiet(node: FakeNode) -> None:
         assert asking.wait(10) == 1
 
 
+@pytest.mark.parametrize(
+    ("prompt", "code"), [(b"caf\xe9", 2), (b"\xed\xa0\x80", 2), ("naïve".encode(), 0), ("\U0001f600".encode(), 0)]
+)
+def test_bytes_of_a_prompt_count_whatever_the_locale(node: FakeNode, prompt: bytes, code: int) -> None:
+    for locale in ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        argv: list[str | bytes] = [*NODE, "ask", prompt, "--address", node.address]
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=os.environ | locale, text=True
+        )
+        assert (done.returncode, done.stderr) == (code, "error: the prompt is not valid UTF-8\n" if code else "")
+    assert {r.messages[0].content for r in node.requests} == ({prompt.decode()} if not code else set())
+
+
+def test_closed_and_full_streams_are_no_traceback(node: FakeNode) -> None:
+    ask = " ".join([*NODE, "ask", "x", "--address", node.address])
+    for redirected, code, err in (
+        ("<&-", 0, ""),
+        (">&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        (">/dev/full", 1, "error: No space left on device\n"),
+    ):
+        if "/dev/full" in redirected and not os.path.exists("/dev/full"):
+            continue
+        done = subprocess.run(["sh", "-c", f"{ask} {redirected}"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (code, err), redirected
+
+
 def test_a_killed_node_is_left_for_the_next(node: FakeNode) -> None:
     script = os.path.join(os.path.dirname(__file__), "fakenode.py")
     with subprocess.Popen([sys.executable, script, "--hang"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as victim:
@@ -140,6 +168,26 @@ def test_chat_on_a_terminal(node: FakeNode) -> None:
     assert "4 of 5 candidates agree on 2 nodes" in plain
     assert "error: /nonsense is not a command" in plain
     assert "dissent     5" in plain
+
+
+def test_interrupting_a_turn_of_chat_leaves_the_chat() -> None:
+    node = FakeNode(hang=True)
+    try:
+        typed = [(">>> ", b"Hello\n"), ("The answer", b"\x03"), ("stopped; /retry asks again", b"/quit\n")]
+        code, seen = in_terminal(["chat", "-n", "1", "--address", node.address], typed)
+        assert code == 0
+        assert "Traceback" not in seen
+        assert node.cancelled.wait(5)
+    finally:
+        node.stop()
+
+
+def test_what_was_typed_in_chat_is_kept_for_this_user_only(node: FakeNode, own_home: Path) -> None:
+    pytest.importorskip("readline")
+    assert in_terminal(["chat", "--address", node.address], [(">>> ", b"secret\n"), (">>> ", b"\x04")])[0] == 0
+    file = own_home / "data" / "chat_history"
+    assert "secret" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_status_is_light() -> None:

@@ -27,6 +27,13 @@ def test_plain_lines(run: Run, node: FakeNode) -> None:
     ]
 
 
+def test_many_topics_do_not_hide_the_nodes(run: Run, node: FakeNode) -> None:
+    node.topics = {f"t{i}": 1 for i in range(1000)}
+    lines = run("status", "--address", node.address).out.splitlines()
+    assert len(lines) < 60
+    assert "and 960 more: --json lists all" in lines
+
+
 def test_nodes_of_one_name_are_told_apart(run: Run, node: FakeNode) -> None:
     node.name = "bob"
     out = run("status", "--address", node.address).out

@@ -3,6 +3,8 @@
 import pytest
 from fakenode import FakeNode, Run
 
+from node import wire
+from node.cli import parser
 from node.cli.parser import COMMANDS
 from node.config import Config
 
@@ -52,6 +54,10 @@ def test_wrong_usage_is_one_line(name: str, run: Run) -> None:
     assert is_one_line(done.err), done.err
     assert what in done.err
     assert advice in done.err
+
+
+def test_limits_are_those_of_the_wire() -> None:
+    assert (parser.MAX_CANDIDATES, parser.MAX_NAME_BYTES) == (wire.MAX_CANDIDATES, wire.MAX_NAME_BYTES)
 
 
 def test_a_variable_at_fault_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
