@@ -79,9 +79,11 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
     `flags` holds only what was given on the command line (None counts as not given).
     """
     values: dict[str, tuple[object, str]] = {}
-    if file is not None and file.exists():
+    if file is not None:
         try:
-            table = tomllib.loads(file.read_text())
+            table = tomllib.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            table = {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
             raise InvalidRequest(f"{file} cannot be read: {e}") from None
         for key, value in table.items():
@@ -147,7 +149,7 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
 
 def check_address(text: str, source: str) -> tuple[str, int]:
     """Split HOST:PORT ([v6]:PORT for IPv6). Raises InvalidRequest with `source` named."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
     if match is None or not 1 <= int(match[3]) <= 65535:
         raise InvalidRequest(
             f"{source}: {text!r} is not an address; write HOST:PORT, such as 192.168.1.7:{DEFAULT_MESH_PORT}"

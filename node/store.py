@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from node.errors import NotFound
 from node.types import Message, TopicInfo, Version
 
-MAX_TOPICS = 4096  # The longest unused one makes room: memory must not grow with every name a client makes up.
+# The longest unused topic makes room: memory must not grow with every name or text that somebody makes up.
+MAX_TOPICS = 4096
+MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +26,22 @@ class Topic:
     tokens: int = 0
     replicas: tuple[str, ...] = ()
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of its texts."""
+        return sum(
+            len(m.content.encode()) + sum(len(c.name.encode()) + len(c.arguments.encode()) for c in m.tool_calls)
+            for m in self.messages
+        )
+
 
 class Store:
     """Topics by name, the most recently used last."""
 
     def __init__(self) -> None:
         self._topics: OrderedDict[str, Topic] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        self._bytes = 0
 
     def get(self, name: str) -> Topic:
         """A topic. Raises NotFound."""
@@ -51,13 +63,17 @@ class Store:
             return False
         self._topics[topic.name] = topic
         self._topics.move_to_end(topic.name)
-        while len(self._topics) > MAX_TOPICS:
-            self._topics.popitem(last=False)
+        size = topic.bytes
+        self._bytes += size - self._sizes.get(topic.name, 0)
+        self._sizes[topic.name] = size
+        while len(self._topics) > 1 and (len(self._topics) > MAX_TOPICS or self._bytes > MAX_BYTES):
+            name, _ = self._topics.popitem(last=False)
+            self._bytes -= self._sizes.pop(name)
         return True
 
     def list(self) -> list[TopicInfo]:
         """All topics, by name."""
         return [
-            TopicInfo(t.name, t.version, t.tokens, sum(len(m.content.encode()) for m in t.messages), t.replicas)
+            TopicInfo(t.name, t.version, t.tokens, self._sizes[t.name], t.replicas)
             for t in sorted(self._topics.values(), key=lambda t: t.name)
         ]

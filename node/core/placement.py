@@ -26,7 +26,7 @@ def default_candidates(participants: int) -> int:
 
 
 def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int]:
-    """Share candidates in proportion to speed, none with more than its free sequences (largest remainder).
+    """Share candidates in proportion to speed (D'Hondt's method), none with more than its free sequences.
 
     The first participant is the coordinator: it takes what nobody has room for, and at least one candidate (it streams
     its own, and answers even if every peer dies). Nodes without a share are left out. Raises ValueError if there is no

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.errors import InvalidRequest
+from node.errors import InvalidRequest, NotFound
 from node.models import gguf
 
 BUNDLED = Path(__file__).parent / "bundled" / "conclave-demo.gguf"
@@ -29,6 +29,9 @@ def resolve(model: str) -> ModelFile:
         raise InvalidRequest(
             f"--model {model!r}: this version takes `bundled`, `auto` or the path of a GGUF file; download one first"
         )
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError:
+        raise NotFound(f"--model {model!r}: there is no such user's home directory") from None
     head = gguf.read(path)
     return ModelFile(path, head.name, False, head)

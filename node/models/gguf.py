@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,11 @@ from node.errors import BackendError, NotFound
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-_MAX_COUNT = 1 << 24  # entries of anything; the largest vocabularies have 2**18
-_MAX_STRING = 1 << 24  # bytes; chat templates have some 10**4
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_MAX_HEAD = 64 << 20  # bytes; a vocabulary of 2**18 with its merges has some 16 MiB
+_MAX_PAIRS = 1 << 16  # of metadata, which is kept; models have some hundred. Other counts are capped by the head.
+_MAX_DIMENSIONS = 4  # ggml's GGML_MAX_DIMS
+_READ = 1 << 20  # bytes at a time
 _SAMPLE = 4096  # bytes that are hashed at each sampled place
 _SAMPLES = 64
 
@@ -45,16 +49,22 @@ class Gguf:
     def name(self) -> str:
         """The model's name for people: what the file says, else the file's own name."""
         name = self.metadata.get("general.name")
-        return str(name)[:128] if name else self.path.stem
+        return "".join(c for c in str(name)[:128] if c.isprintable()) if name else self.path.stem
 
     def fingerprint(self, *parts: object) -> str:
-        """Hex hash of all metadata, tensor names, types and shapes, of sampled tensor bytes, and of `parts`."""
+        """Hex hash of all metadata, tensor names, types and shapes, of sampled tensor bytes, and of `parts`.
+
+        Raises BackendError if the file cannot be read any more.
+        """
         digest = hashlib.sha256(self.head_sha256.encode())
-        with self.path.open("rb") as file:
-            span = max(self.size - self.data_offset, 0)
-            for i in range(_SAMPLES):
-                file.seek(self.data_offset + span * i // _SAMPLES)
-                digest.update(file.read(_SAMPLE))
+        try:
+            with self.path.open("rb") as file:
+                span = max(self.size - self.data_offset, 0)
+                for i in range(_SAMPLES):
+                    file.seek(self.data_offset + span * i // _SAMPLES)
+                    digest.update(file.read(_SAMPLE))
+        except OSError as e:
+            raise BackendError(f"{self.path} cannot be read: {e.strerror or e}") from None
         digest.update(repr((self.size, parts)).encode())
         return digest.hexdigest()
 
@@ -62,73 +72,84 @@ class Gguf:
 def read(path: Path) -> Gguf:
     """Read and check the head of a file. Raises NotFound or BackendError with one line."""
     try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise BackendError(f"{path} is a directory: --model takes a GGUF file")
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a directory fails late, and a pipe would be waited for
+            raise BackendError(f"{path} is no regular file: --model takes a GGUF file")
         with path.open("rb") as file:
-            return _Reader(path, file, size).read()
+            return _Reader(path, file, about.st_size).read()
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist: --model takes a GGUF file, `bundled` or `auto`") from None
     except OSError as e:
         raise BackendError(f"{path} cannot be read: {e.strerror or e}") from None
-    except (struct.error, EOFError, UnicodeDecodeError, OverflowError):
+    except ValueError:
+        raise NotFound(f"{str(path)!r} is no path of a file") from None
+    except EOFError:
         raise BackendError(f"{path} is cut off or damaged inside its header: download it again") from None
 
 
 class _Reader:
+    """A cursor over the head, which is held as far as it was read: `_MAX_HEAD` bytes at most, whatever it claims."""
+
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self._path, self._file, self._size = path, file, size
-        self._digest = hashlib.sha256()
+        self._head = bytearray()
+        self._at = 0
 
     def read(self) -> Gguf:
-        if self._bytes(4) != b"GGUF":
+        if self._size < 4 or self._bytes(4) != b"GGUF":
             raise BackendError(f"{self._path} is no GGUF file: it does not begin with GGUF")
-        version = self._u32()
+        version = self._number(_U32)
         if version not in (2, 3):
             raise BackendError(f"{self._path} is GGUF version {version}: versions 2 and 3 are known")
-        tensors, pairs = self._count(), self._count()
+        tensors, pairs = self._number(_U64), self._number(_U64)
         metadata: dict[str, str | int | float | bool] = {}
+        if pairs > _MAX_PAIRS:
+            raise EOFError
         for _ in range(pairs):
             key = self._string()
-            value = self._value(self._u32())
+            value = self._value(self._number(_U32))
             if value is not None:
                 metadata[key] = value
-        ends = [self._tensor() for _ in range(tensors)]
+        end = 0
+        for _ in range(tensors):
+            end = max(end, self._tensor())
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
-            raise BackendError(f"{self._path} is damaged: its alignment is {alignment!r}")
-        offset = -(-self._file.tell() // alignment) * alignment
-        if offset + max(ends, default=0) > self._size:
-            missing = offset + max(ends) - self._size
+        if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
+            raise BackendError(f"{self._path} is damaged: its alignment is {str(alignment)[:40]!r}")
+        offset = -(-self._at // alignment) * alignment
+        if offset + end > self._size:
+            missing = offset + end - self._size
             raise BackendError(f"{self._path} is cut off: {missing} bytes are missing; download it again")
         if "general.architecture" not in metadata or not tensors:
             raise BackendError(f"{self._path} is a GGUF file without a model in it")
-        return Gguf(self._path, metadata, tensors, offset, self._size, self._digest.hexdigest())
+        digest = hashlib.sha256(memoryview(self._head)[: self._at]).hexdigest()
+        return Gguf(self._path, metadata, tensors, offset, self._size, digest)
+
+    def _need(self, n: int) -> None:
+        """Hold the next `n` bytes of the head."""
+        missing = self._at + n - len(self._head)
+        if missing <= 0:
+            return
+        if self._at + n > min(_MAX_HEAD, self._size):
+            raise EOFError
+        self._head += self._file.read(max(missing, min(_READ, self._size - len(self._head))))
+        if self._at + n > len(self._head):
+            raise EOFError
 
     def _bytes(self, n: int) -> bytes:
-        data = self._file.read(n)
-        if len(data) != n:
-            raise EOFError
-        self._digest.update(data)
-        return data
+        self._need(n)
+        self._at += n
+        return bytes(self._head[self._at - n : self._at])
 
-    def _u32(self) -> int:
-        return int(struct.unpack("<I", self._bytes(4))[0])
+    def _skip(self, n: int) -> None:
+        self._need(n)
+        self._at += n
 
-    def _u64(self) -> int:
-        return int(struct.unpack("<Q", self._bytes(8))[0])
-
-    def _count(self) -> int:
-        n = self._u64()
-        if n > _MAX_COUNT:
-            raise EOFError
-        return n
+    def _number(self, kind: struct.Struct) -> int:
+        return int(kind.unpack(self._bytes(kind.size))[0])
 
     def _string(self) -> str:
-        n = self._u64()
-        if n > _MAX_STRING:
-            raise EOFError
-        return self._bytes(n).decode("utf-8", "replace")
+        return self._bytes(self._number(_U64)).decode("utf-8", "replace")
 
     def _value(self, kind: int) -> str | int | float | bool | None:
         if kind in _SCALARS:
@@ -138,20 +159,33 @@ class _Reader:
             return self._string()
         if kind != _ARRAY:
             raise EOFError
-        of, n = self._u32(), self._count()
+        of, n = self._number(_U32), self._number(_U64)
         if of in _SCALARS:
-            self._bytes(n * struct.calcsize(_SCALARS[of]))
+            self._skip(n * struct.calcsize(_SCALARS[of]))
         elif of == _STRING:
-            for _ in range(n):
-                self._bytes(min(self._u64(), _MAX_STRING + 1))
+            self._skip_strings(n)
         else:
             raise EOFError
         return None
 
+    def _skip_strings(self, n: int) -> None:
+        """A vocabulary is some 10**5 strings, so this is written for speed."""
+        length, head, width = _U64.unpack_from, self._head, _U64.size
+        for _ in range(n):
+            if self._at + width > len(head):
+                self._need(width)
+            end = self._at + width + length(head, self._at)[0]
+            if end > len(head):
+                self._need(end - self._at)
+            self._at = end
+
     def _tensor(self) -> int:
         """Where the tensor's data ends, in bytes from the data's beginning."""
         self._string()
-        shape = [self._u64() for _ in range(min(self._u32(), 9))]
-        kind, offset = self._u32(), self._u64()
+        dimensions = self._number(_U32)
+        if dimensions > _MAX_DIMENSIONS:
+            raise EOFError
+        shape = [self._number(_U64) for _ in range(dimensions)]
+        kind, offset = self._number(_U32), self._number(_U64)
         block = _BLOCKS.get(kind)
         return offset + (math.prod(shape) * block[0] // block[1] if block else 0)

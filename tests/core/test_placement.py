@@ -1,0 +1,66 @@
+"""Shares of a vote: they add up, stay within what nodes have free, and follow speed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.core.placement import CANDIDATES_A_NODE, MOST_BY_DEFAULT, Participant, default_candidates, share
+
+PARTICIPANTS = st.lists(
+    st.tuples(st.floats(0, 1e6), st.integers(-2, 256)).map(lambda p: p), min_size=1, max_size=8
+).map(lambda ps: [Participant(f"n{i}", speed, free) for i, (speed, free) in enumerate(ps)])
+
+
+@given(st.integers(1, 64), PARTICIPANTS)
+def test_shares_add_up_within_what_is_free(candidates: int, nodes: list[Participant]) -> None:
+    shares = share(candidates, nodes)
+    assert sum(shares.values()) == candidates
+    assert next(iter(shares)) == nodes[0].id, "the coordinator comes first and has at least one"
+    assert min(shares.values()) >= 1
+    free = {n.id: n.free for n in nodes}
+    assert all(n <= free[id] for id, n in shares.items() if id != nodes[0].id)
+    # The coordinator goes past what it has free only once nobody else has room.
+    if shares[nodes[0].id] > max(nodes[0].free, 1):
+        assert all(shares.get(n.id, 0) == max(n.free, 0) for n in nodes[1:])
+    assert share(candidates, nodes) == shares, "every run plans the same"
+
+
+@given(st.integers(1, 64), st.lists(st.floats(1, 100), min_size=1, max_size=6))
+def test_shares_follow_speed(candidates: int, speeds: list[float]) -> None:
+    """Nobody but the coordinator with its one has a candidate that another node would have finished earlier."""
+    nodes = [Participant(f"n{i}", speed, 256) for i, speed in enumerate(speeds)]
+    shares = share(candidates, nodes)
+    for slow in nodes:
+        held = shares.get(slow.id, 0)
+        if held <= (slow is nodes[0]):
+            continue
+        for other in nodes:
+            assert held / slow.speed <= (shares.get(other.id, 0) + 1) / other.speed * (1 + 1e-9)
+
+
+def test_examples() -> None:
+    def shared(candidates: int, *speed_and_free: tuple[float, int]) -> list[int]:
+        nodes = [Participant(str(i), s, f) for i, (s, f) in enumerate(speed_and_free)]
+        shares = share(candidates, nodes)
+        return [shares.get(n.id, 0) for n in nodes]
+
+    assert shared(9, (10, 16), (10, 16), (10, 16)) == [3, 3, 3]
+    assert shared(9, (20, 16), (10, 16)) == [6, 3]
+    assert shared(4, (1, 16), (1000, 16)) == [1, 3], "a slow coordinator keeps one, to stream and to outlive its peers"
+    assert shared(8, (10, 2), (10, 2)) == [6, 2], "what nobody has room for waits at the coordinator"
+    assert shared(4, (10, 16), (10, 0)) == [4, 0]
+    assert shared(6, (30, 16), (0, 16)) == [3, 3], "a node that was never measured counts as a usual one"
+    assert shared(2, (0, 0)) == [2]
+
+
+def test_nothing_to_share_is_a_defect() -> None:
+    with pytest.raises(ValueError, match="needs candidates"):
+        share(0, [Participant("a", 1, 1)])
+    with pytest.raises(ValueError, match="needs candidates"):
+        share(1, [])
+
+
+def test_default_candidates() -> None:
+    assert [default_candidates(n) for n in (0, 1, 2, 3, 40)] == [4, 4, 8, 12, 12]
+    assert default_candidates(1) == CANDIDATES_A_NODE
+    assert default_candidates(1000) == MOST_BY_DEFAULT

@@ -1,0 +1,138 @@
+"""Configuration: flag > environment > file > default for every option, and each bad value names its source."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from node.config import Config, check_address, load
+from node.errors import InvalidRequest
+
+# Three values for each option, as a flag, a variable and a TOML literal give them.
+VALUES: dict[str, tuple[object, str, str]] = {
+    "join": ("none", "10.0.0.1:7421", '"auto"'),
+    "model": ("a.gguf", "b.gguf", '"c.gguf"'),
+    "backend": ("fake", "llama", '"auto"'),
+    "candidates": (3, "4", "5"),
+    "strategy": ("majority", "quality", '"fastest"'),
+    "quorum": ("strict", "half", '"strict"'),
+    "early_stop": ("off", "exact", '"off"'),
+    "slots": (3, "4", "5"),
+    "ctx": (512, "1024", "2048"),
+    "kv_type": ("q8_0", "f16", '"q8_0"'),
+    "threads": (3, "4", "5"),
+    "gpu_layers": (0, "-1", "5"),
+    "port": (7001, "7002", "7003"),
+    "mesh_port": (7001, "7002", "7003"),
+    "interface": ("10.0.0.1", "10.0.0.2,::1", '"10.0.0.3"'),
+    "data_dir": ("/a", "/b", '"/c"'),
+    "token": ("a", "b", '"c"'),
+    "name": ("a", "b", '"c"'),
+    "queue": (3, "4", "5"),
+}
+NAMES = [f.name for f in fields(Config)]
+
+
+def as_typed(name: str, text: str) -> object:
+    text = text.strip('"')
+    return int(text) if isinstance(VALUES[name][0], int) else text
+
+
+def test_every_option_is_tried_here() -> None:
+    assert sorted(VALUES) == sorted(NAMES)
+    assert all(f.metadata["help"] for f in fields(Config))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(name: str, tmp_path: Path) -> None:
+    flag, variable, literal = VALUES[name]
+    file = tmp_path / "conclave.toml"
+    file.write_text(f"{name} = {literal}\n")
+    environ = {f"CONCLAVE_{name.upper()}": variable}
+    assert getattr(load({name: flag}, environ, file), name) == flag
+    assert getattr(load({}, environ, file), name) == as_typed(name, variable)
+    assert getattr(load({name: None}, {f"CONCLAVE_{name.upper()}": ""}, file), name) == as_typed(name, literal)
+    assert load({}, {}, tmp_path / "none.toml") == Config()
+
+
+BAD: dict[str, list[object]] = {
+    "join": ["", "host", "host:0", "host:65536", "host:99999999", "a:1,", "a b:1", "::1:7421"],
+    "backend": ["gpu", ""],
+    "candidates": [-1, 65, "many", "1.5", True],
+    "strategy": ["vote", "MAJORITY"],
+    "quorum": ["all"],
+    "early_stop": ["yes", ""],
+    "slots": [0, 257, "", "x"],
+    "ctx": [1, 63, (1 << 20) + 1],
+    "kv_type": ["f32"],
+    "threads": [-1, 513],
+    "gpu_layers": [-2, 10_001],
+    "port": [0, 65_536, -1],
+    "mesh_port": [0, 65_536, "x"],
+    "interface": ["eth0", "10.0.0.1,wlan0"],
+    "queue": [0, 100_001],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in BAD.items() for v in values])
+def test_a_bad_value_names_its_source(name: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        load({name: value}, {}, None)
+    assert caught.value.message.startswith(f"--{name.replace('_', '-')}")
+    if value != "":  # an empty variable counts as not given
+        with pytest.raises(InvalidRequest) as caught:
+            load({}, {f"CONCLAVE_{name.upper()}": str(value)}, None)
+        assert caught.value.message.startswith(f"CONCLAVE_{name.upper()}")
+    file = tmp_path / "conclave.toml"
+    literal = str(value).lower() if isinstance(value, int) else '"' + str(value).replace("\n", "\\n") + '"'
+    file.write_text(f"{name} = {literal}\n")
+    with pytest.raises(InvalidRequest) as caught:
+        load({}, {}, file)
+    assert caught.value.message.startswith(f"{name} in {file}")
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("literal", ["1.5", "true", "[1]", "1979-05-27", "{ a = 1 }"])
+@pytest.mark.parametrize("name", ["slots", "model"])
+def test_types_of_a_file_are_checked(name: str, literal: str, tmp_path: Path) -> None:
+    file = tmp_path / "conclave.toml"
+    file.write_text(f"{name} = {literal}\n")
+    with pytest.raises(InvalidRequest, match=f"{name} in .*it must be a"):
+        load({}, {}, file)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "conclave.toml"
+    for content in (b"slots =", b"\xff\xfe", b"slots = 1\nslots = 2"):
+        file.write_bytes(content)
+        with pytest.raises(InvalidRequest, match="cannot be read"):
+            load({}, {}, file)
+    file.write_text("slotz = 1")
+    with pytest.raises(InvalidRequest, match=r"slotz in .* is not an option; options are .*slots"):
+        load({}, {}, file)
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        load({}, {}, tmp_path)  # a directory
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        load({}, {}, tmp_path / ("x" * 300))
+    file.write_bytes('name = "küche"'.encode())
+    assert load({}, {}, file).name == "küche"
+
+
+def test_other_variables_and_flags_are_no_business_of_ours() -> None:
+    assert load({"json": True}, {"CONCLAVE_HOME": "/x", "PATH": "/bin"}) == Config()
+
+
+def test_lists() -> None:
+    config = load({"join": "a:1, [::1]:2", "interface": "10.0.0.1, ::1,"}, {})
+    assert config.join_addresses == ("a:1", "[::1]:2")
+    assert config.interfaces == ("10.0.0.1", "::1")
+    assert load({"join": "none"}, {}).join_addresses == load({}, {}).join_addresses == ()
+    assert load({}, {}).interfaces == ()
+
+
+def test_addresses() -> None:
+    assert check_address("host.local:7421", "x") == ("host.local", 7421)
+    assert check_address("[fe80::1%eth0]:1", "x") == ("fe80::1%eth0", 1)
+    for text in ("[host]:1", "[]:1", ":1", "a:", "a:-1", "unix:/x:1", "a:1:2", "a:\u0661"):
+        with pytest.raises(InvalidRequest, match=r"^here: .* is not an address"):
+            check_address(text, "here")
