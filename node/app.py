@@ -24,6 +24,7 @@ from node.api.seam import Seam
 from node.config import DEFAULT_MESH_PORT, DEFAULT_PORT, Config
 from node.coordinator import Coordinator
 from node.core.placement import default_candidates
+from node.engine import trial
 from node.engine.backend import Backend
 from node.engine.engine import Engine
 from node.engine.fake import FakeBackend, FakeSpec
@@ -128,8 +129,8 @@ class Node:
         self._token = load_token(places.config, config.token)
         self._identity = Identity(self._token, load_node_id(data.path))
         self._name = config.name or platform.node() or self._identity.node_id
-        make_backend = _backend(config)
         self._bind()
+        make_backend = await _backend(config, data.path)
         self._engine = Engine(make_backend, node=self._identity.node_id, queue_limit=config.queue)
         self._undo.push_async_callback(self._engine.close)
         await self._engine.start()
@@ -242,8 +243,11 @@ def _listen(flag: str, asked: int | None, default: int, add: Callable[[int], int
     raise NotReady(f"no free port from {default} on in steps of {_PORT_STEP}: choose one with {flag}")
 
 
-def _backend(config: Config) -> Callable[[], Backend]:
-    """How to load what the configuration asks for; the file is checked here, the loading comes later."""
+async def _backend(config: Config, directory: Path) -> Callable[[], Backend]:
+    """How to load what the configuration asks for; the file is checked here, the loading comes later.
+
+    `directory` is where the node remembers what it checked.
+    """
     if config.backend == "fake":
         spec = FakeSpec.parse(config.model)
         context = config.ctx or 4096
@@ -264,4 +268,6 @@ def _backend(config: Config) -> Callable[[], Backend]:
         gpu_layers=config.gpu_layers,
         is_demo=file.is_demo,
     )
+    if not file.is_demo:
+        await trial.ensure(options, directory, llamacpp.STATE_FORMAT)
     return lambda: llamacpp.LlamaBackend(options)

@@ -12,9 +12,10 @@ import ctypes
 import logging
 import math
 import os
+import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class LlamaBackend:
         _last_error.clear()
         self._model = ll.llama_model_load_from_file(str(o.path).encode(), params)
         if not self._model:
-            raise BackendError(f"{o.path} could not be loaded: {_reason()}")
+            raise BackendError(f"{o.path} could not be loaded: {_reason()}; download it again or use another")
         self._vocab = ll.llama_model_get_vocab(self._model)
         self._n_vocab: int = ll.llama_vocab_n_tokens(self._vocab)
         if not ll.llama_model_has_decoder(self._model) or ll.llama_model_has_encoder(self._model):
@@ -98,12 +99,18 @@ class LlamaBackend:
             raise InvalidRequest(f"{o.path} has no chat template: use an instruction-tuned model")
         bos, eos = ll.llama_vocab_bos(self._vocab), ll.llama_vocab_eos(self._vocab)
         self._bos = self._text(bos) if ll.llama_vocab_get_add_bos(self._vocab) else ""
-        self._template = ChatTemplate(source.decode(), bos=self._text(bos), eos=self._text(eos))
+        try:
+            template = source.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{o.path} is damaged: its chat template is not UTF-8") from None
+        self._template = ChatTemplate(template, bos=self._text(bos), eos=self._text(eos))
         self._threads: int = o.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
         self._make_context(o)
 
     def _make_context(self, o: LlamaOptions) -> None:
         trained = ll.llama_model_n_ctx_train(self._model)
+        if trained <= 0:
+            raise BackendError(f"{o.path} is damaged: it says that it was trained for {trained} tokens")
         context = o.context or min(_DEFAULT_CONTEXT, trained)
         if context > trained:
             raise InvalidRequest(f"--ctx {context} is more than the {trained} tokens that the model was trained for")
@@ -327,6 +334,23 @@ class _Chain:
             self.chain = None
 
 
+def probe(options: LlamaOptions) -> None:
+    """Load a model for one sequence, compute a prompt and draw a token. Raises what `LlamaBackend` raises."""
+    backend = LlamaBackend(replace(options, sequences=1))
+    try:
+        prompt = backend.tokenize(backend.render([Message("user", "What is 1 + 1?")], ()))
+        prompt = prompt[: min(backend.info.batch, backend.info.context)]
+        if not prompt:
+            raise BackendError(f"{options.path} has a tokenizer that makes nothing of a prompt")
+        backend.decode([Row(t, i, 0, i == len(prompt) - 1) for i, t in enumerate(prompt)])
+        sampler = backend.sampler(SamplingParams(), 1, prompt)
+        token, _ = backend.sample(sampler, len(prompt) - 1)
+        backend.piece(token)
+        sampler.close()
+    finally:
+        backend.close()
+
+
 def version() -> str:
     """Version of the binding, and what llama.cpp was built with."""
     _set_up_once()
@@ -362,7 +386,7 @@ _is_set_up = False
 @ll.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _: Any) -> None:
     line = text.decode(errors="replace").rstrip()
-    if level >= 3 and level != 4 and line:  # 3 error, 4 debug, 5 goes on with the line before
+    if level == 4 and line:  # ggml.h: GGML_LOG_LEVEL_ERROR (a comment in llama_cpp has an older order)
         _last_error.append(line)
         del _last_error[:-8]
     if line:
@@ -371,7 +395,7 @@ def _on_log(level: int, text: bytes, _: Any) -> None:
 
 def _reason() -> str:
     lines = [line for line in _last_error if "failed to load model" not in line] or _last_error
-    return lines[0] if lines else "no reason was given"
+    return re.sub(r"^\w+: (error loading model: )?", "", lines[0]) if lines else "no reason was given"
 
 
 def _set_up_once() -> None:
