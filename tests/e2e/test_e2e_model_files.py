@@ -1,0 +1,133 @@
+"""Model files that are missing, cut off or damaged: one line and an exit code, never a death by a signal."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from swarm import Node, Swarm, until
+
+from node.errors import ConclaveError
+from node.models import gguf
+from node.models.catalogue import BUNDLED
+
+DATA = BUNDLED.read_bytes()
+HEAD = gguf.read(BUNDLED)
+ARCHITECTURE = str(HEAD.metadata["general.architecture"])
+
+
+def with_value(key: str, value: float) -> bytes:
+    """The bundled model with another value under one key of its metadata."""
+    name = f"{ARCHITECTURE}.{key}".encode()
+    at = DATA.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+    kind = struct.unpack_from("<I", DATA, at)[0]
+    out = bytearray(DATA)
+    struct.pack_into({4: "<I", 6: "<f"}[kind], out, at + 4, value)
+    return bytes(out)
+
+
+def flipped(seed: int, low: int, high: int, count: int) -> bytes:
+    """The bundled model with some of its bytes changed."""
+    rng = random.Random(seed)
+    out = bytearray(DATA)
+    for _ in range(count):
+        out[rng.randrange(low, high)] = rng.randrange(256)
+    return bytes(out)
+
+
+def ends(swarm: Swarm, nodes: Iterable[Node]) -> list[tuple[int, str]]:
+    """How nodes ended: by themselves, or by our SIGTERM once they had started."""
+    out = []
+    for node in nodes:
+        until(lambda node=node: node.process.poll() is not None or "Ask it" in node.said(), "it starts or ends")  # type: ignore[misc]
+        if node.process.poll() is None:
+            swarm.end(node)
+        out.append((node.process.returncode, node.said()))
+    return out
+
+
+def one_line(said: str) -> str:
+    (line,) = said.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+BROKEN = {
+    "empty": (b"", "does not begin with GGUF"),
+    "text": (b"This is not a model. " * 100, "does not begin with GGUF"),
+    "cut in its header": (DATA[: HEAD.data_offset // 2], "damaged"),
+    "cut in its weights": (DATA[: len(DATA) // 2], "bytes are missing"),
+    "wrong shapes": (with_value("feed_forward_length", 1), "wrong shape"),
+    # These two end the process that loads them.
+    "no layers": (with_value("block_count", 0), "trial process"),
+    "an epsilon that is no number": (with_value("attention.layer_norm_rms_epsilon", float("nan")), "trial process"),
+}
+
+
+def test_broken_files_are_refused_in_one_line(own: Swarm, tmp_path: Path) -> None:
+    nodes = []
+    for name, (data, _) in BROKEN.items():
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(data)
+        nodes.append(own.start("--model", str(path), "--join", "none"))
+    for (name, (_, why)), (code, said) in zip(BROKEN.items(), ends(own, nodes), strict=True):
+        line = one_line(said)
+        assert code == 1, (name, said)
+        assert why in line, (name, said)
+        assert f"{name}.gguf" in line
+
+
+def test_flipped_bytes_never_kill_the_node(own: Swarm, tmp_path: Path) -> None:
+    places = [
+        (4, HEAD.data_offset, 1),
+        (HEAD.data_offset - 4000, HEAD.data_offset, 3),
+        (HEAD.data_offset, len(DATA), 4096),
+    ]
+    nodes = []
+    for i, (low, high, count) in enumerate(places * 2):
+        path = tmp_path / f"{i}.gguf"
+        path.write_bytes(flipped(i, low, high, count))
+        nodes.append(own.start("--model", str(path), "--join", "none"))
+    for i, (code, said) in enumerate(ends(own, nodes)):
+        assert code in (0, 1, 2), (i, said)
+        if code:
+            one_line(said)
+
+
+def test_every_truncation_is_found_before_native_code_sees_it(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    whole = HEAD.data_offset
+    for length in [*range(0, 64), *range(64, whole, 997), whole - 1, whole, whole + 1, len(DATA) // 2, len(DATA) - 1]:
+        path.write_bytes(DATA[:length])
+        with pytest.raises(ConclaveError):
+            gguf.read(path)
+
+
+def test_a_good_file_is_tried_once(own: Swarm, tmp_path: Path) -> None:
+    path = tmp_path / "good.gguf"
+    path.write_bytes(DATA)
+    node = own.start("--model", str(path), "--join", "none", "--data-dir", str(tmp_path / "data"))
+    own.ready(node)
+    assert node.client.ask("What is 12 + 30?").text
+    (known,) = json.loads((tmp_path / "data" / "models.json").read_text())
+    assert known[:3] == [str(path), len(DATA), path.stat().st_mtime_ns]
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "why"),
+    [
+        ("/nowhere/model.gguf", 1, "does not exist"),
+        ("/tmp/", 1, "no regular file"),
+        ("some-name", 2, "GGUF"),
+        ("hf:someone/something", 2, "GGUF"),
+    ],
+)
+def test_what_is_no_file(own: Swarm, model: str, code: int, why: str) -> None:
+    done = own.run("--model", model, "--join", "none")
+    assert done.code == code
+    assert why in one_line(done.err)
+    assert done.out == ""
