@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from node import __version__, config, home
 from node.cli import render
 from node.config import Config
+from node.types import NodeInfo
 
 if TYPE_CHECKING:
     from node.app import Node, Summary
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 FAILED = 1
 HURRIED = 130  # the exit code after a second ^C
 STOP_S = 15.0
+EVERY_S = 1.0
+GONE_AFTER = 4  # looks; a suspected peer has about as many seconds to refute it
 
 
 def run(options: Namespace) -> int:
@@ -47,20 +51,50 @@ async def _serve(chosen: Config) -> int:
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if not start.done():
-            start.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await start
-            return 0
-        await start  # raises what went wrong
-        node.on_notice = _say
-        _banner(node.summary(), early)
-        await stopped
+        if start.done():
+            await start  # raises what went wrong
+            node.on_notice = _say
+            summary = node.summary()
+            _banner(summary, early)
+            peers = asyncio.create_task(_follow(node, Peers(summary.peers)))
+            await stopped
+            peers.cancel()
         _say("stopping (^C again to stop at once)")
+        start.cancel()
+        await asyncio.wait((start,), timeout=STOP_S)
         return 0
     finally:
         stopped.cancel()
         await _end(node)
+
+
+class Peers:
+    """What to say of peers that come and go. Pure: `seen` is told who is there, about once a second."""
+
+    def __init__(self, peers: Iterable[NodeInfo]) -> None:
+        self._known = {p.id: p for p in peers}
+        self._missed: dict[str, int] = {}
+
+    def seen(self, peers: Iterable[NodeInfo]) -> list[str]:
+        """Lines for a person. A peer that is suspected for a moment is not said to be gone."""
+        now = {p.id: p for p in peers}
+        lines = [f"peer {_name(p)} joined ({p.model})" for p in now.values() if p.id not in self._known]
+        self._known |= now
+        self._missed = {i: self._missed.get(i, 0) + 1 for i in self._known if i not in now}
+        for gone in [i for i, count in self._missed.items() if count >= GONE_AFTER]:
+            lines.append(f"peer {_name(self._known.pop(gone))} is gone")
+        return lines
+
+
+def _name(peer: NodeInfo) -> str:
+    return f"{peer.name} ({peer.id})" if peer.name else peer.id
+
+
+async def _follow(node: Node, peers: Peers) -> None:
+    while True:
+        await asyncio.sleep(EVERY_S)
+        for line in peers.seen(node.summary().peers):
+            _say(line)
 
 
 async def _end(node: Node) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 from fakenode import Run
 
+from node.cli.serve import GONE_AFTER, Peers
 from node.config import Config
 from node.errors import BackendError, ConclaveError, InvalidRequest
 from node.types import NodeInfo
@@ -105,6 +106,17 @@ def test_banner_notices_and_a_clean_stop(run: Run, app: type[StandIn], signal_: 
 def test_peers_are_named(run: Run, app: type[StandIn]) -> None:
     app.peers = (NodeInfo("b", "1.2.3.4:1", name="bob", model="qwen"), NodeInfo("c", "1.2.3.5:1", name="cy", model="m"))
     assert "peers    bob (qwen), cy (m)" in run().out
+
+
+def test_peers_that_come_and_go_are_said_once() -> None:
+    bob, cy = NodeInfo("b", "1.2.3.4:1", name="bob", model="qwen"), NodeInfo("c", "1.2.3.5:1", model="m")
+    peers = Peers([bob])
+    assert peers.seen([bob]) == []
+    assert peers.seen([bob, cy]) == ["peer c joined (m)"]
+    assert [peers.seen([cy]) for _ in range(GONE_AFTER - 1)] == [[]] * (GONE_AFTER - 1)
+    assert peers.seen([bob, cy]) == []  # it was only suspected
+    assert [peers.seen([cy]) for _ in range(GONE_AFTER + 2)].count(["peer bob (b) is gone"]) == 1
+    assert peers.seen([bob, cy]) == ["peer bob (b) joined (qwen)"]
 
 
 def test_flags_reach_the_node(run: Run, app: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
