@@ -315,6 +315,8 @@ PYTHON = "```python\ndef add(a, b):\n    return a + b\n```"
         ('{"a": 1, "b"', '{"a": 1}'),
         ("The sky is blue because " * 40, PROSE),
         ("I see a bird over there.\n" * 8, PROSE),
+        (f"{PROSE} " * 5, PROSE),  # one line, and a period longer than a run's: only its n-grams show it
+        ("a-word-of-more-than-forty-characters-is-no-run\n" * 7, "a-word-of-more-than-forty-characters-is-no-run"),
         ("ha" * 300, "ha"),
         ("天" * 300, "天"),
         (f"{PROSE}<|im_end|>", PROSE),
@@ -525,6 +527,12 @@ def test_a_megabyte_of_anything_is_read_in_time(name: str) -> None:
 )
 def test_code_that_no_parser_likes_is_only_bad_code(code: str) -> None:
     assert quality(f"```python\n{code}\n```", STOP) < 0.5
+
+
+def test_code_too_long_to_parse_in_passing_is_held_for_code() -> None:
+    lines = "\n".join(f"x{i} = {i * 7919 % 100_003}" for i in range(6000))
+    assert quality(f"```python\n{lines}\n)\n```", STOP) == 1.0
+    assert quality(f"```python\n{lines[:30000]}\n)\n```", STOP) < 0.5
 
 
 def test_json_nested_without_end_is_only_text() -> None:
