@@ -147,11 +147,13 @@ def _checked(info: AsyncServiceInfo, label: str) -> Found | None:
 def announced(interfaces: Sequence[str] = ()) -> list[str]:
     """The IPv4 addresses to announce: those of `interfaces`, else all of this machine that others can reach.
 
-    Loopback is announced only where there is nothing else; nodes on one machine meet by `node.mesh.local` as well.
+    The one that packets to elsewhere would leave from goes first. Loopback is announced only where there is nothing
+    else; nodes on one machine meet by `node.mesh.local` as well.
     """
     if interfaces:
         return list(interfaces)[:MAX_ADDRESSES]
-    own = [str(n.ip) for n in _networks()]
+    primary = _primary()
+    own = sorted((str(n.ip) for n in _networks()), key=lambda ip: ip != primary)
     return ([ip for ip in own if not ipaddress.ip_address(ip).is_loopback] or own or ["127.0.0.1"])[:MAX_ADDRESSES]
 
 
@@ -159,6 +161,17 @@ def _likeliest_first(ips: Sequence[str]) -> list[str]:
     # A machine with containers announces bridges that only it can reach; what shares a network with us goes first.
     networks = [n.network for n in _networks()]
     return sorted(ips, key=lambda ip: not any(ipaddress.ip_address(ip) in n for n in networks))
+
+
+def _primary() -> str:
+    # Connecting a datagram socket sends nothing; it only has the system choose a route (the address is a reserved one).
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try:
+            s.connect(("240.0.0.1", 9))
+            address: str = s.getsockname()[0]
+        except OSError:
+            return ""
+        return address
 
 
 def _networks() -> list[ipaddress.IPv4Interface]:

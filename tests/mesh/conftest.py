@@ -95,11 +95,7 @@ class Node:
 
     async def kill(self) -> None:
         """Ends as by kill -9: no goodbye, connections closed by the system."""
-        tasks = list(self.mesh._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, *(p.close() for p in self.mesh._peers.values()), return_exceptions=True)
-        self.mesh._peers.clear()
+        await self.mesh._roster.close()
         await self.server.stop(None)
 
     async def stop(self) -> None:

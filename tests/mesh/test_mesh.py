@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import HOST, until
 
+from node import wire
 from node.core.members import Kind
 from node.errors import InvalidRequest, NotFound, NotReady, PeerUnavailable, Unauthenticated
 from node.mesh.identity import Identity, new_token
@@ -147,6 +148,9 @@ class TestStrangers:
         a = await start("a")
         node = types_pb2.NodeInfo(id=B, address=f"{HOST}:{unused_tcp_port}", name="\x1b[31mred")
         await a.mesh.hello(mesh_pb2.HelloRequest(node=node, protocol=1), B)
+        await asyncio.sleep(1.1)
+        assert a.mesh.notices == []  # It may have been killed just after.
+        await a.mesh.probe(mesh_pb2.ProbeRequest(node=node), B)
         await until(lambda: bool(a.mesh.notices), 3)
         assert "firewall" in a.mesh.notices[0]
         assert a.mesh.peers() == []
@@ -224,8 +228,7 @@ class TestLosing:
         await b.mesh.start(a.address)
         await meet(a, b)
         news = NodeInfo(id=B, address=b.address, incarnation=b.mesh.nodes()[0].incarnation, state=NodeState.DEAD)
-        for change in a.mesh._members.hear([news], C, time.monotonic()):
-            a.mesh._changed(change)
+        a.mesh._roster.hear([wire.node_info_pb(news)], C, inbound=True)
         assert a.mesh.peers() == []
         await meet(a, b, seconds=3)
         assert b.kinds(B) == [Kind.REFUTED]
@@ -294,7 +297,7 @@ class TestLosing:
         await meet(a, b)
         old = a.mesh.peer(B)
         old.expires = time.time() + 60
-        a.mesh._renew()
+        a.mesh._caller.renew()
         await until(lambda: a.mesh.peer(B) is not old, 2)
         assert a.kinds(B) == [Kind.JOINED]
 

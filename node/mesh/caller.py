@@ -1,0 +1,224 @@
+"""Meeting other nodes. One rule makes a peer: we called it, its certificate names it, it answered our Hello.
+
+Announcements, news and calls from others are reasons to call, never more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from node.core.members import Alive
+from node.errors import ConclaveError, InvalidRequest, PeerUnavailable, Unauthenticated
+from node.mesh.discovery import Found
+from node.mesh.identity import NODE_ID
+from node.mesh.peer import Peer, is_address
+from node.mesh.roster import PROTOCOL, Roster, checked
+from node.types import NodeInfo, NodeState
+from node.v1 import mesh_pb2
+
+MAX_CALLING = 8  # Connections that are made at a time: a handshake costs about 5 ms of CPU.
+RETRIES_S = (
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    15.0,
+    30.0,
+)  # For what was announced; then it is given up until it is again.
+JOIN_RETRY_S = 2.0  # For what we were told to join: for ever.
+RENEW_S = 3600.0  # A connection is made anew when its certificate has less to live, so a reconnect never fails by it.
+
+_log = logging.getLogger(__name__)
+
+
+class Caller:
+    """Calls the nodes that somebody says exist, and makes them peers of the roster."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._pursued: dict[str, asyncio.Task[None]] = {}
+        self._called_us: dict[str, float] = {}
+        self._slots = asyncio.Semaphore(MAX_CALLING)
+        roster.strangers = lambda info: self.pursue(info.id, [info.address])
+
+    # ---- reasons to call ----
+
+    def found(self, found: Found) -> None:
+        """A node was announced, by mDNS or on this machine."""
+        roster = self._roster
+        if found.mesh_id != roster.identity.mesh_id:
+            roster.say(
+                f"another mesh ({found.mesh_id}) is here, at {', '.join(found.addresses[:1])}: to join it, start this "
+                "node with --token and what `python -m node token show` prints there",
+                key=f"mesh {found.mesh_id}",
+            )
+        elif roster.info().address not in found.addresses:
+            self.pursue(found.node_id, found.addresses)
+
+    def heard(self, info: NodeInfo) -> None:
+        """A node called us, which proves that it lives, but not that we can call it."""
+        roster = self._roster
+        held = roster.members.get(info.id)
+        gone = held is not None and roster.members.has_left(info.id) and info.incarnation <= held.incarnation
+        if info.id == roster.id or gone:
+            return
+        if held is None or held.state is NodeState.DEAD or info.id not in roster.peers:
+            self._called_us[info.id] = time.monotonic()
+            self.pursue(info.id, [info.address], caller=True)
+            return
+        roster.apply(Alive(info, direct=True))
+        if held.address != info.address:
+            self.pursue(info.id, [info.address], moved=True)
+
+    async def join(self, address: str) -> None:
+        """Keeps us joined to whoever is at an address we were told, until cancelled."""
+        roster, pause = self._roster, 0.25
+        while True:
+            try:
+                met = await self.meet(address)
+                if met == roster.id:
+                    roster.say(f"--join {address} is this node itself: give the address of another one")
+                    return
+                pause = 0.25
+                while roster.is_alive(met):  # noqa: ASYNC110  # a second later is soon enough to call again
+                    await asyncio.sleep(1.0)
+            except Unauthenticated as e:
+                roster.say(e.message)
+            except ConclaveError as e:
+                roster.say(f"{e.message}; trying again until it answers", key=f"join {address}")
+            await asyncio.sleep(pause * roster.rng.uniform(0.8, 1.2))
+            pause = min(pause * 2, JOIN_RETRY_S)
+
+    def renew(self) -> None:
+        """Makes those connections anew whose certificate is about to end; call it every minute or so."""
+        for id, peer in list(self._roster.peers.items()):
+            if peer.expires - time.time() < RENEW_S:
+                self.pursue(id, [peer.address], moved=True)
+
+    def pursue(self, node_id: str, addresses: Sequence[str], *, moved: bool = False, caller: bool = False) -> None:
+        """Calls a node that is said to be at `addresses` until it answers, a limited number of times.
+
+        `moved`: even if we have a connection; `caller`: it called us, so a person should know if we cannot call it.
+        """
+        roster = self._roster
+        usable = [a for a in addresses if is_address(a)]
+        if not usable or roster.stopping or node_id in self._pursued or (roster.is_alive(node_id) and not moved):
+            return
+        task = roster.spawn(self._call_until_met(node_id, usable, moved, caller))
+        self._pursued[node_id] = task
+        task.add_done_callback(lambda _: (self._pursued.pop(node_id, None), self._called_us.pop(node_id, None)))
+
+    async def _call_until_met(self, node_id: str, addresses: Sequence[str], moved: bool, caller: bool) -> None:
+        roster, started = self._roster, time.monotonic()
+        for pause in (*RETRIES_S, 0.0):
+            for address in addresses:
+                try:
+                    await self.meet(address, node_id)
+                    return
+                except Unauthenticated as e:
+                    roster.say(e.message)
+                except ConclaveError as e:
+                    _log.debug("calling node %s at %s: %s", node_id, address, e.message)
+            await asyncio.sleep(pause * roster.rng.uniform(0.8, 1.2))
+            if (roster.is_alive(node_id) and not moved) or roster.members.has_left(node_id):
+                return
+            if caller and self._called_us.get(node_id, 0.0) > started + 1.0:
+                roster.say(
+                    f"node {node_id} can call this node, but not be called at {addresses[0]}: open that port in its "
+                    "firewall",
+                    key=f"caller {node_id}",
+                )
+
+    # ---- calling ----
+
+    async def meet(self, address: str, node_id: str = "") -> str:
+        """Calls the node at an address, by id if it is known, and makes it a peer. Returns its id.
+
+        Raises PeerUnavailable, Unauthenticated, or what the node itself answers.
+        """
+        roster = self._roster
+        hello = mesh_pb2.HelloRequest(node=roster.me(), protocol=PROTOCOL)
+        if not node_id:
+            node_id = await self._who(address, hello)
+            if roster.is_alive(node_id) or node_id == roster.id:
+                return node_id
+        peer = Peer(roster.identity, address, node_id, roster.suspect)
+        try:
+            async with self._slots:
+                answer = await peer.hello(hello)
+            await self._admit(peer, answer)
+        except BaseException:
+            if roster.peers.get(node_id) is peer:
+                del roster.peers[node_id]
+            await peer.close()
+            raise
+        return node_id
+
+    async def _who(self, address: str, hello: mesh_pb2.HelloRequest) -> str:
+        """The id of whoever answers. It proves no more than that it is of our mesh, so it is called again by its id."""
+        async with self._slots:
+            stranger = Peer(self._roster.identity, address)
+            try:
+                answer = await stranger.hello(hello)
+            finally:
+                await stranger.close()
+        if not NODE_ID.fullmatch(answer.node.id):
+            raise PeerUnavailable(f"{address} answers as {answer.node.id[:64]!r}, which is no node id")
+        return answer.node.id
+
+    async def _admit(self, peer: Peer, answer: mesh_pb2.HelloResponse) -> None:
+        roster = self._roster
+        info = checked(answer.node)
+        if info is None or info.id != peer.id or answer.protocol != PROTOCOL:
+            raise PeerUnavailable(
+                f"{peer.address} speaks protocol {answer.protocol}, this node {PROTOCOL}: install the same version"
+            )
+        if info.id == roster.id:
+            if info.address != roster.info().address:
+                roster.say(self._clone(info.address))
+            await peer.close()
+            return
+        old = roster.peers.get(peer.id)
+        roster.peers[peer.id] = peer
+        if old is not None:
+            await old.close(grace=60.0 if roster.is_alive(peer.id) else None)
+        roster.apply(Alive(info, direct=True))
+        # The probe measures the round trip. And if we hold it for dead, it tells it so, and its answer refutes that.
+        roster.answered(peer.id, await peer.probe(roster.probe_request(peer.id), 4 * roster.timeout_s))
+        if not roster.is_alive(peer.id):
+            raise PeerUnavailable(f"node {peer.id} at {peer.address} did not take back that it is dead")
+        roster.hear(answer.peers, peer.id)
+
+    # ---- two nodes with one id ----
+
+    async def refuse_clone(self, info: NodeInfo) -> None:
+        """Raises InvalidRequest if another node with the caller's id lives at another address."""
+        roster = self._roster
+        if info.id == roster.id:
+            if info.address == roster.info().address:
+                return  # We called ourselves, through some other name of this machine.
+            roster.say(self._clone(info.address))
+            raise InvalidRequest(self._clone(roster.info().address))
+        held, peer = roster.members.get(info.id), roster.peers.get(info.id)
+        if held is None or peer is None or held.state is NodeState.DEAD or held.address == info.address:
+            return
+        try:
+            answer = await peer.probe(roster.probe_request(info.id), roster.timeout_s)
+        except ConclaveError:
+            return  # It moved: nobody is at the old address.
+        if answer.node.address != info.address:
+            raise InvalidRequest(
+                f"node id {info.id} is in use at {held.address} already: was the data directory copied? "
+                "Remove the file node_id in the copy"
+            )
+
+    def _clone(self, address: str) -> str:
+        return (
+            f"another node, at {address}, has this node's id {self._roster.id}: was the data directory copied? "
+            "Remove the file node_id in the copy and start that node again"
+        )

@@ -1,0 +1,185 @@
+"""What one node holds of the mesh: the members, a connection to each that is met, and who wants to know of changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
+from typing import Any
+
+from node import wire
+from node.core.members import Alive, Change, Dead, Failed, Kind, Members, Settings, Tick
+from node.errors import Unauthenticated
+from node.mesh.identity import NODE_ID, Identity
+from node.mesh.peer import Peer, is_address
+from node.types import NodeInfo, NodeState
+from node.v1 import mesh_pb2, types_pb2
+
+PROTOCOL = 1
+MAX_NEWS = 256  # Entries of one message that are looked at.
+MAX_NOTICES = 50
+
+_log = logging.getLogger(__name__)
+
+
+class Roster:
+    """Members and peers, kept in step, and the tasks that work on them. `strangers` is told of nodes to be met."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        self_info: Callable[[], NodeInfo],
+        settings: Settings | None,
+        notice: Callable[[str], None],
+        rng: random.Random,
+    ) -> None:
+        self.identity = identity
+        self.id = identity.node_id
+        self.rng = rng
+        # Milliseconds of wall clock: higher at each start, so whatever is still said of our former life is old news.
+        self.members = Members(self.id, rng, settings, incarnation=int(time.time() * 1000))
+        self.timeout_s = self.members.settings.timeout_s
+        self.peers: dict[str, Peer] = {}
+        self.notices: list[str] = []
+        self.callbacks: list[Callable[[Change], None]] = []
+        self.strangers: Callable[[NodeInfo], object] = lambda _: None
+        self.wake = asyncio.Event()
+        self.stopping = False
+        self._self_info = self_info
+        self._notice = notice
+        self._said: set[str] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # ---- this node ----
+
+    def info(self) -> NodeInfo:
+        """This node as it is now."""
+        return replace(self._self_info(), id=self.id, incarnation=self.members.incarnation)
+
+    def me(self) -> types_pb2.NodeInfo:
+        """The same for the wire."""
+        return wire.node_info_pb(self.info())
+
+    # ---- the others ----
+
+    def is_alive(self, id: str) -> bool:
+        """Whether a node is held for alive, and not suspected."""
+        held = self.members.get(id)
+        return held is not None and held.state not in (NodeState.SUSPECT, NodeState.DEAD)
+
+    def suspect(self, id: str) -> None:
+        """Something spoke against a peer: it is probed at once."""
+        self.members.check(id)
+        self.wake.set()
+
+    def news(self, to: str) -> list[types_pb2.NodeInfo]:
+        """What to tell a node with the next message."""
+        return [wire.node_info_pb(i) for i in self.members.news(to)]
+
+    def probe_request(self, to: str) -> mesh_pb2.ProbeRequest:
+        """A probe, with news on its back."""
+        return mesh_pb2.ProbeRequest(node=self.me(), news=self.news(to))
+
+    def apply(self, event: Alive | Dead | Failed | Tick) -> None:
+        """Takes an event in, and acts on what it changes."""
+        for change in self.members.apply(event, time.monotonic()):
+            self.changed(change)
+
+    def answered(self, id: str, answer: mesh_pb2.ProbeResponse) -> None:
+        """A node answered a probe of ours."""
+        info = checked(answer.node)
+        if info is not None and info.id == id:
+            self.apply(Alive(info, direct=True))
+        self.hear(answer.news, id)
+
+    def hear(self, pbs: Iterable[types_pb2.NodeInfo], by: str, *, inbound: bool = False) -> None:
+        """News from `by`, in an answer to us or `inbound`, through our listener."""
+        news = [i for pb in list(pbs)[:MAX_NEWS] if (i := checked(pb)) is not None]
+        if not inbound:
+            # A suspicion of ourselves is refuted only where it came in through our listener, for that is what is
+            # suspected. Else a node behind a firewall would refute for ever what is true.
+            if any(i.id == self.id and i.state is NodeState.DEAD for i in news):
+                self.say(f"node {by} cannot reach this node at {self.info().address}: open that port in the firewall")
+            news = [i for i in news if i.id != self.id]
+        for change in self.members.hear(news, by, time.monotonic()):
+            self.changed(change)
+        for info in self.members.strangers(news):
+            self.strangers(info)
+
+    def changed(self, change: Change) -> None:
+        """Acts on a change: a dead node's connection is closed, callbacks are called."""
+        id = change.info.id
+        if change.kind in (Kind.DIED, Kind.LEFT) and id in self.peers:
+            self.spawn(self.peers.pop(id).close())
+        if change.kind in (Kind.SUSPECTED, Kind.REFUTED):
+            self.wake.set()
+        if change.kind is not Kind.UPDATED:
+            _log.info("node %s: %s", id, change.kind)
+        for callback in self.callbacks:
+            try:
+                callback(change)
+            except Exception:
+                _log.exception("a callback failed on %s", change.kind)
+
+    # ---- people and tasks ----
+
+    def say(self, line: str, key: str = "") -> None:
+        """Tells a person one line, once (once for each `key`, if given)."""
+        if (key or line) in self._said or len(self.notices) >= MAX_NOTICES:
+            return
+        self._said.add(key or line)
+        self.notices.append(line)
+        _log.warning("%s", line)
+        self._notice(line)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Starts a task that ends with the roster at the latest; its failure is logged."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def close(self) -> None:
+        """Cancels all tasks and closes all connections."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(p.close() for p in self.peers.values()), return_exceptions=True)
+        self.peers.clear()
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a task of the mesh failed", exc_info=task.exception())
+
+
+def caller(pb: types_pb2.NodeInfo, peer_identity: str) -> NodeInfo:
+    """Who calls, as it says. Raises Unauthenticated if its certificate says otherwise."""
+    info = checked(pb)
+    if info is None or info.id != peer_identity:
+        raise Unauthenticated(f"the caller says it is node {pb.id[:64]!r}, its certificate says {peer_identity!r}")
+    return info
+
+
+def checked(pb: types_pb2.NodeInfo) -> NodeInfo | None:
+    """What a peer says of a node, bounded; None if it cannot be of one. Control characters would reach a terminal."""
+    info = wire.node_info(pb)
+    if not NODE_ID.fullmatch(info.id) or not is_address(info.address):
+        return None
+
+    def clean(text: str) -> str:
+        return "".join(c for c in text if c.isprintable())
+
+    return replace(
+        info,
+        name=clean(info.name),
+        model=clean(info.model),
+        fingerprint=clean(info.fingerprint),
+        backend=clean(info.backend),
+        version=clean(info.version),
+        local_address=clean(info.local_address),
+    )
