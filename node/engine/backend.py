@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from node.errors import BackendError
 from node.types import Message, SamplingParams, Tool
@@ -85,6 +85,15 @@ class Backend(Protocol):
 
     def drop(self, sequence: int) -> None:
         """Forget a sequence."""
+
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Keep only the first `length` tokens of a sequence. False if what is left would not be right: then drop it."""
+
+    def export(self, sequence: int) -> Any:
+        """A copy of a sequence's KV with `nbytes`, for `restore` in this process; None if there is none."""
+
+    def restore(self, sequence: int, state: Any) -> bool:
+        """Put a copy into an empty sequence. False if it does not fit now; the sequence is empty then."""
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Vectors of length 1 for texts; too long ones are cut to the context."""

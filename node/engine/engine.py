@@ -13,10 +13,11 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from node.engine.backend import Backend, ModelInfo, Row
-from node.engine.scheduler import Ended, Event, Failed, Job, Scheduler
+from node.engine.scheduler import PROMPT_ONLY, Ended, Event, Failed, Job, Scheduler
 from node.errors import BackendError, ConclaveError, NotReady
 
 log = logging.getLogger(__name__)
@@ -26,16 +27,29 @@ _CALIBRATION_STEPS = 16
 _CALIBRATION_SECONDS = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine is: free sequences, requests that wait, topics whose KV is kept between their turns."""
+
+    free: int = 0
+    queued: int = 0
+    topics: int = 0
+
+
 class Engine:
     """A model that answers jobs. Start it, then `run` jobs from one event loop; `close` ends the thread.
 
-    `make_backend` is called on the decode thread (loading takes seconds). `node` is written into candidates.
+    `make_backend` is called on the decode thread (loading takes seconds). `node` is written into candidates. `memory`
+    is the limit in bytes for KV that is parked outside the context.
     """
 
-    def __init__(self, make_backend: Callable[[], Backend], *, node: str = "", queue_limit: int = 64) -> None:
+    def __init__(
+        self, make_backend: Callable[[], Backend], *, node: str = "", queue_limit: int = 64, memory: int = 0
+    ) -> None:
         self._make_backend = make_backend
         self._node = node
         self._queue_limit = queue_limit
+        self._memory = memory
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[Event]] = {}
         self._thread: threading.Thread | None = None
@@ -43,6 +57,7 @@ class Engine:
         self._backend: Backend | None = None
         self._scheduler: Scheduler | None = None
         self._closed = False
+        self._load = Load()
         self.decode_tokens_per_s = 0.0
 
     async def start(self) -> None:
@@ -66,14 +81,14 @@ class Engine:
         return self.backend.info
 
     @property
-    def free_sequences(self) -> int:
-        """Sequences that nobody uses, as of the last step."""
-        return self._scheduler.free_sequences if self._scheduler else 0
+    def load(self) -> Load:
+        """How busy the engine is, as of the last step."""
+        return self._load
 
     @property
-    def queued(self) -> int:
-        """Requests that wait, as of the last step."""
-        return self._scheduler.queued if self._scheduler else 0
+    def free_sequences(self) -> int:
+        """Sequences that no running candidate has."""
+        return self._load.free
 
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """The events of a job, `Ended` last. Leaving the iteration cancels the job. Raises what the job failed with."""
@@ -100,6 +115,15 @@ class Engine:
     def cancel(self, job: str, candidates: Collection[int] | None = None) -> None:
         """Stop candidates of a job (all if None) within one step; each still comes as a `Done`. Unknown ids pass."""
         self._commands.put(lambda scheduler: scheduler.cancel(job, candidates))
+
+    def commit(self, job: str, winner: int = PROMPT_ONLY) -> None:
+        """Say who won an ended job, so that its KV is kept for the topic (`Scheduler.commit`)."""
+
+        def command(scheduler: Scheduler) -> list[Event]:
+            scheduler.commit(job, winner)
+            return []
+
+        self._commands.put(command)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Vectors of length 1, computed between two steps."""
@@ -139,7 +163,10 @@ class Engine:
             self._loop.call_soon_threadsafe(_resolve, ready, None, error)
             return
         self._backend = backend
-        self._scheduler = Scheduler(backend, time.monotonic, queue_limit=self._queue_limit, node=self._node)
+        self._scheduler = Scheduler(
+            backend, time.monotonic, queue_limit=self._queue_limit, node=self._node, memory=self._memory
+        )
+        self._publish(self._scheduler)
         self._loop.call_soon_threadsafe(_resolve, ready, None, None)
         try:
             self._steps(self._scheduler)
@@ -148,21 +175,36 @@ class Engine:
 
     def _steps(self, scheduler: Scheduler) -> None:
         while True:
-            events: list[Event] = []
-            while scheduler.idle or not self._commands.empty():
-                command = self._commands.get()
-                if command is None:
-                    self._deliver(events + scheduler.close())
-                    return
-                events += command(scheduler)
-                if events and scheduler.idle:
-                    break
+            events = self._obey(scheduler)
+            if events is None:
+                self._deliver(scheduler.close())
+                return
             try:
                 events += scheduler.step()
             except Exception as e:  # A defect of ours must cost the running requests, not the node.
                 log.exception("a decode step failed")
                 events += scheduler.abandon(BackendError(f"internal error in the decode step: {e!r}"))
+            self._publish(scheduler)
             self._deliver(events)
+            scheduler.rest()  # after the tokens are on their way
+
+    def _obey(self, scheduler: Scheduler) -> list[Event] | None:
+        """Carry out what was asked for; with nothing to do, wait for it. None: it is over."""
+        events: list[Event] = []
+        while (scheduler.idle and not events) or not self._commands.empty():
+            if self._commands.empty() and scheduler.rest():
+                continue
+            command = self._commands.get()
+            if command is None:
+                self._deliver(events)
+                return None
+            events += command(scheduler)
+            self._publish(scheduler)
+        return events
+
+    def _publish(self, scheduler: Scheduler) -> None:
+        # Other threads read this, never the scheduler.
+        self._load = Load(scheduler.free_sequences, scheduler.queued, scheduler.slots.parked + scheduler.slots.resident)
 
     def _deliver(self, events: list[Event]) -> None:
         if events and self._loop is not None and not self._loop.is_closed():

@@ -80,6 +80,17 @@ class _FakeSampler:
         pass
 
 
+@dataclass(frozen=True, slots=True)
+class _FakeState:
+    """A copy of a sequence."""
+
+    tokens: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return 16 * len(self.tokens)
+
+
 class FakeBackend:
     """A `Backend` that says what its spec says, at its spec's speed."""
 
@@ -182,6 +193,22 @@ class FakeBackend:
     def drop(self, sequence: int) -> None:
         """Empty a sequence."""
         self._sequences[sequence] = []
+
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Forget the end of a sequence."""
+        assert length <= len(self._sequences[sequence]), "a sequence cannot be cut to more than it has"
+        del self._sequences[sequence][length:]
+        return True
+
+    def export(self, sequence: int) -> _FakeState:
+        """Its tokens, which count 16 bytes each."""
+        return _FakeState(tuple(self._sequences[sequence]))
+
+    def restore(self, sequence: int, state: _FakeState) -> bool:
+        """Put the tokens back."""
+        assert not self._sequences[sequence], f"sequence {sequence} is not empty"
+        self._sequences[sequence] = list(state.tokens)
+        return True
 
     @property
     def used_sequences(self) -> int:

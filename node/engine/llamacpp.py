@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 # The layout of llama_state_seq_get_data's blob that this version of the binding writes; it enters the fingerprint.
 STATE_FORMAT = f"llama-cpp-python {ll.__version__}"
 _KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
 _PENALTY_WINDOW = 64  # tokens; llama.cpp's default for repeat_penalty
 _EMBED_CONTEXT = 2048
 _DEFAULT_CONTEXT = 4096
@@ -268,6 +269,30 @@ class LlamaBackend:
     def drop(self, sequence: int) -> None:
         """Free a sequence's cells, those of a failed batch included."""
         ll.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Roll a sequence back. With a sliding window the cells before it are gone, and llama.cpp would say yes and
+        answer wrongly: positions must reach back to 0, or further than the window before `length`."""
+        first = ll.llama_memory_seq_pos_min(self._memory, sequence)
+        window = ll.llama_model_n_swa(self._model)
+        if length == 0 or first < 0 or (first > 0 and first >= max(0, length - window)):
+            return False
+        return bool(ll.llama_memory_seq_rm(self._memory, sequence, length, -1))
+
+    def export(self, sequence: int) -> Any:
+        """llama_state_seq_get_data's blob, as an array of bytes."""
+        size = ll.llama_state_seq_get_size(self._ctx, sequence)
+        state = np.empty(size, dtype=np.uint8)
+        written = ll.llama_state_seq_get_data(self._ctx, state.ctypes.data_as(_BYTES), size, sequence)
+        return state if written == size else None
+
+    def restore(self, sequence: int, state: Any) -> bool:
+        """Load a blob that `export` of this process made; a failed load leaves nothing behind."""
+        read = ll.llama_state_seq_set_data(self._ctx, state.ctypes.data_as(_BYTES), state.nbytes, sequence)
+        if read != state.nbytes:
+            self.drop(sequence)
+            return False
+        return True
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Mean-pooled last hidden state, length 1, in a small context of its own that is made when first needed."""

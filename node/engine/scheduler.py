@@ -7,87 +7,42 @@
     decode     the backend computes the rows
     sample     each row with logits becomes a token of a candidate, or several first tokens of a fresh fork
 
-A prompt is computed once, in the sequence that its first candidate goes on with; the other candidates fork from it and
-draw their first tokens from the same logits. Where a request has more candidates than there are free sequences, the
-prompt's sequence is kept and the rest fork from it as sequences become free.
+A prompt begins from the longest prefix that is held (`node.engine.slots`); the rest is computed once, in the sequence
+that its first candidate goes on with; the other candidates fork from it and draw their first tokens from the same
+logits. Where a request has more candidates than there are free sequences, the prompt's sequence is kept and the rest
+fork from it as sequences become free.
 
 KV cells are reserved at admission for the worst case (prompt + candidates x max_tokens), so a running request is never
-put out for want of cells.
+put out for want of cells. A candidate that ended keeps its sequence until `commit` says who won: the winner's KV is
+then kept for its topic.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 
 from node.engine.backend import Backend, Row, Sampler
+from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Text, derive_seed, job
+from node.engine.slots import Pool, Slots
 from node.engine.text import TextStream
 from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
-from node.types import Candidate, FinishReason, SamplingParams
+from node.types import Candidate, FinishReason
+
+__all__ = ["Done", "Ended", "Event", "Failed", "Job", "Prefilled", "Scheduler", "Text", "derive_seed", "job"]
 
 # While candidates are writing, a prompt enters in chunks of this many tokens, so that their next token is not late by a
 # whole batch. With nobody writing it enters in full batches.
 PREFILL_CHUNK = 128
+# KV of an ended job that nobody commits (its coordinator died, say) is let go after this long.
+HOLD_S = 10.0
+# Of a batch of at least this many prompt rows and no others the speed of prefilling is measured.
+MEASURED_ROWS = 64
+PROMPT_ONLY = 0  # no candidate has this id
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A prompt in tokens with the candidates to write. `deadline` is in seconds of the scheduler's clock."""
-
-    id: str
-    prompt: tuple[int, ...]
-    candidates: tuple[tuple[int, int], ...]  # (id, seed)
-    params: SamplingParams
-    deadline: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """The prompt is computed."""
-
-    job: str
-    prompt: int
-    cached: int
-    queue_ms: float
-    prefill_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Candidates wrote; one event a step, (candidate id, text) each."""
-
-    job: str
-    pieces: tuple[tuple[int, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A candidate ended; those that were cancelled come too, with what they had written."""
-
-    job: str
-    candidate: Candidate
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The last event of a job that did not fail."""
-
-    job: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The last event of a job that failed."""
-
-    job: str
-    error: ConclaveError
-
-
-Event = Prefilled | Text | Done | Ended | Failed
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Branch:
     """A candidate that is being written."""
 
@@ -98,12 +53,12 @@ class _Branch:
     started: float
     next_token: int = -1  # sampled or the prompt's last, not computed yet
     position: int = -1  # where it goes
-    tokens: int = 0
+    written: list[int] = field(default_factory=list)
     logprob: float = 0.0
     row: int = -1  # of the current batch, with the logits to draw from
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     """A job on its way. `base` is the sequence that holds the prompt while candidates may still fork from it."""
 
@@ -112,11 +67,14 @@ class _Request:
     max_tokens: int
     waiting: deque[tuple[int, int]]  # candidates that have not begun
     base: int = -1
+    cached: int = 0  # prompt tokens that were held
     computed: int = 0  # prompt tokens in `base`
     prompt_row: int = -1  # row of the current batch with the logits after the prompt
     admitted: float = 0.0
     was_prefilled: bool = False
     branches: list[_Branch] = field(default_factory=list)
+    kept: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)  # ended: (sequence, its tokens)
+    held_since: float = 0.0
 
     @property
     def cells(self) -> int:
@@ -128,17 +86,29 @@ class _Request:
 
 
 class Scheduler:
-    """Requests in, events out, one step at a time. `node` is written into the candidates."""
+    """Requests in, events out, one step at a time. `node` is written into the candidates.
 
-    def __init__(self, backend: Backend, clock: Callable[[], float], *, queue_limit: int = 64, node: str = "") -> None:
+    `memory` is the limit in bytes for the KV of topics that are parked outside the context.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Callable[[], float],
+        *,
+        queue_limit: int = 64,
+        node: str = "",
+        memory: int = 0,
+    ) -> None:
         self._backend = backend
         self._clock = clock
         self._node = node
         self._queue_limit = queue_limit
         self._queue: deque[_Request] = deque()
         self._running: dict[str, _Request] = {}
-        self._free = list(range(backend.info.sequences - 1, -1, -1))
-        self._cells_free = backend.info.cells
+        self._ended: dict[str, _Request] = {}  # waiting for `commit`, the oldest first
+        self._pool = Pool(backend.info.sequences, backend.info.cells)
+        self.slots = Slots(backend, self._pool, memory=memory)
         self.decoded_tokens = 0
         self.prefilled_tokens = 0
 
@@ -149,8 +119,8 @@ class Scheduler:
 
     @property
     def free_sequences(self) -> int:
-        """Sequences that nobody uses."""
-        return len(self._free)
+        """Sequences that no running candidate has; some hold KV that would make room."""
+        return len(self._pool.free) + self.slots.resident + sum(len(r.kept) for r in self._ended.values())
 
     @property
     def queued(self) -> int:
@@ -184,8 +154,26 @@ class Scheduler:
         for request in list(self._queue):
             if request.job.id == job:
                 return self._cancel(request, candidates)
-        request_running = self._running.get(job)
-        return self._cancel(request_running, candidates) if request_running else []
+        running = self._running.get(job)
+        return self._cancel(running, candidates) if running else []
+
+    def commit(self, job: str, winner: int = PROMPT_ONLY) -> None:
+        """Say who won an ended job: that candidate's KV is kept for its topic, or the prompt's if it won elsewhere.
+
+        Unknown jobs are ignored: theirs may have been let go for want of room.
+        """
+        request = self._ended.pop(job, None)
+        if request is None:
+            return
+        self._pool.cells += request.cells
+        chosen = winner if winner in request.kept else next(iter(request.kept), None)
+        for candidate, (sequence, tokens) in request.kept.items():
+            if candidate == chosen != winner:
+                tokens = tokens[: len(request.job.prompt)]
+            if candidate == chosen and self._backend.truncate(sequence, len(tokens)):
+                self.slots.keep(request.job.topic or f"~{request.job.id}", sequence, tokens)
+            else:
+                self._give_back(sequence)
 
     def step(self) -> list[Event]:
         """Admit, batch, decode, sample. Never raises for what one request did."""
@@ -194,16 +182,22 @@ class Scheduler:
         rows = self._batch()
         if not rows:
             return events
+        started = self._clock()
         try:
             self._backend.decode(rows)
         except BackendError as e:
             return events + self.abandon(e)
+        self._measure(rows, self._clock() - started)
         for request in list(self._running.values()):
             try:
                 events += self._sample(request)
             except ConclaveError as e:
                 events += self._fail(request, e)
         return events
+
+    def rest(self) -> bool:
+        """Do a little of what can wait, between two steps. Says whether there was anything."""
+        return self.slots.rest()
 
     def close(self) -> list[Event]:
         """Stop everything, for shutdown."""
@@ -223,26 +217,52 @@ class Scheduler:
             except ConclaveError as e:
                 events += self._fail(request, e)
         # First come, first served: a small request does not overtake a large one, which therefore never starves.
-        while self._queue and self._free and self._queue[0].cells <= self._cells_free:
+        while self._queue and self._enter(self._queue[0]):
             request = self._queue.popleft()
-            request.base = self._free.pop()
             request.admitted = now
-            self._cells_free -= request.cells
             self._running[request.job.id] = request
         return events
+
+    def _enter(self, request: _Request) -> bool:
+        """Give a request its sequence and its cells if that can be done."""
+        job = request.job
+        while True:
+            match = self.slots.match(job.topic, job.prompt)
+            sequences, cells = self.slots.gain(match)
+            spare = match.held.topic if match else ""
+            # One sequence is needed, one a candidate is wanted.
+            self.slots.make_room(len(job.candidates) - sequences, request.cells - cells, spare)
+            if len(self._pool.free) >= 1 - sequences and self._pool.cells >= request.cells - cells:
+                break
+            if self._ended:
+                self.commit(next(iter(self._ended)))
+            elif match is not None and not match.take and match.held.is_resident:
+                self.slots.forget(spare)  # there is room for one of the two only
+            else:
+                return False
+        request.base, request.cached = self.slots.begin(match)
+        request.computed = request.cached
+        self._pool.cells -= request.cells
+        return True
 
     def _fork_later(self, request: _Request) -> None:
         """Begin candidates that had to wait for a sequence; they compute the prompt's last token again."""
         if request.base < 0 or not request.is_computed:
             return
         last = len(request.job.prompt) - 1
-        while request.waiting and self._free:
+        while request.waiting and self._find_sequence(request):
             branch = self._begin(request, fork=last)
             branch.next_token, branch.position = request.job.prompt[last], last
             branch.started = self._clock()
         if not request.waiting:
             self._give_back(request.base)
             request.base = -1
+
+    def _find_sequence(self, request: _Request) -> bool:
+        """Make sure of a free sequence for a candidate that waits: from an idle topic, else from one that ended."""
+        if not self._pool.free and not self.slots.make_room(1, 0) and request.kept:
+            self._give_back(request.kept.pop(next(iter(request.kept)))[0])
+        return bool(self._pool.free)
 
     def _begin(self, request: _Request, *, fork: int | None) -> _Branch:
         """Begin the next waiting candidate on a free sequence that shares `fork` tokens of the prompt's, or on the
@@ -251,7 +271,7 @@ class Scheduler:
         params = request.job.params
         sampler = self._backend.sampler(params, seed, request.job.prompt)  # may refuse a grammar: before any sequence
         if fork is not None:
-            sequence = self._free.pop()
+            sequence = self._pool.free.pop()
             self._backend.fork(request.base, sequence, fork)
         else:
             sequence, request.base = request.base, -1
@@ -282,6 +302,12 @@ class Scheduler:
                 request.prompt_row = len(rows) - 1
         return rows
 
+    def _measure(self, rows: list[Row], seconds: float) -> None:
+        """Learn the speed of prefilling from batches of prompts alone."""
+        if len(rows) >= MEASURED_ROWS and sum(row.wants_logits for row in rows) <= 1:
+            speeds = self.slots.speeds
+            self.slots.speeds = replace(speeds, prefill_s=0.7 * speeds.prefill_s + 0.3 * seconds / len(rows))
+
     # ---- sample -----------------------------------------------------------------------------------------------------
 
     def _sample(self, request: _Request) -> list[Event]:
@@ -303,7 +329,7 @@ class Scheduler:
     def _fork_first(self, request: _Request) -> None:
         """Begin as many candidates as there are sequences, all from the logits after the prompt."""
         length = len(request.job.prompt)
-        forks = min(len(request.waiting) - 1, len(self._free))
+        forks = min(len(request.waiting) - 1, len(self._pool.free))
         begun = [self._begin(request, fork=length) for _ in range(forks)]
         # The prompt's own sequence is kept for those that must wait, unless it is the only one: then they will have to
         # compute the prompt anew.
@@ -316,13 +342,13 @@ class Scheduler:
     def _prefilled(self, request: _Request) -> Event:
         request.was_prefilled = True
         tokens = len(request.job.prompt)
-        self.prefilled_tokens += tokens
+        self.prefilled_tokens += tokens - request.cached
         queued, computed = request.admitted - request.submitted, self._clock() - request.admitted
-        return Prefilled(request.job.id, tokens, 0, queued * 1e3, computed * 1e3)
+        return Prefilled(request.job.id, tokens, request.cached, queued * 1e3, computed * 1e3)
 
     def _advance(self, request: _Request, branch: _Branch, pieces: list[tuple[int, str]]) -> list[Event]:
         token, logprob = self._backend.sample(branch.sampler, branch.row)
-        branch.tokens += 1
+        branch.written.append(token)
         branch.logprob += logprob
         branch.position += 1
         branch.next_token = token
@@ -335,7 +361,7 @@ class Scheduler:
             text = branch.text.feed(self._backend.piece(token))
             if branch.text.stopped:
                 reason = FinishReason.STOP
-            elif branch.tokens >= request.max_tokens:
+            elif len(branch.written) >= request.max_tokens:
                 reason = FinishReason.LENGTH
         if reason is not None:
             text += branch.text.finish()
@@ -348,23 +374,41 @@ class Scheduler:
     def _finish(self, request: _Request, branch: _Branch, reason: FinishReason) -> Event:
         request.branches.remove(branch)
         branch.sampler.close()
-        self._give_back(branch.sequence)
+        self._keep_kv(request, branch, reason)
+        tokens = len(branch.written)
         return Done(
             request.job.id,
             Candidate(
                 id=branch.id,
                 node=self._node,
                 text=branch.text.text,
-                tokens=branch.tokens,
-                mean_logprob=branch.logprob / branch.tokens if branch.tokens else 0.0,
+                tokens=tokens,
+                mean_logprob=branch.logprob / tokens if tokens else 0.0,
                 finish_reason=reason,
                 latency_ms=(self._clock() - branch.started) * 1e3,
             ),
         )
 
+    def _keep_kv(self, request: _Request, branch: _Branch, reason: FinishReason) -> None:
+        """Keep the sequence of a candidate that may win; of one that was stopped, the prompt, if nothing else has it.
+
+        A branch's sequence holds exactly `position` tokens between two steps: the token sampled last was not computed.
+        """
+        prompt = request.job.prompt
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            request.kept[branch.id] = branch.sequence, (*prompt, *branch.written)[: branch.position]
+            if PROMPT_ONLY in request.kept:
+                self._give_back(request.kept.pop(PROMPT_ONLY)[0])
+            return
+        length = min(len(prompt), branch.position)
+        if length and not request.kept and self._backend.truncate(branch.sequence, length):
+            request.kept[PROMPT_ONLY] = branch.sequence, prompt[:length]
+        else:
+            self._give_back(branch.sequence)
+
     def _give_back(self, sequence: int) -> None:
         self._backend.drop(sequence)
-        self._free.append(sequence)
+        self._pool.free.append(sequence)
 
     def _cancel(
         self, request: _Request, candidates: Collection[int] | None, reason: FinishReason = FinishReason.CANCELLED
@@ -382,28 +426,49 @@ class Scheduler:
     def _settle(self, request: _Request) -> list[Event]:
         """After candidates ended: is the job over?"""
         if not request.branches and not request.waiting:
-            self._forget(request)
+            self._end(request)
             return [Ended(request.job.id)]
         if not request.branches and request.base < 0 and request.job.id in self._running:
-            # The only sequence has ended while others wait: compute the prompt again for them.
-            request.base = self._free.pop()
-            request.computed = 0
+            self._restart(request)
         return []
 
-    def _forget(self, request: _Request) -> None:
-        for branch in list(request.branches):
-            self._finish(request, branch, FinishReason.CANCELLED)
-        request.waiting.clear()
+    def _restart(self, request: _Request) -> None:
+        """The only sequence has ended while candidates wait: they begin again from the prompt's end."""
+        last = len(request.job.prompt) - 1
+        request.computed = 0
+        if not request.kept:
+            request.base = self._pool.free.pop()
+            return
+        request.base, _ = request.kept.pop(next(iter(request.kept)))
+        if last and self._backend.truncate(request.base, last):
+            request.computed = last
+        else:
+            self._backend.drop(request.base)
+
+    def _end(self, request: _Request) -> None:
+        """A job is over: its kept KV waits for `commit`."""
         if request.base >= 0:
-            self._give_back(request.base)
+            if not request.kept and request.computed:
+                request.kept[PROMPT_ONLY] = request.base, request.job.prompt[: request.computed]
+            else:
+                self._give_back(request.base)
             request.base = -1
-        if self._running.pop(request.job.id, None) is not None:
-            self._cells_free += request.cells
-        elif request in self._queue:
+        if self._running.pop(request.job.id, None) is None:
             self._queue.remove(request)
+            return
+        request.held_since = self._clock()
+        self._ended[request.job.id] = request
 
     def _fail(self, request: _Request, error: ConclaveError) -> list[Event]:
-        self._forget(request)
+        """A job is over and its KV is not to be trusted."""
+        for branch in request.branches:
+            branch.sampler.close()
+        sequences = [b.sequence for b in request.branches] + [s for s, _ in request.kept.values()] + [request.base]
+        for sequence in sequences:
+            if sequence >= 0:
+                self._give_back(sequence)
+        del self._running[request.job.id]
+        self._pool.cells += request.cells
         return [Failed(request.job.id, error)]
 
     def _expire(self, now: float) -> list[Event]:
@@ -411,24 +476,6 @@ class Scheduler:
         for request in [*self._queue, *self._running.values()]:
             if request.job.deadline is not None and now >= request.job.deadline:
                 events += self._cancel(request, None, FinishReason.DEADLINE)
+        for id in [id for id, request in self._ended.items() if now - request.held_since > HOLD_S]:
+            self.commit(id)
         return events
-
-
-def derive_seed(base: int, candidate: int) -> int:
-    """Seed of a candidate, 0 <= seed < 2**32 - 1 (llama.cpp takes 2**32 - 1 for "random"). SplitMix64's mixer."""
-    z = (base + candidate * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return (z ^ (z >> 31)) % 0xFFFFFFFF
-
-
-def job(
-    id: str,
-    prompt: Sequence[int],
-    candidates: Sequence[int],
-    params: SamplingParams,
-    seed: int,
-    deadline: float | None = None,
-) -> Job:
-    """A job whose candidates have seeds derived from one."""
-    return Job(id, tuple(prompt), tuple((c, derive_seed(seed, c)) for c in candidates), params, deadline)

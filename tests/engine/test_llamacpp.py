@@ -42,6 +42,8 @@ def run(backend: LlamaBackend, tokens: list[int], ids: list[int], **params: obje
     while not scheduler.idle:
         done |= {e.candidate.id: e for e in scheduler.step() if isinstance(e, Done)}
     assert scheduler.free_sequences == backend.info.sequences
+    for sequence in range(backend.info.sequences):
+        backend.drop(sequence)
     return done
 
 

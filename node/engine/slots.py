@@ -1,0 +1,190 @@
+"""The KV of topics between their turns: some in the context, the rest parked in memory, the rest forgotten.
+
+`node.core.slots` decides; this acts on the backend. A prompt begins from the longest prefix that is held anywhere, so a
+topic's second turn computes its new tokens only and equal system prompts are computed once. Sharing is by equal tokens
+alone: KV depends on nothing else, so no topic can see what another said.
+
+In one unified KV, attention looks at every used cell, whoever's it is, so idle topics slow the active one. Therefore
+they leave the context for memory once they take more than `IDLE_CELLS` cells; that costs some milliseconds and is done
+between two steps, after the tokens of the step are on their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from node.core import slots
+from node.core.slots import Held, Match, Speeds
+from node.engine.backend import Backend
+
+IDLE_CELLS = 2048
+MOST_RATES = 4096
+
+
+class Pool:
+    """Sequences and KV cells that nobody uses."""
+
+    def __init__(self, sequences: int, cells: int) -> None:
+        self.free = list(range(sequences - 1, -1, -1))
+        self.cells = cells
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A topic's KV: on `sequence` if that is not -1, else in `state`."""
+
+    held: Held
+    sequence: int = -1
+    state: Any = None
+
+
+class Slots:
+    """What is held for topics. `memory` is the limit for parked copies in bytes; 0 parks nothing."""
+
+    def __init__(self, backend: Backend, pool: Pool, *, memory: int, speeds: Speeds | None = None) -> None:
+        self._backend = backend
+        self._pool = pool
+        self._memory = memory
+        self._slots: dict[str, _Slot] = {}
+        self._rates: dict[str, tuple[float, int]] = {}
+        self._turn = 0
+        self.speeds = speeds or Speeds()
+        self.parked_bytes = 0
+
+    @property
+    def resident(self) -> int:
+        """Topics in the context."""
+        return sum(s.held.is_resident for s in self._slots.values())
+
+    @property
+    def parked(self) -> int:
+        """Topics in memory."""
+        return len(self._slots) - self.resident
+
+    @property
+    def idle_cells(self) -> int:
+        """KV cells of topics in the context."""
+        return sum(len(s.held.tokens) for s in self._slots.values() if s.held.is_resident)
+
+    def match(self, topic: str, prompt: Sequence[int]) -> Match | None:
+        """Where a prompt should begin."""
+        return slots.match((s.held for s in self._slots.values()), topic, prompt, self.speeds)
+
+    def gain(self, match: Match | None) -> tuple[int, int]:
+        """Sequences and cells that taking a match over makes free for its request."""
+        if match is None or not match.take or not match.held.is_resident:
+            return 0, 0
+        return 1, len(match.held.tokens)
+
+    def begin(self, match: Match | None) -> tuple[int, int]:
+        """A sequence for a prompt, and how many of its tokens it holds. There must be a free one, or one to take."""
+        self._turn += 1
+        slot = self._slots.get(match.held.topic) if match is not None else None
+        if match is None or slot is None:  # a parked one may have had to go since it was matched
+            return self._pool.free.pop(), 0
+        if slot.held.is_resident:
+            return self._begin_resident(slot, match)
+        return self._begin_parked(slot, match)
+
+    def keep(self, topic: str, sequence: int, tokens: Sequence[int]) -> None:
+        """Hold a sequence for a topic from now on, in the place of what was held for it."""
+        self.forget(topic)
+        rate = slots.used(*self._rates.get(topic, (0.0, self._turn)), self._turn)
+        self._pool.cells -= len(tokens)
+        self._slots[topic] = _Slot(Held(topic, tokens, True, rate=rate, used=self._turn), sequence)
+
+    def forget(self, topic: str) -> None:
+        """Let go of all that is held for a topic."""
+        slot = self._slots.pop(topic, None)
+        if slot is None:
+            return
+        self._remember(slot)
+        if slot.held.is_resident:
+            self._leave_context(slot)
+        self.parked_bytes -= slot.held.bytes
+
+    def make_room(self, sequences: int, cells: int, spare: str = "") -> bool:
+        """Put idle topics (but `spare`) out of the context until so much is free. Says whether it is."""
+
+        def enough() -> bool:
+            return len(self._pool.free) >= sequences and self._pool.cells >= cells
+
+        if not enough():
+            for held in slots.leave_context((s.held for s in self._slots.values()), self._turn, self.speeds):
+                if held.topic != spare:
+                    self._park(held.topic)
+                if enough():
+                    break
+        return enough()
+
+    def rest(self) -> bool:
+        """Put one topic out of the context if idle ones take too many cells. Says whether it did."""
+        if self.idle_cells <= IDLE_CELLS:
+            return False
+        order = slots.leave_context((s.held for s in self._slots.values()), self._turn, self.speeds)
+        # A single topic longer than the limit stays: it is most likely the one that goes on.
+        if len(order) < 2:
+            return False
+        self._park(order[0].topic)
+        return True
+
+    # ---- acting -----------------------------------------------------------------------------------------------------
+
+    def _begin_resident(self, slot: _Slot, match: Match) -> tuple[int, int]:
+        if not match.take:
+            self._touch(slot)
+            target = self._pool.free.pop()
+            self._backend.fork(slot.sequence, target, match.length)
+            return target, match.length
+        sequence = slot.sequence
+        self._remember(self._slots.pop(slot.held.topic))
+        self._pool.cells += len(slot.held.tokens)
+        if not self._backend.truncate(sequence, match.length):
+            self._backend.drop(sequence)
+            return sequence, 0
+        return sequence, match.length
+
+    def _begin_parked(self, slot: _Slot, match: Match) -> tuple[int, int]:
+        target = self._pool.free.pop()
+        self._touch(slot)
+        fits = self._backend.restore(target, slot.state) and self._backend.truncate(target, match.length)
+        if match.take:
+            self.forget(slot.held.topic)
+        if not fits:
+            self._backend.drop(target)
+            return target, 0
+        return target, match.length
+
+    def _touch(self, slot: _Slot) -> None:
+        rate = slots.used(slot.held.rate, slot.held.used, self._turn)
+        slot.held = replace(slot.held, rate=rate, used=self._turn)
+
+    def _park(self, topic: str) -> None:
+        """Out of the context: into memory if it is worth it, else forgotten."""
+        slot = self._slots[topic]
+        state = self._backend.export(slot.sequence) if self._memory else None
+        self._leave_context(slot)
+        if state is None or state.nbytes > self._memory:
+            self._remember(self._slots.pop(topic))
+            return
+        slot.state = state
+        slot.sequence = -1
+        slot.held = replace(slot.held, is_resident=False, bytes=state.nbytes)
+        self.parked_bytes += state.nbytes
+        while self.parked_bytes > self._memory:
+            order = slots.leave_memory((s.held for s in self._slots.values()), self._turn, self.speeds)
+            self.forget(order[0].topic)
+
+    def _remember(self, slot: _Slot) -> None:
+        """How often a topic was used outlives its KV, within limits."""
+        self._rates.pop(slot.held.topic, None)
+        self._rates[slot.held.topic] = slot.held.rate, slot.held.used
+        if len(self._rates) > MOST_RATES:
+            del self._rates[next(iter(self._rates))]
+
+    def _leave_context(self, slot: _Slot) -> None:
+        self._backend.drop(slot.sequence)
+        self._pool.free.append(slot.sequence)
+        self._pool.cells += len(slot.held.tokens)
