@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 import pytest
-from conftest import HOST, until
+from meshnode import HOST, until
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node.mesh import discovery

@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import HOST
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from meshnode import HOST
 
 from node.errors import ConclaveError, InvalidRequest, PeerUnavailable, Unauthenticated
 from node.mesh import identity

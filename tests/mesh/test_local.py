@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import until
+from meshnode import until
 
 from node.errors import InvalidRequest
 from node.home import DataDir, Home, home, private_dir

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HOST, until
+from meshnode import HOST, until
 
 from node import wire
 from node.core.members import Kind
