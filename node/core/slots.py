@@ -1,26 +1,24 @@
 """Which topic's KV to begin from, and which to let go: decisions only.
 
 A topic's KV is resident (in the context, on a sequence of its own) or parked (a copy in memory); else it is gone and is
-prefilled again. What to let go is decided by what it would cost to get it back, times how soon that is likely to be
-needed:
+prefilled again. What to let go is decided by what it would cost to get it back, how long until that is likely to be
+needed, and the room that it takes:
 
-    value = seconds to bring it back x uses a turn, lately / room that it takes
+    value = seconds to bring it back / (turns until it is used again x room)
 
-Plain LRU looks at neither the cost nor the rate, and on round robin over one topic more than fits it always lets go of
-the very one that comes next. Here, among topics of equal value, the one used last goes first: then on round robin all
-but one of the topics that fit stay (Belady's choice, since the one used last is the one that comes back last).
+When a topic comes back is guessed from the turns between its uses (Belady's rule with a forecast): one that came every
+eighty turns, forty turns ago, is due in forty. One that is overdue is less likely to come the longer it stays away. So
+on round robin over more topics than fit, where plain LRU lets go of the very one that comes next, those used last
+go, and the rest stays; and what was left alone for long goes before what is new.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # A prefix shorter than this is not worth a fork from another topic.
 MIN_SHARED = 16
-# A use counts for half after this many turns of other topics.
-HALF_LIFE = 256
 # From another topic whose prompt continues as ours does for at least this share of it, the KV is taken over: a client
 # without topic names sends the same conversation again with one more turn.
 TAKEOVER = 0.5
@@ -37,13 +35,16 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A topic's KV as far as decisions go. `bytes` is of its parked copy (0: none); `rate` as of turn `used`."""
+    """A topic's KV as far as decisions go. `bytes` is of its parked copy (0: none).
+
+    It was used last at turn `used`, and before that about every `interval` turns (0: not known, it was used once).
+    """
 
     topic: str
     tokens: Sequence[int]
     is_resident: bool
     bytes: int = 0
-    rate: float = 0.0
+    interval: float = 0.0
     used: int = 0
 
 
@@ -96,14 +97,16 @@ def match(held: Iterable[Held], topic: str, prompt: Sequence[int], speeds: Speed
     return best
 
 
-def rate_now(held: Held, turn: int) -> float:
-    """Uses a turn, lately: an exponentially decayed count."""
-    return float(held.rate * math.exp2(-(turn - held.used) / HALF_LIFE))
+def interval_after(interval: float, last: int, turn: int) -> float:
+    """The turns between uses, after one more use at `turn`."""
+    gap = float(turn - last)
+    return gap if interval == 0.0 else (interval + gap) / 2
 
 
-def used(held_rate: float, last: int, turn: int) -> float:
-    """The rate after one more use."""
-    return held_rate * math.exp2(-(turn - last) / HALF_LIFE) + 1.0
+def wait(held: Held, turn: int, usual: float) -> float:
+    """Turns until a topic is likely to be used again, at least one. `usual` stands in for an interval not known."""
+    interval, elapsed = held.interval or usual, turn - held.used
+    return max(interval - elapsed if elapsed < interval else float(elapsed), 1.0)
 
 
 def cost(held: Held, speeds: Speeds, *, keeps_copy: bool) -> float:
@@ -115,21 +118,20 @@ def cost(held: Held, speeds: Speeds, *, keeps_copy: bool) -> float:
 
 
 def leave_context(held: Iterable[Held], turn: int, speeds: Speeds) -> list[Held]:
-    """Resident topics in the order in which they leave the context: the cheapest to bring back for their room first.
-
-    A topic that can be parked counts as a copy of its own size would cost.
-    """
-    resident = [h for h in held if h.is_resident]
-    return sorted(
-        resident,
-        key=lambda h: (cost(h, speeds, keeps_copy=True) * rate_now(h, turn) / max(len(h.tokens), 1), -h.used, h.topic),
-    )
+    """Resident topics in the order in which they leave the context: the least valuable first."""
+    return _by_value([h for h in held if h.is_resident], turn, speeds, keeps_copy=True)
 
 
 def leave_memory(held: Iterable[Held], turn: int, speeds: Speeds) -> list[Held]:
-    """Parked copies in the order in which they leave memory: the cheapest to prefill again for their bytes first."""
-    parked = [h for h in held if h.bytes]
-    return sorted(
-        parked,
-        key=lambda h: (cost(h, speeds, keeps_copy=False) * rate_now(h, turn) / h.bytes, -h.used, h.topic),
-    )
+    """Parked copies in the order in which they leave memory: the least valuable first."""
+    return _by_value([h for h in held if h.bytes], turn, speeds, keeps_copy=False)
+
+
+def _by_value(held: list[Held], turn: int, speeds: Speeds, *, keeps_copy: bool) -> list[Held]:
+    usual = 2.0 * len(held)
+
+    def value(h: Held) -> tuple[float, int, str]:
+        room = h.bytes or len(h.tokens) or 1
+        return cost(h, speeds, keeps_copy=keeps_copy) / (wait(h, turn, usual) * room), -h.used, h.topic
+
+    return sorted(held, key=value)

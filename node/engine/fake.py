@@ -30,6 +30,7 @@ from node.types import Message, SamplingParams, Tool
 
 _END = 0
 _USER = re.compile(r"<user>\n(.*?)\n</user>", re.DOTALL)
+_WORDS = re.compile(r"\n?</?(?:system|user|assistant|tool)>\n?|\s*[^\s<]+|\s*<|\s+")
 _EMBEDDING_SIZE = 64
 
 
@@ -135,9 +136,9 @@ class FakeBackend:
         return head + "".join(f"<{m.role}>\n{m.content}\n</{m.role}>\n" for m in messages) + "<assistant>\n"
 
     def tokenize(self, text: str) -> list[int]:
-        """A token for each word with the space before it."""
+        """A token for each word with the space before it, and for each of the template's tags with its line breaks."""
         with self._lock:
-            return [self._id(w) for w in re.findall(r"\s*\S+|\s+$", text)]
+            return [self._id(w) for w in _WORDS.findall(text)]
 
     def piece(self, token: int) -> bytes:
         """The word."""

@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 
 from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
+from node.engine.grammar import check_grammar, check_schema
 from node.engine.template import ChatTemplate
 from node.errors import BackendError, InvalidRequest
 from node.types import Message, SamplingParams, Tool
@@ -227,6 +228,7 @@ class LlamaBackend:
                 sampler.add(penalties)
             grammar = _grammar(params)
             if grammar:
+                check_grammar(grammar, self._n_vocab)
                 _last_error.clear()
                 compiled = ll.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
                 if not compiled:
@@ -385,6 +387,7 @@ def version() -> str:
 def _grammar(params: SamplingParams) -> str:
     if not params.json_schema:
         return params.grammar
+    check_schema(params.json_schema)
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     try:

@@ -20,7 +20,7 @@ from node.core.slots import Held, Match, Speeds
 from node.engine.backend import Backend
 
 IDLE_CELLS = 2048
-MOST_RATES = 4096
+MOST_USES = 4096
 
 
 class Pool:
@@ -48,7 +48,7 @@ class Slots:
         self._pool = pool
         self._memory = memory
         self._slots: dict[str, _Slot] = {}
-        self._rates: dict[str, tuple[float, int]] = {}
+        self._uses: dict[str, tuple[float, int]] = {}
         self._turn = 0
         self.speeds = speeds or Speeds()
         self.parked_bytes = 0
@@ -91,9 +91,10 @@ class Slots:
     def keep(self, topic: str, sequence: int, tokens: Sequence[int]) -> None:
         """Hold a sequence for a topic from now on, in the place of what was held for it."""
         self.forget(topic)
-        rate = slots.used(*self._rates.get(topic, (0.0, self._turn)), self._turn)
+        interval, last = self._uses.get(topic, (0.0, self._turn))
+        interval = slots.interval_after(interval, last, self._turn)
         self._pool.cells -= len(tokens)
-        self._slots[topic] = _Slot(Held(topic, tokens, True, rate=rate, used=self._turn), sequence)
+        self._slots[topic] = _Slot(Held(topic, tokens, True, interval=interval, used=self._turn), sequence)
 
     def forget(self, topic: str) -> None:
         """Let go of all that is held for a topic."""
@@ -158,8 +159,8 @@ class Slots:
         return target, match.length
 
     def _touch(self, slot: _Slot) -> None:
-        rate = slots.used(slot.held.rate, slot.held.used, self._turn)
-        slot.held = replace(slot.held, rate=rate, used=self._turn)
+        interval = slots.interval_after(slot.held.interval, slot.held.used, self._turn)
+        slot.held = replace(slot.held, interval=interval, used=self._turn)
 
     def _park(self, topic: str) -> None:
         """Out of the context: into memory if it is worth it, else forgotten."""
@@ -179,10 +180,10 @@ class Slots:
 
     def _remember(self, slot: _Slot) -> None:
         """How often a topic was used outlives its KV, within limits."""
-        self._rates.pop(slot.held.topic, None)
-        self._rates[slot.held.topic] = slot.held.rate, slot.held.used
-        if len(self._rates) > MOST_RATES:
-            del self._rates[next(iter(self._rates))]
+        self._uses.pop(slot.held.topic, None)
+        self._uses[slot.held.topic] = slot.held.interval, slot.held.used
+        if len(self._uses) > MOST_USES:
+            del self._uses[next(iter(self._uses))]
 
     def _leave_context(self, slot: _Slot) -> None:
         self._backend.drop(slot.sequence)
