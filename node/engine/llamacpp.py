@@ -275,6 +275,8 @@ class LlamaBackend:
     def truncate(self, sequence: int, length: int) -> bool:
         """Roll a sequence back. With a sliding window the cells before it are gone, and llama.cpp would say yes and
         answer wrongly: positions must reach back to 0, or further than the window before `length`."""
+        if ll.llama_memory_seq_pos_max(self._memory, sequence) == length - 1:
+            return True
         first = ll.llama_memory_seq_pos_min(self._memory, sequence)
         window = ll.llama_model_n_swa(self._model)
         if length == 0 or first < 0 or (first > 0 and first >= max(0, length - window)):

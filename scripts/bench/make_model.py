@@ -4,7 +4,7 @@
     python scripts/bench/make_model.py --tiny --window 64 --out FILE     a small one for tests, with a sliding window
 
 Vocabulary: bytes and the ChatML control tokens are real, the rest are placeholders, so prompts of plain text tokenize
-to one token a byte.
+to one token a byte (but for "th").
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Shape:
 
 
 QWEN_05B = Shape()
-TINY = Shape("gemma2", layers=2, width=64, heads=4, kv_heads=2, hidden=128, vocabulary=300, context=2048)
+TINY = Shape("gemma2", layers=2, width=64, heads=2, kv_heads=1, hidden=128, vocabulary=300, context=2048)
 
 
 def bytes_to_unicode() -> list[str]:
@@ -78,12 +78,13 @@ def write(path: Path, shape: Shape, seed: int = 1) -> None:
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre("qwen2")
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    filler = shape.vocabulary - 256 - len(specials)
-    tokens = bytes_to_unicode() + [f"<filler{i}>" for i in range(filler)] + specials
-    kinds = [1] * 256 + [5] * filler + [3] * len(specials)  # NORMAL, UNUSED, CONTROL
+    filler = shape.vocabulary - 257 - len(specials)
+    # llama.cpp wants at least one merge.
+    tokens = [*bytes_to_unicode(), "th", *(f"<filler{i}>" for i in range(filler)), *specials]
+    kinds = [1] * 257 + [5] * filler + [3] * len(specials)  # NORMAL, UNUSED, CONTROL
     out.add_token_list(tokens)
     out.add_token_types(kinds)
-    out.add_token_merges([])
+    out.add_token_merges(["t h"])
     out.add_eos_token_id(shape.vocabulary - 1)
     out.add_add_bos_token(False)
     out.add_chat_template(TEMPLATE)
