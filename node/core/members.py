@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from random import Random
 
+from node.core.rumours import Rumours
 from node.types import NodeInfo, NodeState
 
 MAX_INCARNATION = 1 << 62  # Above it nobody could refute any more.
@@ -141,7 +142,7 @@ class Members:
         self._order: list[str] = []
         self._at = 0
         self._checks: set[str] = set()
-        self._sent: dict[str, int] = {}  # Rumours: id -> how often the newest about it was sent.
+        self._rumours = Rumours()
         self._next_probe = self._next_gossip = self._next_reconnect = -math.inf
 
     # ---- what is held ----
@@ -223,12 +224,12 @@ class Members:
             turn = self._turn()
             probe = tuple(dict.fromkeys((*probe, *suspects, *([turn] if turn else []))))
         gossip: tuple[str, ...] = ()
-        if self._sent and now >= self._next_gossip:
+        if self._rumours and now >= self._next_gossip:
             self._next_gossip = now + self.settings.gossip_s
             living = [id for id, m in self._members.items() if m.state is not NodeState.DEAD]
             gossip = tuple(self._rng.sample(living, min(self.settings.fanout, len(living))))
             if not gossip:
-                self._sent.clear()  # Nobody is there to be told.
+                self._rumours.clear()
         reconnect: tuple[str, ...] = ()
         if now >= self._next_reconnect:
             self._next_reconnect = _following(self._next_reconnect, self.settings.reconnect_s, now)
@@ -252,15 +253,10 @@ class Members:
         if held is not None and held.state is not NodeState.ALIVE:
             out.append(_told(held))
         most = self.settings.retransmit * math.ceil(math.log10(len(self._members) + 2))
-        for id in sorted(self._sent, key=lambda i: self._sent[i]):
-            if len(out) >= self.settings.news:
-                break
+        for id in self._rumours.take(self.settings.news - len(out), most):
             member = self._members.get(id)
             if member is not None and id != to:
                 out.append(_told(member))
-            self._sent[id] += 1
-            if self._sent[id] >= most:
-                del self._sent[id]
         return out
 
     # ---- the rules ----
@@ -277,7 +273,7 @@ class Members:
             self._members[info.id] = _Member(info, NodeState.ALIVE, now)
             # At a random place, as SWIM has it: else all nodes would probe the newcomer at the same time.
             self._order.insert(self._rng.randint(0, len(self._order)), info.id)
-            self._rumour(info.id)
+            self._rumours.add(info.id)
             return [Change(Kind.JOINED, info)]
         if info.incarnation < member.info.incarnation:
             return []
@@ -295,7 +291,7 @@ class Members:
         member.since, member.left = now, False
         member.witnesses.clear()
         self._checks.discard(info.id)
-        self._rumour(info.id)
+        self._rumours.add(info.id)
         kind = {NodeState.DEAD: Kind.JOINED, NodeState.SUSPECT: Kind.RECOVERED}.get(was, Kind.UPDATED)
         return [Change(kind, member.info)]
 
@@ -313,7 +309,7 @@ class Members:
         first = by not in member.witnesses
         member.witnesses.add(by)
         if first and by == self.id:
-            self._rumour(id)
+            self._rumours.add(id)
         if member.state is NodeState.SUSPECT:
             return []
         member.state, member.since = NodeState.SUSPECT, now
@@ -337,14 +333,14 @@ class Members:
         member.state, member.since = NodeState.DEAD, now
         member.witnesses.clear()
         self._checks.discard(id)
-        self._rumour(id)
+        self._rumours.add(id)
         return [Change(Kind.LEFT if left else Kind.DIED, _told(member))]
 
     def _refute(self, incarnation: int) -> list[Change]:
         if incarnation < self.incarnation:
             return []
         self.incarnation = incarnation + 1
-        self._rumour(self.id)
+        self._rumours.add(self.id)
         return [Change(Kind.REFUTED, NodeInfo(id=self.id, address="", incarnation=self.incarnation))]
 
     def _tick(self, now: float) -> list[Change]:
@@ -390,10 +386,7 @@ class Members:
     def _remove(self, id: str) -> None:
         del self._members[id]
         self._order.remove(id)
-        self._sent.pop(id, None)
-
-    def _rumour(self, id: str) -> None:
-        self._sent[id] = 0
+        self._rumours.drop(id)
 
 
 def _told(member: _Member) -> NodeInfo:

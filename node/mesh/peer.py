@@ -30,7 +30,7 @@ def is_address(text: str) -> bool:
 class Peer:
     """A connection to the node at `address`, pinned to `node_id` by its certificate (to any node of the mesh if "").
 
-    Calls raise PeerUnavailable (nobody answers, or the stream broke), Unauthenticated (another mesh, another node), or
+    Calls raise PeerUnavailable (nobody answers, or the stream broke), Unauthenticated (another mesh), or
     what the peer itself answered. Times `timeout_s` are seconds. `on_broken` is told the id when a call finds the peer
     gone. `info` and `round_trip_ms` (0: not measured) are kept up to date by the mesh. `kvsync` and `generate` are bare
     stubs for the other layers, whose calls go through `call`.
@@ -162,7 +162,7 @@ class Peer:
 _SIGNS: list[tuple[str, Callable[[Peer], ConclaveError]]] = [
     (
         "Hostname Verification",
-        lambda p: Unauthenticated(f"{p.address} is not node {p.id}: another node of this mesh answers there"),
+        lambda p: PeerUnavailable(f"node {p.id} is gone from {p.address}: another node of this mesh answers there"),
     ),
     (
         "WRONG_VERSION_NUMBER|HTTP_REQUEST",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -21,6 +22,7 @@ from node.v1 import mesh_pb2, types_pb2
 PROTOCOL = 1
 MAX_NEWS = 256  # Entries of one message that are looked at.
 MAX_NOTICES = 50
+UNREACHED_S = 5.0  # So long nobody may have called us, while answers say that we are dead.
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Roster:
         self.stopping = False
         self._self_info = self_info
         self._notice = notice
+        self._unreached_since = math.inf
         self._said: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -98,16 +101,29 @@ class Roster:
     def hear(self, pbs: Iterable[types_pb2.NodeInfo], by: str, *, inbound: bool = False) -> None:
         """News from `by`, in an answer to us or `inbound`, through our listener."""
         news = [i for pb in list(pbs)[:MAX_NEWS] if (i := checked(pb)) is not None]
-        if not inbound:
+        if inbound:
+            self._unreached_since = math.inf
+        else:
             # A suspicion of ourselves is refuted only where it came in through our listener, for that is what is
             # suspected. Else a node behind a firewall would refute for ever what is true.
             if any(i.id == self.id and i.state is NodeState.DEAD for i in news):
-                self.say(f"node {by} cannot reach this node at {self.info().address}: open that port in the firewall")
+                self._told_dead(by)
             news = [i for i in news if i.id != self.id]
         for change in self.members.hear(news, by, time.monotonic()):
             self.changed(change)
         for info in self.members.strangers(news):
             self.strangers(info)
+
+    def _told_dead(self, by: str) -> None:
+        # After a sleep everybody is told so until the first call comes in; behind a firewall none ever does.
+        now = time.monotonic()
+        self._unreached_since = min(self._unreached_since, now)
+        if now - self._unreached_since >= UNREACHED_S:
+            self.say(
+                f"others, such as node {by}, cannot reach this node at {self.info().address}: "
+                "open that port in the firewall",
+                key="unreached",
+            )
 
     def changed(self, change: Change) -> None:
         """Acts on a change: a dead node's connection is closed, callbacks are called."""

@@ -225,8 +225,8 @@ class TestErrors:
     async def test_another_node(self, start: Any, token: str) -> None:
         node = await start("a", join=None)
         error = await self.error(token, node.address, "c" * 10)
-        assert isinstance(error, Unauthenticated)
-        assert "is not node cccccccccc" in error.message
+        assert isinstance(error, PeerUnavailable)
+        assert "node cccccccccc is gone" in error.message
 
     async def test_nobody(self, token: str, unused_tcp_port: int) -> None:
         error = await self.error(token, f"{HOST}:{unused_tcp_port}", A)

@@ -10,8 +10,9 @@ import pytest
 from meshnode import HOST, until
 
 from node import wire
-from node.core.members import Kind
+from node.core.members import Kind, Settings
 from node.errors import InvalidRequest, NotFound, NotReady, PeerUnavailable, Unauthenticated
+from node.mesh import roster
 from node.mesh.identity import Identity, new_token
 from node.mesh.local import running_nodes
 from node.mesh.peer import Peer
@@ -232,6 +233,19 @@ class TestLosing:
         assert a.mesh.peers() == []
         await meet(a, b, seconds=3)
         assert b.kinds(B) == [Kind.REFUTED]
+
+    async def test_who_can_call_but_not_be_called_is_out_and_told(
+        self, start: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(roster, "UNREACHED_S", 0.5)
+        a = await start("a", settings=Settings(suspicion_max_s=0.3))
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        await b.server.stop(None)
+        await until(lambda: Kind.DIED in a.kinds(B), 3)
+        await until(lambda: any("open that port in the firewall" in n for n in b.mesh.notices), 5)
+        assert Kind.REFUTED not in b.kinds(B)
+        assert a.mesh.peers() == []
 
     async def test_a_broken_stream_is_told_at_once(self, start: Any) -> None:
         a = await start("a")
