@@ -92,8 +92,8 @@ class Node:
         """Leave the mesh, finish what runs within the grace, free everything. Twice is fine."""
         if self._started and not self._stopped:
             self._stopped = True
-            await rpc.set_serving(self._local_health, serving=False)
-            await rpc.set_serving(self._mesh_health, serving=False)
+            await rpc.set_serving(self._local_health, is_mesh=False, serving=False)
+            await rpc.set_serving(self._mesh_health, is_mesh=True, serving=False)
             await self._undo.aclose()
 
     def summary(self) -> Summary:
@@ -187,12 +187,12 @@ class Node:
             mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
             kvsync_pb2_grpc.add_KVSyncServicer_to_server(rpc.KVSyncServicer(), server)
         vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(self._coordinator), self._mesh_server)
-        self._local_health = await self._open(self._local_server)
-        self._mesh_health = await self._open(self._mesh_server)
+        self._local_health = await self._open(self._local_server, is_mesh=False)
+        self._mesh_health = await self._open(self._mesh_server, is_mesh=True)
 
-    async def _open(self, server: grpc.aio.Server) -> health.aio.HealthServicer:
-        servicer = rpc.serve_health_and_reflection(server)
-        await rpc.set_serving(servicer, serving=True)
+    async def _open(self, server: grpc.aio.Server, *, is_mesh: bool) -> health.aio.HealthServicer:
+        servicer = rpc.serve_health_and_reflection(server, is_mesh=is_mesh)
+        await rpc.set_serving(servicer, is_mesh=is_mesh, serving=True)
         await server.start()
         self._undo.push_async_callback(server.stop, _GRACE_S)
         return servicer

@@ -39,8 +39,9 @@ if TYPE_CHECKING:  # generic in the stubs only
     _Context = grpc.aio.ServicerContext[Any, Any]
 _SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
-    for file, name in ((generate_pb2, "Generate"), (vote_pb2, "Vote"), (kvsync_pb2, "KVSync"), (mesh_pb2, "Mesh"))
+    for file, name in ((generate_pb2, "Generate"), (kvsync_pb2, "KVSync"), (mesh_pb2, "Mesh"))
 )
+_VOTE = vote_pb2.DESCRIPTOR.services_by_name["Vote"].full_name
 
 _NO_SYNC = "this version does not replicate token logs and KV snapshots yet"
 
@@ -172,19 +173,24 @@ class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
         raise NotSupported(_NO_SYNC)
 
 
-def serve_health_and_reflection(server: grpc.aio.Server) -> health.aio.HealthServicer:
+def services(*, is_mesh: bool) -> tuple[str, ...]:
+    """Names of what a listener serves: Vote is for peers."""
+    return (*_SERVICES, _VOTE) if is_mesh else _SERVICES
+
+
+def serve_health_and_reflection(server: grpc.aio.Server, *, is_mesh: bool) -> health.aio.HealthServicer:
     """Add both to a server; the health servicer is returned, to say when the node serves."""
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    names = (*services(is_mesh=is_mesh), health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return servicer
 
 
-async def set_serving(servicer: health.aio.HealthServicer, *, serving: bool) -> None:
-    """Say for every service, and for the server as a whole, whether it serves."""
+async def set_serving(servicer: health.aio.HealthServicer, *, is_mesh: bool, serving: bool) -> None:
+    """Say for every service of a listener, and for it as a whole, whether it serves."""
     status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-    for name in ("", *_SERVICES):
+    for name in ("", *services(is_mesh=is_mesh)):
         await servicer.set(name, status)
 
 
