@@ -6,7 +6,7 @@ They go when the process ends. The greatest version wins (`node.types.Version`),
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from node.errors import NotFound
 from node.types import Message, TopicInfo, Version
@@ -70,6 +70,12 @@ class Store:
             name, _ = self._topics.popitem(last=False)
             self._bytes -= self._sizes.pop(name)
         return True
+
+    def add_replica(self, name: str, version: Version, node: str) -> None:
+        """Note that a node holds this version of a topic too, if it is still the version held here."""
+        topic = self._topics.get(name)
+        if topic is not None and topic.version == version and node not in topic.replicas:
+            self._topics[name] = replace(topic, replicas=(*topic.replicas, node))
 
     def list(self) -> list[TopicInfo]:
         """All topics, by name."""

@@ -74,3 +74,13 @@ def test_bytes_make_room_too_and_are_given_back(monkeypatch: pytest.MonkeyPatch)
     assert [t.topic for t in store.list()] == ["b", "c"]
     store.commit(topic("huge", VERSIONS[0], "x" * 4000))
     assert [t.topic for t in store.list()] == ["huge"], "the turn that is being answered is always held"
+
+
+def test_who_else_holds_a_topic() -> None:
+    store = Store()
+    store.commit(topic("t", VERSIONS[0]))
+    store.add_replica("t", VERSIONS[0], "b")
+    store.add_replica("t", VERSIONS[0], "b")
+    store.add_replica("t", VERSIONS[1], "c")  # of a version that is not held
+    store.add_replica("u", VERSIONS[0], "c")
+    assert [(t.topic, t.replicas) for t in store.list()] == [("t", ("b",))]

@@ -9,19 +9,21 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from node.coordinator.events import Event
-from node.coordinator.local import VOTING, LocalPhase
-from node.coordinator.turn import Peers, Place, Turn
-from node.core import answers, consensus
+from node.coordinator.local import VOTING, LocalPhase, ballot
+from node.coordinator.place import Peers, Place
+from node.coordinator.turn import Turn
+from node.core import consensus
 from node.engine import scheduler
 from node.engine.engine import Engine
-from node.errors import InvalidRequest, NotFound
+from node.errors import InvalidRequest, NotFound, Overloaded
 from node.store import Store, Topic
 from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Tally, Version
 
 REMEMBERED_RESULTS = 1024
+MAX_WAITING_TURNS = 64  # of one topic
 
 
 class Coordinator:
@@ -41,12 +43,14 @@ class Coordinator:
         self._local = LocalPhase(engine)
         self._place = Place(node_id, self._local, mesh, store, clock, strict_quorum, early_stop)
         self._results: OrderedDict[str, tuple[str, GenerateResult]] = OrderedDict()
-        self._running: dict[str, tuple[str, asyncio.Future[GenerateResult]]] = {}
-        self._topic_locks: dict[str, asyncio.Lock] = {}
+        # The answer is None where the first call of this id failed or was left.
+        self._running: dict[str, tuple[str, asyncio.Future[GenerateResult | None]]] = {}
+        self._topics: dict[str, _TopicTurns] = {}
 
     async def stop(self) -> None:
         """Wait for what still runs in the background."""
-        await asyncio.gather(*self._place.background, return_exceptions=True)
+        while self._place.background:
+            await asyncio.gather(*self._place.background, return_exceptions=True)
 
     async def generate(self, request: GenerateRequest, deadline: float | None = None) -> GenerateResult:
         """The answer to a request; `deadline` in seconds of the monotonic clock. Raises ConclaveError."""
@@ -67,41 +71,37 @@ class Coordinator:
         if known is not None:
             yield known
             return
-        answer: asyncio.Future[GenerateResult] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[GenerateResult | None] = asyncio.get_running_loop().create_future()
         self._running[request.request_id] = (content, answer)
+        result: GenerateResult | None = None
         try:
-            async with self._topic_lock(request.topic):
-                turn = Turn(self._place, request, deadline)
-                async with contextlib.aclosing(turn.run()) as events:
-                    async for event in events:
-                        if isinstance(event, GenerateResult):
-                            self._remember(content, event)
-                            answer.set_result(event)
-                        yield event
+            turn = Turn(self._place, request, deadline)
+            async with self._turn_of(request.topic), contextlib.aclosing(turn.run()) as events:
+                async for event in events:
+                    if isinstance(event, GenerateResult):
+                        result = event
+                        self._remember(content, event)
+                    yield event
         finally:
             del self._running[request.request_id]
-            if not answer.done():
-                answer.cancel()
+            answer.set_result(result)
 
     async def poll(
         self, request: GenerateRequest, candidates: Sequence[int], coordinator: str, deadline: float | None = None
     ) -> AsyncGenerator[Ballot | Tally, None]:
         """The local phase for another node's vote: a ballot as each candidate finishes, then the tally."""
-        question = answers.question_of(request.messages)
         ballots: list[Ballot] = []
         job_id = f"{coordinator}/{request.request_id}/{secrets.token_hex(4)}"
         async with contextlib.aclosing(self._local.run(job_id, request, candidates, deadline)) as events:
             async for event in events:
                 if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
-                    ballot = answers.ballot(
-                        event.candidate, request.strategy, question=question, json_schema=request.params.json_schema
-                    )
-                    ballots.append(ballot)
-                    yield ballot
+                    ballots.append(ballot(event.candidate, request))
+                    yield ballots[-1]
         yield consensus.tally(ballots, request.strategy, len(candidates))
 
     def decide(self, topic: Topic) -> tuple[bool, Version]:
         """Hold the topic of another node's vote. Says whether it is held now, and the version held."""
+        topic = replace(topic, replicas=(topic.version.node_id, self._place.id))
         committed = self._place.store.commit(topic)
         return committed, self._place.store.version(topic.name)
 
@@ -118,13 +118,10 @@ class Coordinator:
         while request_id in self._running:
             other, answer = self._running[request_id]
             _check_same(request_id, content, other)
-            try:
-                return await asyncio.shield(answer)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if not answer.cancelled() or (task is not None and task.cancelling()):
-                    raise  # it is we who were cancelled
-                await asyncio.sleep(0)  # the first call failed or was left: this one answers
+            result = await asyncio.shield(answer)
+            if result is not None:
+                return result
+            # The first call failed or was left. Whoever of those that waited comes first answers; the others wait on.
         if request_id in self._results:
             other, result = self._results[request_id]
             _check_same(request_id, content, other)
@@ -137,18 +134,30 @@ class Coordinator:
             self._results.popitem(last=False)
 
     @contextlib.asynccontextmanager
-    async def _topic_lock(self, topic: str) -> AsyncIterator[None]:
-        """One turn of a topic at a time."""
+    async def _turn_of(self, topic: str) -> AsyncIterator[None]:
+        """One turn of a topic at a time. Raises Overloaded if too many wait for theirs."""
         if not topic:
             yield
             return
-        lock = self._topic_locks.setdefault(topic, asyncio.Lock())
+        turns = self._topics.setdefault(topic, _TopicTurns())
+        if turns.users > MAX_WAITING_TURNS:
+            raise Overloaded(f"{MAX_WAITING_TURNS} turns of topic {topic!r} are waiting: try again later")
+        turns.users += 1
         try:
-            async with lock:
+            async with turns.lock:
                 yield
         finally:
-            if not lock.locked() and not getattr(lock, "_waiters", None):
-                self._topic_locks.pop(topic, None)
+            turns.users -= 1
+            if not turns.users:
+                del self._topics[topic]
+
+
+@dataclass(slots=True)
+class _TopicTurns:
+    """The turns of one topic: who has the lock, and how many have or want it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
 
 
 def _content_hash(request: GenerateRequest) -> str:

@@ -8,14 +8,16 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
-from node.core import tools
+from node.core import answers, tools
 from node.engine import scheduler
 from node.engine.engine import Engine
-from node.types import Candidate, FinishReason, GenerateRequest
+from node.errors import InvalidRequest
+from node.types import Ballot, Candidate, FinishReason, GenerateRequest
 
 # A candidate that ended in one of these ways votes; one that was cut off by a decision or a deadline does not.
 VOTING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS)
 RENDER_INLINE_CHARS = 20_000  # longer prompts are tokenized off the event loop
+MAX_TOKEN_CHARS = 256  # the longest tokens of vocabularies are runs of some 100 spaces
 
 
 class LocalPhase:
@@ -45,9 +47,20 @@ class LocalPhase:
         def make() -> list[int]:
             return backend.tokenize(backend.render(request.messages, request.tools))
 
-        if sum(len(m.content) for m in request.messages) > RENDER_INLINE_CHARS:
+        size = _size(request)
+        context = self.engine.info.context
+        if size > MAX_TOKEN_CHARS * context:
+            # Tokenizing it could take minutes, and nothing could stop it.
+            raise InvalidRequest(f"the prompt is {size} characters and a sequence holds {context} tokens: shorten it")
+        if size > RENDER_INLINE_CHARS:
             return await asyncio.to_thread(make)
         return make()
+
+
+def _size(request: GenerateRequest) -> int:
+    """Characters of what the prompt is made from."""
+    said = sum(len(m.content) + sum(len(c.arguments) for c in m.tool_calls) for m in request.messages)
+    return said + sum(len(t.description) + len(t.parameters) for t in request.tools)
 
 
 def with_calls(candidate: Candidate, request: GenerateRequest) -> Candidate:
@@ -56,3 +69,9 @@ def with_calls(candidate: Candidate, request: GenerateRequest) -> Candidate:
     if not calls or candidate.finish_reason not in VOTING:
         return candidate
     return replace(candidate, text=text, tool_calls=calls, finish_reason=FinishReason.TOOL_CALLS)
+
+
+def ballot(candidate: Candidate, request: GenerateRequest) -> Ballot:
+    """The ballot of a candidate of ours or of a peer's."""
+    question = answers.question_of(request.messages)
+    return answers.ballot(candidate, request.strategy, question=question, json_schema=request.params.json_schema)

@@ -6,19 +6,28 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
+from dataclasses import dataclass, replace
 
 from node import wire
+from node.coordinator import remote
 from node.coordinator.events import Counted, Event, Planned, Voted, Wrote
-from node.coordinator.local import VOTING, LocalPhase, with_calls
+from node.coordinator.local import VOTING, ballot
+from node.coordinator.place import Place
 from node.core import answers, consensus, placement
 from node.core.consensus import Vote, VoteState
 from node.engine import scheduler
-from node.errors import BackendError, ConclaveError, DeadlineExceeded, InvalidRequest, NoQuorum
+from node.errors import (
+    BackendError,
+    ConclaveError,
+    DeadlineExceeded,
+    InvalidRequest,
+    NoQuorum,
+    Overloaded,
+    PeerUnavailable,
+)
 from node.mesh.peer import Peer
-from node.store import Store, Topic
+from node.store import Topic
 from node.types import (
     Ballot,
     Candidate,
@@ -33,35 +42,19 @@ from node.types import (
     Usage,
     Version,
 )
-from node.v1 import types_pb2, vote_pb2
+from node.v1 import vote_pb2
 
 log = logging.getLogger(__name__)
 
 # Left of a client's deadline for electing and for the way back, so that the answer arrives and not the deadline.
 DEADLINE_MARGIN_S = 0.25
 DECIDE_TIMEOUT_S = 2.0
-MAX_TEXT_BYTES = 1 << 20  # of one peer's candidate; far more than max_tokens can make
-
-
-class Peers(Protocol):
-    """What the coordinator needs of the mesh."""
-
-    def peers(self) -> list[Peer]:
-        """The peers that are alive."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where turns take place: this node's parts that every turn needs. `clock` gives monotonic seconds."""
-
-    id: str
-    local: LocalPhase
-    mesh: Peers
-    store: Store
-    clock: Callable[[], float]
-    strict: bool = False
-    early_stop: EarlyStop = EarlyStop.ADAPTIVE
-    background: set[asyncio.Task[None]] = field(default_factory=set)
+# How long a turn waits for parts that it has cancelled: a decode step, to learn what was spent. Then it goes on.
+STOP_TIMEOUT_S = 0.5
+# Peers that are alive and do not finish are waited for as long again, this many times, as this node took for its own
+# candidates, and at least this long: without a deadline of the client's nothing else would end the wait.
+PATIENCE = 3.0
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +81,10 @@ class Turn:
         self._events: asyncio.Queue[_News] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._shares: dict[str, tuple[int, ...]] = {}
+        # An id of this attempt alone: an earlier one of the same request may still be ending in the engine.
+        self._job = f"{place.id}/{request.request_id}/{secrets.token_hex(4)}"
+        self._patience: float | None = None
+        self._overloaded = False
         self._partial: list[Candidate] = []
         self._warnings: list[str] = []
         self._tokens = 0
@@ -116,12 +113,13 @@ class Turn:
         yield Planned(request.request_id, request.strategy, tuple(self._shares.items()))
         try:
             self._start([p for p in participants if p.id in self._shares])
-            async for event in self._collect(vote):
-                yield event
+            async with contextlib.aclosing(self._collect(vote)) as events:
+                async for event in events:
+                    yield event
         finally:
             for task in self._tasks.values():
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await _ended(self._tasks.values())
         result = await self._result(vote)
         self._tell(result, [p for p in participants if p.id in self._shares])
         yield result
@@ -148,92 +146,63 @@ class Turn:
         return [p for p in self._p.mesh.peers() if p.info.fingerprint == fingerprint]
 
     def _start(self, peers: Sequence[Peer]) -> None:
-        self._spawn(self._p.id, self._run_local())
-        for peer in peers:
-            self._spawn(peer.id, self._run_peer(peer))
-
-    def _spawn(self, node: str, work: _Work) -> None:
-        self._tasks[node] = asyncio.create_task(self._guard(node, work))
+        parts = {self._p.id: self._run_local(), **{peer.id: self._run_peer(peer) for peer in peers}}
+        self._tasks = {node: asyncio.create_task(self._guard(node, work)) for node, work in parts.items()}
 
     async def _guard(self, node: str, work: _Work) -> None:
-        """Run one node's part; whatever ends it is news."""
-        error: ConclaveError | None = None
+        """Run one node's part; whatever ends it is news, so that nobody waits for a part that is over."""
+        error: ConclaveError | None = PeerUnavailable("its part was cancelled")
         try:
             await work
+            error = None
         except ConclaveError as e:
             error = e
         except Exception as e:  # a defect of ours in one node's part must not leave the others waiting
             log.exception("the part of node %s failed", node)
             error = BackendError(f"internal error: {type(e).__name__}; the log of node {self._p.id} has more")
-        self._events.put_nowait(_Over(node, error))
+        finally:
+            self._events.put_nowait(_Over(node, error))
 
     # ---- the two phases ---------------------------------------------------------------------------------------------
 
     async def _run_local(self) -> None:
         request, mine = self._request, self._shares[self._p.id]
         ballots: list[Ballot] = []
-        job = f"{self._p.id}/{request.request_id}"
-        async with contextlib.aclosing(self._p.local.run(job, request, mine, self._deadline)) as events:
+        async with contextlib.aclosing(self._p.local.run(self._job, request, mine, self._deadline)) as events:
             async for event in events:
                 if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
-                    ballots.append(self._ballot(event.candidate))
+                    ballots.append(ballot(event.candidate, request))
                     self._events.put_nowait(ballots[-1])
                 elif not isinstance(event, scheduler.Ended | scheduler.Failed):
                     self._events.put_nowait(event)
         self._events.put_nowait(Counted(consensus.tally(ballots, request.strategy, len(mine))))
 
     async def _run_peer(self, peer: Peer) -> None:
-        request, ids = self._request, self._shares[peer.id]
-        wish = vote_pb2.PollRequest(
-            request_id=request.request_id,
-            topic=request.topic,
-            messages=[wire.message_pb(m) for m in request.messages],
-            tools=[wire.tool_pb(t) for t in request.tools],
-            params=wire.params_pb(request.params),
-            candidates=ids,
-            strategy=request.strategy.value,
-            coordinator=self._p.id,
-        )
         left = None if self._deadline is None else max(self._deadline - self._p.clock(), 0.001)
-        ballots: dict[int, Ballot] = {}
-        async with contextlib.aclosing(peer.poll(wish, left)) as events:
+        events = remote.run(peer, self._request, self._shares[peer.id], self._p.id, left)
+        async with contextlib.aclosing(events):
             async for event in events:
-                if event.HasField("ballot"):
-                    candidate = replace(wire.candidate(event.ballot.candidate), node=peer.id)
-                    if candidate.id not in ids or len(candidate.text.encode()) > MAX_TEXT_BYTES:
-                        raise InvalidRequest("it sent a candidate that it was not asked for, or an oversized one")
-                    ballots[candidate.id] = self._ballot(with_calls(candidate, request))
-                    self._events.put_nowait(ballots[candidate.id])
-                elif event.HasField("tally"):
-                    self._check_tally(peer.id, event.tally, ballots)
-
-    def _check_tally(self, node: str, counted: types_pb2.Tally, ballots: dict[int, Ballot]) -> None:
-        """Ballots are what counts; a tally that does not add up with them is worth a warning."""
-        try:
-            problem = consensus.check(wire.tally(counted, ballots), list(ballots.values()))
-        except InvalidRequest as e:
-            problem = e.message
-        if problem:
-            self._warnings.append(f"the tally of node {node} was not used: {problem}")
-
-    def _ballot(self, candidate: Candidate) -> Ballot:
-        request = self._request
-        question = answers.question_of(request.messages)
-        return answers.ballot(candidate, request.strategy, question=question, json_schema=request.params.json_schema)
+                if isinstance(event, str):
+                    self._warnings.append(event)
+                else:
+                    self._events.put_nowait(event)
 
     async def _collect(self, vote: Vote) -> AsyncGenerator[Event, None]:
         """Feed the vote until it is decided, everyone is done, or the time is up."""
         running = set(self._tasks)
         while running and vote.state() is VoteState.PENDING:
-            left = None if self._deadline is None else self._deadline - self._p.clock()
+            limits = [t for t in (self._deadline, self._patience) if t is not None]
+            left = min(limits) - self._p.clock() if limits else None
             try:
                 # The engine ends its candidates at the same deadline; peers that hang are left behind here.
                 # Not wait_for: before Python 3.12 it may swallow the cancellation of a client that leaves.
                 async with asyncio.timeout(None if left is None else max(left, 0.05)):
                     news = await self._events.get()
             except TimeoutError:
+                if not self._events.empty():
+                    continue  # it came just in time
                 for node in running:
-                    vote.lose(self._shares[node], node, "did not finish by the deadline")
+                    vote.lose(self._shares[node], node, "did not finish in time")
                 break
             if isinstance(news, _Over):
                 running.discard(news.node)
@@ -245,9 +214,14 @@ class Turn:
             yield event
 
     def _over(self, vote: Vote, news: _Over) -> None:
-        mine = news.node == self._p.id
-        if news.error is not None and mine and (isinstance(news.error, InvalidRequest) or len(self._shares) == 1):
-            raise news.error
+        if news.node == self._p.id:
+            alone = len(self._shares) == 1 and not vote.ballots
+            if news.error is not None and (alone or isinstance(news.error, InvalidRequest)):
+                raise news.error
+            self._overloaded = isinstance(news.error, Overloaded)
+            if news.error is None:
+                now = self._p.clock()
+                self._patience = now + max(PATIENCE_S, PATIENCE * (now - self._started))
         reason = news.error.message if news.error is not None else "ended without all of its candidates"
         vote.lose(self._shares[news.node], news.node, reason)
 
@@ -269,7 +243,7 @@ class Turn:
             self._prefilled = news
         elif isinstance(news, scheduler.Done):
             self._tokens += news.candidate.tokens
-            if news.candidate.finish_reason is FinishReason.DEADLINE and news.candidate.text:
+            if news.candidate.text:  # cut off: the best there is if nothing finishes in time
                 self._partial.append(news.candidate)
         return []
 
@@ -277,11 +251,14 @@ class Turn:
         """Cancel what can no longer change the result. Our own engine says what it had spent; peers just stop."""
         for node in running:
             if node == self._p.id:
-                self._p.local.engine.cancel(f"{self._p.id}/{self._request.request_id}")
+                self._p.local.engine.cancel(self._job)
             else:
                 self._tasks[node].cancel()
         if self._p.id in running:
-            await asyncio.wait([self._tasks[self._p.id]], timeout=DECIDE_TIMEOUT_S)
+            timeout = STOP_TIMEOUT_S
+            if self._deadline is not None:
+                timeout = min(timeout, max(self._deadline + DEADLINE_MARGIN_S / 2 - self._p.clock(), 0.05))
+            await _ended([self._tasks[self._p.id]], timeout)
 
     def _drain(self) -> list[Event]:
         out: list[Event] = []
@@ -296,35 +273,46 @@ class Turn:
     # ---- the result -------------------------------------------------------------------------------------------------
 
     async def _result(self, vote: Vote) -> GenerateResult:
-        if not vote.ballots:
+        if vote.ballots and vote.state() is not VoteState.LOST:
+            return await self._elected(vote)
+        late = self._deadline is not None and self._p.clock() >= self._deadline
+        if late and self._partial and not vote.ballots and not self._p.strict:
             return await self._late_result(vote)
-        if vote.state() is VoteState.LOST:
-            lost = "; ".join(f"{loss.node}: {loss.reason}" for loss in vote.lost())
-            raise NoQuorum(f"{len(vote.ballots)} of {vote.tally().planned} candidates finished, too few ({lost})")
-        return await self._elected(vote, tuple(self._warnings))
+        lost = "; ".join(f"{loss.node}: {loss.reason}" for loss in vote.lost())
+        if self._overloaded and not vote.ballots:
+            raise Overloaded(f"no node has room for the request ({lost}): try again later")
+        if late and not self._p.strict:
+            raise DeadlineExceeded(f"no candidate finished in time ({lost}): allow more time")
+        planned = vote.tally().planned
+        raise NoQuorum(f"{len(vote.ballots)} of {planned} candidates finished, too few ({lost}): try again")
 
     async def _late_result(self, vote: Vote) -> GenerateResult:
-        """Nothing finished: the best of what was cut off by the deadline, if anything."""
-        if not self._partial:
-            lost = "; ".join(f"{loss.node}: {loss.reason}" for loss in vote.lost())
-            if self._deadline is not None and self._p.clock() >= self._deadline:
-                raise DeadlineExceeded(f"no candidate finished in time{f' ({lost})' if lost else ''}: allow more time")
-            raise NoQuorum(f"no candidate finished ({lost}): try again")
-        cut = Vote(self._request.strategy, [c.id for c in self._partial], adaptive=False)
+        """Nothing finished in time: the best of what was cut off."""
+        cut = Vote(self._request.strategy, range(1, vote.tally().planned + 1), early=False)
         for candidate in self._partial:
-            cut.add(self._ballot(candidate))
-        return await self._elected(cut, (*self._warnings, "the deadline cut all candidates off"))
+            # Cancelled or expired: at the deadline it is chance which of the two came first.
+            cut.add(ballot(replace(candidate, finish_reason=FinishReason.DEADLINE), self._request))
+        lost = vote.lost()
+        result = await self._elected(cut, "the deadline cut all candidates off")
+        return replace(result, outcome=replace(result.outcome, finished=0, quorum=False, lost=lost))
 
-    async def _elected(self, vote: Vote, warnings: tuple[str, ...]) -> GenerateResult:
+    async def _vectors(self, vote: Vote) -> dict[int, Sequence[float]] | None:
+        """Embeddings for `similarity`; None where there are none in time, which the outcome says."""
+        if self._request.strategy is not Strategy.SIMILARITY or len({b.key for b in vote.ballots}) < 2:
+            return {}
+        left = None if self._deadline is None else self._deadline + DEADLINE_MARGIN_S / 2 - self._p.clock()
+        try:
+            async with asyncio.timeout(left):
+                found = await self._p.local.engine.embed([b.candidate.text for b in vote.ballots])
+        except (ConclaveError, TimeoutError) as e:
+            log.info("request %s has no embeddings: %r", self._request.request_id, e)
+            return None
+        return {b.candidate.id: v for b, v in zip(vote.ballots, found, strict=True)}
+
+    async def _elected(self, vote: Vote, *warnings: str) -> GenerateResult:
         request, clock = self._request, self._p.clock
-        vectors: dict[int, Sequence[float]] | None = None
-        if request.strategy is Strategy.SIMILARITY:
-            vectors = {}
-            if len({b.key for b in vote.ballots}) > 1:
-                texts = [b.candidate.text for b in vote.ballots]
-                found = await self._p.local.engine.embed(texts)
-                vectors = {b.candidate.id: v for b, v in zip(vote.ballots, found, strict=True)}
-        outcome = vote.outcome(vectors=vectors, warnings=warnings)
+        vectors = await self._vectors(vote)
+        outcome = vote.outcome(vectors=vectors, warnings=(*self._warnings, *warnings))
         winner = next(b.candidate for b in vote.ballots if b.candidate.id == outcome.winner)
         prefilled = self._prefilled
         result = GenerateResult(
@@ -344,7 +332,7 @@ class Turn:
             timings=Timings(
                 queue_ms=prefilled.queue_ms if prefilled else 0.0,
                 prefill_ms=prefilled.prefill_ms if prefilled else 0.0,
-                first_token_ms=(self._first_token - self._started) * 1e3 if self._first_token else 0.0,
+                first_token_ms=(self._first_token - self._started) * 1e3 if self._first_token is not None else 0.0,
                 total_ms=(clock() - self._started) * 1e3,
             ),
             request_id=request.request_id,
@@ -361,7 +349,7 @@ class Turn:
             version,
             (*self._request.messages, said),
             result.usage.prompt + result.usage.completion,
-            tuple(self._shares),
+            (self._p.id,),  # and whoever says that it took the decision
         )
         self._p.store.commit(self._topic)
         return version
@@ -378,13 +366,21 @@ class Turn:
             winner=result.outcome.winner,
         )
         for peer in peers:
-            task = asyncio.create_task(_decide(peer, news))
+            task = asyncio.create_task(self._decide(peer, news, self._topic))
             self._p.background.add(task)
             task.add_done_callback(self._p.background.discard)
 
+    async def _decide(self, peer: Peer, news: vote_pb2.DecideRequest, topic: Topic) -> None:
+        try:
+            answer = await peer.decide(news, DECIDE_TIMEOUT_S)
+        except ConclaveError as e:
+            log.info("node %s was not told the outcome of %s: %s", peer.id, news.request_id, e)
+        else:
+            if answer.committed:
+                self._p.store.add_replica(topic.name, topic.version, peer.id)
 
-async def _decide(peer: Peer, news: vote_pb2.DecideRequest) -> None:
-    try:
-        await peer.decide(news, DECIDE_TIMEOUT_S)
-    except ConclaveError as e:
-        log.info("node %s was not told the outcome of %s: %s", peer.id, news.request_id, e)
+
+async def _ended(tasks: Collection[asyncio.Task[None]], timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Wait, but not for ever, until cancelled tasks have cleaned up."""
+    if tasks:
+        await asyncio.wait(tasks, timeout=timeout_s)

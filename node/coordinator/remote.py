@@ -1,0 +1,82 @@
+"""A peer's local phase: what is asked of it, and its ballots, each checked before it counts.
+
+A peer's candidates are believed as text only: keys, weights and qualities are made here from the text, and what breaks
+the rules (ids that were not asked for, votes cast twice, sizes, calls of tools that nobody offered) ends the peer's
+part, so that it costs the rest of its ballots and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+
+from node import wire
+from node.coordinator.local import VOTING, ballot, with_calls
+from node.core import consensus, tools
+from node.errors import InvalidRequest
+from node.mesh.peer import Peer
+from node.types import Ballot, Candidate, FinishReason, GenerateRequest
+from node.v1 import types_pb2, vote_pb2
+
+# The most text that a peer may call one token, far above what vocabularies have, and the most for a whole candidate.
+MAX_TOKEN_BYTES = 256
+MAX_TEXT_BYTES = 1 << 20
+
+
+async def run(
+    peer: Peer, request: GenerateRequest, ids: Sequence[int], coordinator: str, timeout_s: float | None
+) -> AsyncGenerator[Ballot | str, None]:
+    """The peer's ballots as they come; last, a warning if its tally does not add up with them. Raises ConclaveError."""
+    wish = vote_pb2.PollRequest(
+        request_id=request.request_id,
+        topic=request.topic,
+        messages=[wire.message_pb(m) for m in request.messages],
+        tools=[wire.tool_pb(t) for t in request.tools],
+        params=wire.params_pb(request.params),
+        candidates=ids,
+        strategy=request.strategy.value,
+        coordinator=coordinator,
+    )
+    ballots: dict[int, Ballot] = {}
+    async with contextlib.aclosing(peer.poll(wish, timeout_s)) as events:
+        async for event in events:
+            if event.HasField("ballot"):
+                candidate = replace(wire.candidate(event.ballot.candidate), node=peer.id)
+                if candidate.id not in ids or candidate.id in ballots:
+                    raise InvalidRequest(f"it sent candidate {candidate.id}, which it was not asked for or had sent")
+                ballots[candidate.id] = ballot(checked(candidate, request), request)
+                yield ballots[candidate.id]
+            elif event.HasField("tally"):  # the last event, by contract
+                if problem := _problem(event.tally, request, ballots):
+                    yield f"the tally of node {peer.id} was not used: {problem}"
+                return
+
+
+def checked(candidate: Candidate, request: GenerateRequest) -> Candidate:
+    """A peer's candidate, within bounds and with its calls read as ours are. Raises InvalidRequest."""
+    which = f"it sent candidate {candidate.id}"
+    if candidate.finish_reason not in VOTING:
+        raise InvalidRequest(f"{which}, which did not finish ({candidate.finish_reason})")
+    size = sum(len(t.encode()) for c in candidate.tool_calls for t in (c.id, c.name, c.arguments))
+    size += len(candidate.text.encode())
+    if size > min(MAX_TEXT_BYTES, MAX_TOKEN_BYTES * (request.params.max_tokens + 1)):
+        raise InvalidRequest(f"{which} of {size} bytes, more than {request.params.max_tokens} tokens can be")
+    if not tools.accepted(candidate.tool_calls, request.tools):
+        raise InvalidRequest(f"{which} with calls of tools that were not offered")
+    candidate = replace(candidate, tokens=min(candidate.tokens, request.params.max_tokens))
+    if candidate.tool_calls:
+        return replace(candidate, finish_reason=FinishReason.TOOL_CALLS)
+    if candidate.finish_reason is FinishReason.TOOL_CALLS:
+        candidate = replace(candidate, finish_reason=FinishReason.STOP)
+    return with_calls(candidate, request)
+
+
+def _problem(counted: types_pb2.Tally, request: GenerateRequest, ballots: dict[int, Ballot]) -> str | None:
+    """Ballots are what counts; a tally that does not add up with them is worth a warning."""
+    if counted.strategy != request.strategy:
+        return f"it was counted by {counted.strategy[:20]!r}, not by {request.strategy}"
+    try:
+        return consensus.check(wire.tally(counted, ballots), list(ballots.values()))
+    except InvalidRequest as e:
+        return e.message

@@ -1,0 +1,263 @@
+"""Requests side by side: the same id once, a topic one turn at a time, and whoever leaves leaves nothing behind."""
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+from scripted import ENDLESS, dies, events, hangs, request, says, swarm
+
+from node import wire
+from node.coordinator import Wrote
+from node.coordinator import coordinator as coordinator_module
+from node.engine.fake import FakeSpec
+from node.errors import BackendError, InvalidRequest, Overloaded
+from node.store import Topic
+from node.types import EarlyStop, GenerateRequest, GenerateResult, Message, Strategy, Tally, Version
+
+SLOW = FakeSpec(answers=("one two three four",), tokens_per_s=100)
+
+
+def said(text: str, **fields: object) -> GenerateRequest:
+    return request(text, candidates=2, strategy=Strategy.SIMILARITY, **fields)
+
+
+# ---- topics --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_topic_goes_on_where_it_was() -> None:
+    async with swarm(FakeSpec()) as made:
+        first = await made.coordinator.generate(said("red", topic="t"))
+        assert (first.text, first.version) == ("echo: red", Version(0, 1, "me"))
+        second = await made.coordinator.generate(said("blue", topic="t", append=True))
+        assert second.version == Version(0, 2, "me")
+        held = made.store.get("t")
+        assert [(m.role, m.content) for m in held.messages] == [
+            ("user", "red"),
+            ("assistant", "echo: red"),
+            ("user", "blue"),
+            ("assistant", "echo: blue"),
+        ]
+        assert held.tokens == second.usage.prompt + second.usage.completion
+        assert second.usage.prompt > first.usage.prompt
+        anew = await made.coordinator.generate(said("green", topic="t"))
+        assert anew.version == Version(0, 3, "me")
+        assert len(made.store.get("t").messages) == 2
+        assert (await made.coordinator.generate(said("x"))).version == Version()
+        assert [t.topic for t in made.store.list()] == ["t"]
+
+
+async def test_participants_are_told_and_counted_as_replicas_once_they_agree() -> None:
+    async with swarm(FakeSpec()) as made:
+        takes, refuses = made.join("a", says("echo: red")), made.join("b", says("echo: red"))
+        lost = made.join("c", dies(0))
+        refuses.commits = False
+        result = await made.coordinator.generate(request("red", topic="t"))
+        assert made.store.get("t").replicas == ("me",)
+        await made.coordinator.stop()
+        assert set(made.store.get("t").replicas) == {"me", "a", "c"}
+        assert len(lost.decided) == len(refuses.decided) == 1
+        news = takes.decided[0]
+        assert (news.topic, news.version.turn, news.version.node_id) == ("t", 1, "me")
+        assert [m.content for m in news.messages] == ["red", "echo: red"]
+        assert news.winner == result.outcome.winner > 0
+        await made.coordinator.generate(request("red"))
+        await made.coordinator.stop()
+        assert len(takes.decided) == 1, "without a topic there is nothing to hold"
+
+
+async def test_decisions_of_other_nodes_are_held_and_may_be_continued() -> None:
+    async with swarm(FakeSpec()) as made:
+        conversation = (Message("user", "red"), Message("assistant", "noted"))
+        assert made.coordinator.decide(Topic("t", Version(0, 5, "b"), conversation)) == (True, Version(0, 5, "b"))
+        assert made.store.get("t").replicas == ("b", "me")
+        assert made.coordinator.decide(Topic("t", Version(0, 4, "c"), conversation)) == (False, Version(0, 5, "b"))
+        result = await made.coordinator.generate(said("blue", topic="t", append=True))
+        assert result.version == Version(0, 6, "me")
+        assert [m.content for m in made.store.get("t").messages] == ["red", "noted", "blue", "echo: blue"]
+
+
+async def test_turns_of_a_topic_do_not_overlap() -> None:
+    async with swarm(FakeSpec(tokens_per_s=500)) as made:
+        await made.coordinator.generate(said("0", topic="t"))
+        await asyncio.gather(
+            *(made.coordinator.generate(said(str(i), topic="t", append=True)) for i in range(1, 6)),
+            *(made.coordinator.generate(said(str(i), topic=f"t{i}")) for i in range(5)),
+        )
+        messages = made.store.get("t").messages
+        assert [m.content for m in messages[1::2]] == [f"echo: {m.content}" for m in messages[::2]]
+        assert sorted(m.content for m in messages[::2]) == [str(i) for i in range(6)]
+        assert made.store.version("t").turn == 6
+        assert not made.coordinator._topics
+
+
+async def test_turns_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "MAX_WAITING_TURNS", 2)
+    async with swarm(ENDLESS) as made:
+        asked = [said(str(i), topic="t", params={"max_tokens": 100_000}) for i in range(3)]
+        running = [asyncio.create_task(made.coordinator.generate(a)) for a in asked]
+        await asyncio.sleep(0.02)
+        with pytest.raises(Overloaded, match="2 turns of topic 't' are waiting"):
+            await made.coordinator.generate(said("x", topic="t"))
+        for task in reversed(running):  # the waiting ones first: the lock is handed over to nobody who left
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_the_next_turn_begins_when_one_is_left_or_fails() -> None:
+    async with swarm(ENDLESS) as made:
+        first = asyncio.create_task(made.coordinator.generate(said("a", topic="t", params={"max_tokens": 100_000})))
+        await asyncio.sleep(0.02)
+        second = asyncio.create_task(made.coordinator.generate(said("b", topic="t", params={"max_tokens": 2})))
+        failing = asyncio.create_task(made.coordinator.generate(said("word " * 5000, topic="t")))
+        third = asyncio.create_task(made.coordinator.generate(said("c", topic="t", params={"max_tokens": 2})))
+        await asyncio.sleep(0.02)
+        first.cancel()
+        async with asyncio.timeout(5):
+            assert (await second).version.turn == 1
+            with pytest.raises(InvalidRequest):
+                await failing
+            assert (await third).version.turn == 2
+
+
+# ---- the same request again ------------------------------------------------------------------------------------------
+
+
+async def test_the_same_id_again_is_the_same_answer() -> None:
+    async with swarm(SLOW) as made:
+        peer = made.join("a", says("one two three four"))
+        asked = said("x", topic="t", request_id="r1")
+        first = await made.coordinator.generate(asked)
+        assert await made.coordinator.generate(asked) is first
+        assert await events(made, asked) == [first]
+        assert len(peer.wishes) == 1
+        assert made.store.version("t").turn == 1
+        with pytest.raises(InvalidRequest, match="request_id 'r1' was used for another request"):
+            await made.coordinator.generate(said("y", topic="t", request_id="r1"))
+        assert made.store.version("t").turn == 1
+
+
+async def test_the_same_id_at_once_is_one_turn() -> None:
+    async with swarm(SLOW) as made:
+        peer = made.join("a", says("one two three four", delay_s=0.02))
+        asked = said("x", topic="t", request_id="r1")
+        results = [asyncio.create_task(made.coordinator.generate(asked)) for _ in range(5)]
+        await asyncio.sleep(0.005)
+        with pytest.raises(InvalidRequest, match="used for another"):
+            await made.coordinator.generate(said("y", request_id="r1"))
+        found = await asyncio.gather(*results)
+        assert all(r is found[0] for r in found)
+        assert len(peer.wishes) == 1
+        assert made.store.version("t").turn == 1
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+async def test_when_one_of_those_that_ask_the_same_leaves(left: int) -> None:
+    """Whoever waits takes over from a first call that is left; one that waits leaves without harm."""
+    async with swarm(SLOW) as made:
+        asked = said("x", topic="t", request_id="r1")
+        calls = [asyncio.create_task(made.coordinator.generate(asked)) for _ in range(3)]
+        await asyncio.sleep(0.02)
+        calls[left].cancel()
+        async with asyncio.timeout(5):
+            found = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(found[left], asyncio.CancelledError)
+        others = [f for i, f in enumerate(found) if i != left]
+        assert isinstance(others[0], GenerateResult)
+        assert others[0] is others[1]
+        assert others[0].outcome.finished == 2
+        assert made.store.version("t").turn == 1
+
+
+async def test_a_call_that_is_left_and_asked_again_at_once_is_answered_in_full() -> None:
+    """What the first attempt leaves in the engine must not end the second."""
+    async with swarm(SLOW) as made:
+        asked = said("x", request_id="r1")
+        for _ in range(20):
+            async with contextlib.aclosing(made.coordinator.stream(asked)) as stream:
+                async for event in stream:
+                    if isinstance(event, Wrote):
+                        break
+        result = await made.coordinator.generate(asked)
+        assert result.text == "one two three four"
+        assert result.outcome.finished == 2
+
+
+async def test_a_failure_is_not_remembered() -> None:
+    async with swarm(FakeSpec(answers=("42",), fail_after=16)) as made:
+        asked = request(request_id="r1")
+        with pytest.raises(BackendError):
+            await made.coordinator.generate(asked)
+        made.join("a", says("42"))
+        assert (await made.coordinator.generate(asked)).text == "42"
+
+
+async def test_results_are_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "REMEMBERED_RESULTS", 3)
+    async with swarm(FakeSpec()) as made:
+        results = [await made.coordinator.generate(said(str(i), request_id=str(i))) for i in range(5)]
+        assert await made.coordinator.generate(said("4", request_id="4")) is results[4]
+        again = await made.coordinator.generate(said("0", request_id="0"))
+        assert again is not results[0]
+
+
+# ---- leaving ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_leaving_at_any_moment_leaks_nothing(seed: int) -> None:
+    """Clients that are cancelled after a random time, over peers that do all sorts of things; `swarm` checks."""
+    chance = random.Random(seed)
+    scripts = [says("one two three four", "five", delay_s=0.005), dies(1), hangs(1), says("six")]
+    async with swarm(SLOW, sequences=8) as made:
+        for i, script in enumerate(chance.sample(scripts, 2)):
+            made.join(f"p{i}", script)
+        tasks = []
+        for i in range(12):
+            topic = chance.choice(["", "", "t"])
+            asked = request(f"q{i % 3}", candidates=chance.randint(1, 6), topic=topic, request_id=f"r{i}")
+            tasks.append(asyncio.create_task(made.coordinator.generate(asked)))
+            await asyncio.sleep(chance.random() * 0.01)
+        for task in chance.sample(tasks, len(tasks)):
+            task.cancel()
+            await asyncio.sleep(chance.choice([0, 0, 0.002, 0.01]))
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(f, GenerateResult | asyncio.CancelledError) for f in found), found
+
+
+@pytest.mark.parametrize("after", range(8))
+async def test_leaving_a_stream_after_any_event_leaks_nothing(after: int) -> None:
+    async with swarm(SLOW, early_stop=EarlyStop.OFF) as made:
+        peer = made.join("a", says("one", delay_s=0.005))
+        seen = 0
+        async with contextlib.aclosing(made.coordinator.stream(request())) as stream:
+            async for _ in stream:
+                seen += 1
+                if seen > after:
+                    break
+        assert seen == after + 1
+        assert not peer.open, "the peer's part ends with the stream, not some time later"
+
+
+async def test_the_local_phase_for_another_node() -> None:
+    async with swarm(FakeSpec(answers=("42",))) as made:
+        asked = request()
+        got = [e async for e in made.coordinator.poll(asked, [7, 3], "b")]
+        assert sorted(e.candidate.id for e in got[:-1]) == [3, 7]  # type: ignore[union-attr]
+        assert isinstance(got[-1], Tally)
+        assert (got[-1].planned, got[-1].finished, got[-1].clusters[0].members) == (2, 2, (3, 7))
+        wire.tally_pb(got[-1])
+        again = [e async for e in made.coordinator.poll(asked, [7, 3], "b")]
+        assert len(again) == 3, "the same wish again is a new one"
+
+
+async def test_a_poll_that_is_left_frees_its_sequences() -> None:
+    async with swarm(ENDLESS) as made:
+        asked = request(params={"max_tokens": 100_000})
+        polls = [asyncio.create_task(anext(made.coordinator.poll(asked, [1, 2], "b"))) for _ in range(3)]
+        async with asyncio.timeout(5):
+            while made.engine.free_sequences > 10:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        for poll in polls:
+            poll.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
