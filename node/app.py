@@ -131,7 +131,12 @@ class Node:
         self._name = config.name or platform.node() or self._identity.node_id
         self._bind()
         make_backend = await _backend(config, data.path)
-        self._engine = Engine(make_backend, node=self._identity.node_id, queue_limit=config.queue)
+        self._engine = Engine(
+            make_backend,
+            node=self._identity.node_id,
+            queue_limit=config.queue,
+            memory=config.kv_memory << 20,
+        )
         self._undo.push_async_callback(self._engine.close)
         await self._engine.start()
         self._store = Store()

@@ -47,6 +47,7 @@ class Config:
     )
     slots: int = _option(16, "sequences decoded at once", metavar="N")
     ctx: int = _option(0, "tokens a sequence may hold; 0: 4096 or what the model was trained for", metavar="TOKENS")
+    kv_memory: int = _option(1024, "MiB of memory for the KV of idle topics; 0: none is kept outside", metavar="MIB")
     kv_type: str = _option("f16", "precision of the KV cache", choices=KV_TYPES)
     threads: int = _option(0, "threads that compute; 0: one for each physical core", metavar="N")
     gpu_layers: int = _option(-1, "layers on the GPU; -1: all, where llama.cpp was built for one", metavar="N")
@@ -132,6 +133,7 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
     bounded("slots", 1, 256)  # llama.cpp's LLAMA_MAX_SEQ
     bounded("ctx", 64, 1 << 20, also=(0,))
     bounded("threads", 1, 512, also=(0,))
+    bounded("kv_memory", 0, 1 << 20)
     bounded("gpu_layers", -1, 10_000)
     bounded("port", 1, 65535, also=(None,))
     bounded("mesh_port", 1, 65535, also=(None,))

@@ -23,6 +23,7 @@ from node.store import Store, Topic
 from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Tally, Version
 
 REMEMBERED_RESULTS = 1024
+REMEMBERED_POLLS = 256
 MAX_WAITING_TURNS = 64  # of one topic
 
 
@@ -46,6 +47,7 @@ class Coordinator:
         # The answer is None where the first call of this id failed or was left.
         self._running: dict[str, tuple[str, asyncio.Future[GenerateResult | None]]] = {}
         self._topics: dict[str, _TopicTurns] = {}
+        self._polled: OrderedDict[str, str] = OrderedDict()  # request -> job, until its outcome comes
 
     async def stop(self) -> None:
         """Wait for what still runs in the background."""
@@ -92,15 +94,23 @@ class Coordinator:
         """The local phase for another node's vote: a ballot as each candidate finishes, then the tally."""
         ballots: list[Ballot] = []
         job_id = f"{coordinator}/{request.request_id}/{secrets.token_hex(4)}"
-        async with contextlib.aclosing(self._local.run(job_id, request, candidates, deadline)) as events:
-            async for event in events:
-                if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
-                    ballots.append(ballot(event.candidate, request))
-                    yield ballots[-1]
+        try:
+            async with contextlib.aclosing(self._local.run(job_id, request, candidates, deadline)) as events:
+                async for event in events:
+                    if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
+                        ballots.append(ballot(event.candidate, request))
+                        yield ballots[-1]
+        finally:
+            self._ended(request, job_id)
         yield consensus.tally(ballots, request.strategy, len(candidates))
 
-    def decide(self, topic: Topic) -> tuple[bool, Version]:
-        """Hold the topic of another node's vote. Says whether it is held now, and the version held."""
+    def decide(self, topic: Topic, request_id: str = "", winner: int = 0) -> tuple[bool, Version]:
+        """Hold the topic of another node's vote, and its winner's KV if the winner was ours. `winner` is its id.
+
+        Says whether the topic is held now, and the version held.
+        """
+        if (job_id := self._polled.pop(request_id, None)) is not None:
+            self._local.engine.commit(job_id, winner)
         topic = replace(topic, replicas=(topic.version.node_id, self._place.id))
         committed = self._place.store.commit(topic)
         return committed, self._place.store.version(topic.name)
@@ -110,6 +120,15 @@ class Coordinator:
         name = self._local.engine.info.name
         if model not in ("", name):
             raise NotFound(f"model {model!r} is not loaded here; this node has {name!r}")
+
+    def _ended(self, request: GenerateRequest, job_id: str) -> None:
+        """A poll is over. For a topic, `decide` says who won; otherwise the prompt is what may be of use again."""
+        if not request.topic:
+            self._local.engine.commit(job_id)
+            return
+        self._polled[request.request_id] = job_id
+        while len(self._polled) > REMEMBERED_POLLS:
+            self._polled.popitem(last=False)
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 

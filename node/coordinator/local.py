@@ -29,12 +29,14 @@ class LocalPhase:
     async def run(
         self, job_id: str, request: GenerateRequest, candidates: Sequence[int], deadline: float | None
     ) -> AsyncGenerator[scheduler.Event, None]:
-        """The engine's events for candidates of a request, with tool calls read. Raises ConclaveError."""
+        """The engine's events for candidates of a request, with tool calls read. Raises ConclaveError.
+
+        Whoever runs a job says in the end who won it (`Engine.commit`).
+        """
         prompt = await self._prompt(request)
         seed = request.params.seed
-        job = scheduler.job(
-            job_id, prompt, candidates, request.params, secrets.randbits(63) if seed is None else seed, deadline
-        )
+        seed = secrets.randbits(63) if seed is None else seed
+        job = scheduler.job(job_id, prompt, candidates, request.params, seed, deadline, request.topic)
         async with contextlib.aclosing(self.engine.run(job)) as events:
             async for event in events:
                 if isinstance(event, scheduler.Done) and request.tools:

@@ -111,16 +111,19 @@ class Turn:
             strict=self._p.strict,
         )
         yield Planned(request.request_id, request.strategy, tuple(self._shares.items()))
+        winner = scheduler.PROMPT_ONLY
         try:
             self._start([p for p in participants if p.id in self._shares])
             async with contextlib.aclosing(self._collect(vote)) as events:
                 async for event in events:
                     yield event
+            result = await self._result(vote)
+            winner = result.outcome.winner
         finally:
             for task in self._tasks.values():
                 task.cancel()
             await _ended(self._tasks.values())
-        result = await self._result(vote)
+            engine.commit(self._job, winner)
         self._tell(result, [p for p in participants if p.id in self._shares])
         yield result
 

@@ -224,11 +224,11 @@ class Slots(_message.Message):
     PARKED_FIELD_NUMBER: _builtins.int
     FREE_FIELD_NUMBER: _builtins.int
     used: _builtins.int
-    """In use."""
+    """Of running candidates."""
     parked: _builtins.int
-    """Parked outside the context."""
+    """Topics whose KV is kept between their turns, in the context or outside."""
     free: _builtins.int
-    """Free."""
+    """Of no running candidate."""
     def __init__(
         self,
         *,
