@@ -1,0 +1,143 @@
+"""N candidates of one prompt: through our gRPC, against llama-batched-bench (the floor), llama-server and N processes.
+
+    python scripts/bench/candidates.py [--generate 64] [--rounds 3] [--quick] [--json]
+
+A random-weight model in the shape of Qwen2.5-0.5B, Q8_0; 512 prompt tokens that nobody has seen before, two threads,
+f16 KV, flash attention. Rounds go A B C A B C; ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import psutil
+
+from node.v1 import generate_pb2, types_pb2
+from scripts.bench import rivals, running
+from scripts.bench.make_model import model
+
+PROMPT = 512
+THREADS = 2
+# ChatML of one user message: the control tokens, the role and line breaks (one token a byte).
+OVERHEAD = len("user\n") + 2 + len("\n") + 1 + len("assistant\n")
+
+
+def text(rng: random.Random, tokens: int) -> str:
+    """Text of so many tokens: single bytes, and never twice the same."""
+    return "".join(rng.choice("abcdefgijklmnopqrsuvwxyz ") for _ in range(tokens))  # no "th", which is one token
+
+
+def ours(node: running.Node, rng: random.Random, candidates: int, generate: int) -> float:
+    request = generate_pb2.GenerateRequest(
+        messages=[types_pb2.Message(role="user", content=text(rng, PROMPT - OVERHEAD))],
+        candidates=candidates,
+        strategy="majority",
+        scope=generate_pb2.SCOPE_LOCAL,
+        params=types_pb2.SamplingParams(max_tokens=generate, seed=rng.randrange(1 << 32)),
+    )
+    started = time.perf_counter()
+    answer = node.generate.Generate(request, timeout=600)
+    took = time.perf_counter() - started
+    assert abs(answer.usage.prompt_tokens - PROMPT) <= 4, answer.usage
+    assert answer.usage.candidate_tokens >= 0.99 * candidates * generate, answer.usage
+    return took
+
+
+def theirs(server: rivals.Server, rng: random.Random, candidates: int, generate: int) -> float:
+    started = time.perf_counter()
+    body = {
+        "prompt": text(rng, PROMPT), "n_predict": generate, "n_cmpl": candidates, "ignore_eos": True,
+        "cache_prompt": False, "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
+    }  # fmt: skip
+    server.post("/completion", body)
+    return time.perf_counter() - started
+
+
+def processes(path: Path, candidates: int, generate: int) -> tuple[float, int]:
+    """The older design: a process with its own copy of the model a candidate. Seconds, and memory of all in bytes."""
+    command = [sys.executable, "-m", "scripts.bench.one_process", str(path), str(PROMPT), str(generate)]
+    started_all = [
+        subprocess.Popen(command, cwd=running.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(candidates)
+    ]
+    for process in started_all:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    started = time.perf_counter()
+    for process in started_all:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in started_all:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "done\n"
+    took = time.perf_counter() - started
+    # The weights are mapped from one file: what is shared is counted once, as the machine does (PSS).
+    memory = sum(psutil.Process(p.pid).memory_full_info().pss for p in started_all)
+    for process in started_all:
+        process.communicate("stop\n")
+    return took, memory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generate", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round of 16 tokens")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    rounds, generate = (1, 16) if args.quick else (args.rounds, args.generate)
+    rng = random.Random(time.time_ns())
+    path = model("q8_0")
+    times: dict[str, list[float]] = {name: [] for name in ("ours 1", "ours 8", "floor 1", "floor 8", "server 8")}
+    for _ in range(rounds):
+        # One after the other, never two models at once: each has the machine to itself.
+        with running.node("--join", "none", "--model", str(path), "--threads", str(THREADS), "--early-stop", "off",
+                          "--slots", "8", "--ctx", "1024") as node:  # fmt: skip
+            ours(node, rng, 1, 4)
+            times["ours 1"].append(ours(node, rng, 1, generate))
+            times["ours 8"].append(ours(node, rng, 8, generate))
+            memory = psutil.Process(node.process.pid).memory_full_info().pss
+        floor = rivals.batched_bench(path, PROMPT, generate, [1, 8], THREADS)
+        times["floor 1"].append(floor[1]["t"])
+        times["floor 8"].append(floor[8]["t"])
+        with rivals.server(path, "-c", str(8 * 1024), "-np", "8", "-kvu", threads=THREADS) as server:
+            theirs(server, rng, 1, 4)
+            times["server 8"].append(theirs(server, rng, 8, generate))
+    took, memory_8 = processes(path, 8, generate)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    spread = {name: f"{min(values):.2f} to {max(values):.2f}" for name, values in times.items()}
+    rows: list[list[object]] = [["what", "seconds, median", "range", "tokens/s"]]
+    for name, value in medians.items():
+        rows.append([name, f"{value:.2f}", spread[name], f"{int(name.split()[1]) * generate / value:.1f}"])
+    rows.append(["8 processes", f"{took:.2f}", "once", f"{8 * generate / took:.1f}"])
+    running.table(rows)
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+    print(f"\nmemory: ours {memory >> 20} MiB, 8 processes {memory_8 >> 20} MiB (PSS)")
+    running.finish(
+        {
+            "n8_over_n1": ratio("ours 8", "ours 1"),
+            "n8_over_floor": ratio("ours 8", "floor 8"),
+            "n8_over_server": ratio("server 8", "ours 8"),
+            "n8_speedup_over_processes": took / medians["ours 8"],
+            "n8_memory_over_processes": memory / memory_8,
+            "prompt_tokens": PROMPT,
+            "generated_tokens": generate,
+        },
+        as_json=args.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
