@@ -19,6 +19,7 @@ VALUES: dict[str, tuple[object, str, str]] = {
     "early_stop": ("off", "exact", '"off"'),
     "slots": (3, "4", "5"),
     "ctx": (512, "1024", "2048"),
+    "kv_memory": (3, "4", "5"),
     "kv_type": ("q8_0", "f16", '"q8_0"'),
     "threads": (3, "4", "5"),
     "gpu_layers": (0, "-1", "5"),
