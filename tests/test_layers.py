@@ -41,7 +41,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "llama_cpp": ("engine/llamacpp.py",),
     "mlx": ("engine/mlx.py",),
     "mlx_lm": ("engine/mlx.py",),
-    "grpc": ("v1/", "wire.py", "mesh/", "mesh.py", "api/", "app.py", "cli.py", "cli/", "client.py"),
+    "grpc": ("v1/", "wire.py", "wire/", "mesh/", "mesh.py", "api/", "app.py", "cli.py", "cli/", "client.py"),
     "grpc_health": ("mesh/", "api/", "app.py", "cli.py", "cli/", "client.py"),
     "grpc_reflection": ("api/", "app.py"),
 }

@@ -5,6 +5,7 @@ They raise ConclaveError; `node.api.seam` makes status codes of it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -73,8 +74,9 @@ class GenerateServicer(generate_pb2_grpc.GenerateServicer):
         if not 1 <= len(request.texts) <= wire.MAX_TEXTS:
             raise InvalidRequest(f"{len(request.texts)} texts: send 1 to {wire.MAX_TEXTS}")
         self._coordinator.check_model(request.model)
-        vectors = await self._engine.embed(list(request.texts))
-        tokens = sum(len(self._engine.backend.tokenize(t)) for t in request.texts)
+        texts, backend = list(request.texts), self._engine.backend
+        vectors = await self._engine.embed(texts)
+        tokens = await asyncio.to_thread(lambda: sum(len(backend.tokenize(t)) for t in texts))
         return generate_pb2.EmbedResponse(
             embeddings=[generate_pb2.Embedding(values=v) for v in vectors],
             model=self._engine.info.name,
@@ -105,12 +107,14 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
 
     async def Decide(self, request: vote_pb2.DecideRequest, context: _Context) -> vote_pb2.DecideResponse:
         """The outcome of another node's vote."""
-        peer_id(context.auth_context())
+        caller = peer_id(context.auth_context())
         if not request.topic:
             return vote_pb2.DecideResponse()
-        conversation = tuple(wire.message(m) for m in request.messages)
-        topic = Topic(wire.name("topic", request.topic), wire.version(request.version), conversation)
-        committed, held = self._coordinator.decide(topic)
+        version = wire.version(request.version)
+        if version.node_id != caller:
+            raise InvalidRequest(f"version.node_id is {version.node_id!r}: node {caller} decides in its own name only")
+        topic = Topic(wire.name("topic", request.topic), version, wire.answered(request.messages))
+        committed, held = self._coordinator.decide(topic, request.request_id, request.winner)
         return vote_pb2.DecideResponse(committed=committed, held=wire.version_pb(held))
 
 
@@ -138,7 +142,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
         return mesh_pb2.StatusResponse(
             nodes=[wire.node_info_pb(n) for n in self._mesh.nodes()],
             topics=[wire.topic_pb(t) for t in self._store.list()],
-            slots=mesh_pb2.Slots(used=total - free, parked=0, free=free),
+            slots=mesh_pb2.Slots(used=total - free, parked=self._engine.load.topics, free=free),
             mesh_id=self._mesh.mesh_id,
             version=self._version,
         )

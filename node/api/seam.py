@@ -82,6 +82,6 @@ async def _abort(error: Exception, context: _Context) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, ConclaveError):
-        await context.abort(wire.status_code(error), error.message)
+        await context.abort(wire.status_code(error), wire.one_line(error.message, wire.MAX_DETAIL))
     log.error("a call failed", exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}; the node's log has more")

@@ -32,8 +32,8 @@ class ChatTemplate:
         self._bos, self._eos = bos, eos
         try:
             self._template = env.from_string(source)
-        except jinja2.TemplateError as e:
-            raise InvalidRequest(f"the model's chat template is not valid: {e}") from None
+        except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError) as e:
+            raise InvalidRequest(f"the model's chat template is not valid: {_line(e)}") from None
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
         """The prompt for the assistant's next turn. Raises InvalidRequest if the template refuses the messages."""
@@ -48,7 +48,7 @@ class ChatTemplate:
         except InvalidRequest:
             raise
         except Exception as e:  # A template is the model author's program: it may raise anything.
-            raise InvalidRequest(f"the model's chat template cannot render these messages: {e}") from None
+            raise InvalidRequest(f"the model's chat template cannot render these messages: {_line(e)}") from None
 
 
 def _message(m: Message) -> dict[str, Any]:
@@ -71,13 +71,23 @@ def _tool(t: Tool) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _refuse(message: str) -> None:
-    raise InvalidRequest(f"the model's chat template refuses these messages: {message}")
+def _refuse(message: object) -> None:
+    raise InvalidRequest(f"the model's chat template refuses these messages: {_line(message)}")
+
+
+def _line(said: object) -> str:
+    return " ".join(str(said)[:300].split())
