@@ -124,7 +124,7 @@ class Turn:
                 task.cancel()
             await _ended(self._tasks.values())
             engine.commit(self._job, winner)
-        self._tell(result, [p for p in participants if p.id in self._shares])
+        self._tell(result, participants)
         yield result
 
     # ---- plan -------------------------------------------------------------------------------------------------------
@@ -358,7 +358,10 @@ class Turn:
         return version
 
     def _tell(self, result: GenerateResult, peers: Sequence[Peer]) -> None:
-        """Tell the participants the outcome, in the background: the client does not wait for them."""
+        """Tell who could take part the outcome, in the background: the client does not wait for them.
+
+        Those without a share too: a peer that was too slow or busy for one must still be able to go on with the topic.
+        """
         if self._topic is None:
             return
         news = vote_pb2.DecideRequest(
