@@ -86,7 +86,7 @@ class Node:
     id: str = ""
     address: str = ""
     mesh_address: str = ""
-    client: Client = field(init=False)
+    client: Client = field(init=False, repr=False)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

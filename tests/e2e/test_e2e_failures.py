@@ -29,7 +29,8 @@ def begin(node: Node, timeout: float = SOON_S, **fields: object) -> tuple[grpc.C
 
 
 def both_work(one: Node, two: Node, shares: dict[str, list[int]]) -> None:
-    """Wait until each node computes its share."""
+    """Wait until each node computes its share; shares go by measured speed, so a very slow node has none."""
+    assert set(shares) == {one.id, two.id}, f"no share for one of them: {one.client.status()}"
     for node in (one, two):
         until(lambda node=node: node.used() >= len(shares[node.id]), f"{node.id} works")  # type: ignore[misc]
 
@@ -72,14 +73,14 @@ def test_a_peer_is_killed(own: Swarm) -> None:
 def test_a_peer_of_the_real_model_is_killed(own: Swarm) -> None:
     """The same with llama.cpp; a grammar without an end keeps the model writing until max_tokens."""
     one, two = own.up(2)
-    long = {"grammar": "root ::= [a-z ] root", "max_tokens": 300}
-    _, events, shares = begin(one, params=long, candidates=4, **WHOLE)
+    long = {"grammar": "root ::= [a-z ] root", "max_tokens": 150}
+    _, events, shares = begin(one, params=long, candidates=12, **WHOLE)
     both_work(one, two, shares)
     two.signal(signal.SIGKILL)
     response = done(events)
     assert {c.node for c in response.candidates} == {one.id}
     assert [(x.node, list(x.candidates)) for x in response.outcome.lost] == [(two.id, shares[two.id])]
-    assert {(c.tokens, c.finish_reason) for c in response.candidates} == {(300, "length")}
+    assert {(c.tokens, c.finish_reason) for c in response.candidates} == {(150, "length")}
     # And what a person sees of such a vote is one line, not a traceback.
     assert "Traceback" not in one.said()
 

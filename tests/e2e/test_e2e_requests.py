@@ -77,6 +77,14 @@ def test_a_topic_goes_on_here_and_on_the_other_node(fakes: Pair) -> None:
     assert one.client.ask("six", topic="garden", append=True).version.turn == 4
 
 
+def test_a_node_without_a_share_hears_of_the_topic_too(fakes: Pair) -> None:
+    _, (one, two) = fakes
+    first = one.client.ask("hello", topic="single", candidates=1)
+    assert {c.node for c in first.candidates} == {one.id}
+    until(lambda: any(t.topic == "single" for t in two.client.status().topics), "the other node holds the topic")
+    assert two.client.ask("again", topic="single", append=True).version.turn == 2
+
+
 def test_a_topic_may_begin_anew(fakes: Pair) -> None:
     _, (one, _) = fakes
     first = one.client.ask("a b c d e f", topic="anew")
