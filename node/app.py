@@ -1,7 +1,8 @@
 """The only place where objects are made, and the order in which they start and stop.
 
-Start: data directory (locked), identity, model file, ports, model, servers, mesh. Stop, the other way round: say
-NOT_SERVING, leave the mesh, drain, stop the servers, free the model, unlock. What fails at start undoes what was done.
+Start: data directory (locked), identity, model file, ports, model, the listener for peers, the mesh, the listener for
+clients. Stop, the other way round: say NOT_SERVING, drain clients, leave the mesh, stop, free the model, unlock. What
+fails at start undoes what was done.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from node.engine import trial
 from node.engine.backend import Backend
 from node.engine.engine import Engine
 from node.engine.fake import FakeBackend, FakeSpec
-from node.errors import BackendError, NotReady
+from node.errors import BackendError, InvalidRequest, NotReady
 from node.home import DataDir, home
 from node.mesh.discovery import announced
 from node.mesh.identity import Identity, load_node_id, load_token
@@ -156,10 +157,13 @@ class Node:
             early_stop=EarlyStop(config.early_stop),
         )
         self._undo.push_async_callback(self._coordinator.stop)
-        await self._serve()
+        self._add_services()
+        self._mesh_health = await self._open(self._mesh_server, is_mesh=True)
         await self._mesh.start(config.join)
         self._undo.push_async_callback(self._mesh.stop)
         await self._wait_for_a_peer()
+        # Clients last, so that whoever waits for this node finds it complete; and at the stop they are drained first.
+        self._local_health = await self._open(self._local_server, is_mesh=False)
 
     def _bind(self) -> None:
         """Take both ports before the model is loaded, so that a taken one is said at once."""
@@ -168,6 +172,10 @@ class Node:
         port = _listen(
             "--port", self._config.port, DEFAULT_PORT, lambda p: self._local_server.add_insecure_port(f"127.0.0.1:{p}")
         )
+        own = {a.address.split("%")[0] for addresses in psutil.net_if_addrs().values() for a in addresses}
+        for interface in self._config.interfaces:
+            if interface not in own:
+                raise InvalidRequest(f"--interface {interface} is no address of this machine: it has {', '.join(own)}")
         hosts = [f"[{i}]" if ":" in i else i for i in self._config.interfaces] or ["[::]"]
 
         def add(p: int) -> int:
@@ -181,7 +189,7 @@ class Node:
         host = announced(self._config.interfaces)[0]
         self._mesh_address = f"[{host}]:{mesh_port}" if ":" in host else f"{host}:{mesh_port}"
 
-    async def _serve(self) -> None:
+    def _add_services(self) -> None:
         config, engine = self._config, self._engine
         params = SamplingParams()
         defaults = wire.Defaults(config.candidates, Strategy(config.strategy), params)
@@ -192,8 +200,6 @@ class Node:
             mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
             kvsync_pb2_grpc.add_KVSyncServicer_to_server(rpc.KVSyncServicer(), server)
         vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(self._coordinator), self._mesh_server)
-        self._local_health = await self._open(self._local_server, is_mesh=False)
-        self._mesh_health = await self._open(self._mesh_server, is_mesh=True)
 
     async def _open(self, server: grpc.aio.Server, *, is_mesh: bool) -> health.aio.HealthServicer:
         servicer = rpc.serve_health_and_reflection(server, is_mesh=is_mesh)
@@ -210,7 +216,8 @@ class Node:
         self._mesh.on_change(lambda _: met.set())
         if not self._mesh.peers():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(met.wait(), _FIRST_PEER_S)
+                async with asyncio.timeout(_FIRST_PEER_S):
+                    await met.wait()
 
     def _describe(self) -> NodeInfo:
         info, free = self._engine.info, self._engine.free_sequences
@@ -232,7 +239,10 @@ class Node:
 
 
 def _directory(text: str) -> Path | None:
-    return Path(text).expanduser().absolute() if text else None
+    try:
+        return Path(text).expanduser().absolute() if text else None
+    except RuntimeError:
+        raise InvalidRequest(f"--data-dir {text!r}: there is no such user's home directory") from None
 
 
 def _listen(flag: str, asked: int | None, default: int, add: Callable[[int], int]) -> int:

@@ -59,6 +59,8 @@ class FakeSpec:
                     values[key] = tuple(value.split("|"))
                 elif key in ("tokens_per_s", "prefill_per_s", "logprob"):
                     values[key] = float(value)
+                    if not math.isfinite(float(value)) or (key != "logprob" and float(value) < 0):
+                        raise ValueError
                 elif key == "fail_after":
                     values[key] = int(value)
                 elif key == "name":
@@ -66,14 +68,13 @@ class FakeSpec:
                 else:
                     raise InvalidRequest(f"--model {text!r}: the fake backend has no option {key!r}")
             except ValueError:
-                raise InvalidRequest(f"--model {text!r}: {key} is not a number: {value!r}") from None
+                raise InvalidRequest(f"--model {text!r}: {key} is not a number, or below 0: {value!r}") from None
         return cls(**values)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
 class _FakeSampler:
     seed: int
-    max_tokens: int
     plan: list[int] = field(default_factory=list)
     at: int = -1
 
@@ -168,7 +169,7 @@ class FakeBackend:
 
     def sampler(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Sampler:
         """A sampler that will say one of the answers."""
-        return _FakeSampler(seed, params.max_tokens)
+        return _FakeSampler(seed)
 
     def sample(self, sampler: Sampler, row: int) -> tuple[int, float]:
         """The next token of the sampler's answer; checks that the answer so far is what its sequence holds."""

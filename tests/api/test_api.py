@@ -1,0 +1,390 @@
+"""The gRPC services over real servers on loopback: answers, and the code and line of everything that goes wrong."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from node import wire
+from node.api import rpc
+from node.api.seam import Seam
+from node.coordinator import Coordinator
+from node.engine.engine import Engine
+from node.engine.fake import FakeBackend, FakeSpec
+from node.errors import InvalidRequest, Unauthenticated
+from node.mesh.identity import Identity, new_token
+from node.mesh.peer import Peer
+from node.store import Store, Topic
+from node.types import Message, NodeInfo, Version
+from node.v1 import (
+    generate_pb2,
+    generate_pb2_grpc,
+    kvsync_pb2,
+    kvsync_pb2_grpc,
+    mesh_pb2,
+    mesh_pb2_grpc,
+    types_pb2,
+    vote_pb2,
+    vote_pb2_grpc,
+)
+
+OURS, OTHERS = "a" * 16, "b" * 16
+SLOW = FakeSpec(answers=(" ".join(["w"] * 10_000),), tokens_per_s=200)
+
+
+class Mesh:
+    """What the servicers need of `node.mesh.mesh.Mesh`."""
+
+    mesh_id = "mesh-1"
+
+    def __init__(self) -> None:
+        self.callers: list[str] = []
+
+    def peers(self) -> list[Any]:
+        return []
+
+    async def hello(self, request: object, caller: str) -> mesh_pb2.HelloResponse:
+        self.callers.append(caller)
+        return mesh_pb2.HelloResponse()
+
+    probe = hello
+
+    def nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(OURS, "127.0.0.1:7421", name="me", model="fake")]
+
+
+@dataclass
+class Served:
+    """A node's services on a plain listener (`channel`) and on one with mutual TLS (`peer`)."""
+
+    channel: grpc.aio.Channel
+    peer: Peer
+    engine: Engine
+    store: Store
+    mesh: Mesh
+    health: Any
+
+    @property
+    def generate(self) -> Any:
+        return generate_pb2_grpc.GenerateStub(self.channel)
+
+    async def free(self) -> None:
+        async with asyncio.timeout(5):
+            while self.engine.free_sequences < 16:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def served(spec: FakeSpec | None = None, queue_limit: int = 64) -> AsyncIterator[Served]:
+    backend = FakeBackend(spec or FakeSpec())
+    engine = Engine(lambda: backend, node=OURS, queue_limit=queue_limit)
+    await engine.start()
+    store, mesh, token = Store(), Mesh(), new_token()
+    coordinator = Coordinator(OURS, engine, mesh, store)
+    servers = []
+    for is_mesh in (False, True):
+        server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
+        servicer = rpc.GenerateServicer(coordinator, engine, wire.Defaults())
+        generate_pb2_grpc.add_GenerateServicer_to_server(servicer, server)
+        of_mesh = rpc.MeshServicer(mesh, engine, store, "1.2.3", is_mesh=is_mesh)  # type: ignore[arg-type]
+        mesh_pb2_grpc.add_MeshServicer_to_server(of_mesh, server)
+        kvsync_pb2_grpc.add_KVSyncServicer_to_server(rpc.KVSyncServicer(), server)
+        vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(coordinator), server)
+        servers.append(server)
+    health = rpc.serve_health_and_reflection(servers[0], is_mesh=False)
+    port = servers[0].add_insecure_port("127.0.0.1:0")
+    secure = servers[1].add_secure_port("127.0.0.1:0", Identity(token, OURS).server_credentials())
+    for server in servers:
+        await server.start()
+    peer = Peer(Identity(token, OTHERS), f"127.0.0.1:{secure}", OURS)
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=wire.CHANNEL_OPTIONS) as channel:
+            yield Served(channel, peer, engine, store, mesh, health)
+    finally:
+        await peer.close()
+        for server in servers:
+            await server.stop(0)
+        await coordinator.stop()
+        await engine.close()
+
+
+def asked(text: str = "hi", **fields: Any) -> generate_pb2.GenerateRequest:
+    return generate_pb2.GenerateRequest(messages=[types_pb2.Message(role="user", content=text)], **fields)
+
+
+@contextlib.contextmanager
+def refused(code: str, line: str) -> Any:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        yield
+    assert caught.value.code().name == code, caught.value.details()
+    assert line in (caught.value.details() or "")
+    assert "Traceback" not in (caught.value.details() or "")
+
+
+# ---- what works ------------------------------------------------------------------------------------------------------
+
+
+async def test_generate_stream_embed() -> None:
+    async with served() as node:
+        answer = await node.generate.Generate(asked(candidates=2, topic="t"))
+        assert (answer.text, answer.topic, answer.version.turn) == ("echo: hi", "t", 1)
+        stream = node.generate.Stream(generate_pb2.StreamRequest(request=asked(candidates=2)))
+        kinds = [event.WhichOneof("event") async for event in stream]
+        assert kinds[0] == "plan"
+        assert kinds[-1] == "done"
+        assert kinds.count("candidate") == 2
+        assert {"token", "local"} <= set(kinds)
+        embedded = await node.generate.Embed(generate_pb2.EmbedRequest(texts=["red sky", "red sky", "blue"]))
+        vectors = [list(e.values) for e in embedded.embeddings]
+        assert vectors[0] == vectors[1] != vectors[2]
+        assert (embedded.model, embedded.usage.prompt_tokens) == ("fake", 5)
+
+
+async def test_status() -> None:
+    async with served() as node:
+        node.store.commit(Topic("t", Version(0, 3, OURS), (Message("user", "hi"),), 7, (OURS, OTHERS)))
+        status = await mesh_pb2_grpc.MeshStub(node.channel).Status(mesh_pb2.StatusRequest())
+        assert [(n.id, n.name, n.model) for n in status.nodes] == [(OURS, "me", "fake")]
+        assert [(t.topic, t.version.turn, t.tokens, t.bytes) for t in status.topics] == [("t", 3, 7, 2)]
+        assert list(status.topics[0].replicas) == [OURS, OTHERS]
+        assert (status.slots.used, status.slots.free, status.mesh_id, status.version) == (0, 16, "mesh-1", "1.2.3")
+
+
+async def test_health_and_reflection() -> None:
+    async with served() as node:
+        health = health_pb2_grpc.HealthStub(node.channel)
+        for serving in (True, False):
+            await rpc.set_serving(node.health, is_mesh=False, serving=serving)
+            for service in ("", "node.v1.Generate", "node.v1.Mesh"):
+                found = await health.Check(health_pb2.HealthCheckRequest(service=service))
+                assert (found.status == health_pb2.HealthCheckResponse.SERVING) is serving
+        call = reflection_pb2_grpc.ServerReflectionStub(node.channel).ServerReflectionInfo(
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        )
+        listed = {s.name for s in (await call.read()).list_services_response.service}
+        call.cancel()
+        assert {"node.v1.Generate", "node.v1.Mesh", "node.v1.KVSync", "grpc.health.v1.Health"} <= listed
+        assert "node.v1.Vote" not in listed, "it is on the mesh listener only"
+        with refused("NOT_FOUND", ""):
+            await health.Check(health_pb2.HealthCheckRequest(service="node.v1.Vote"))
+
+
+# ---- what does not ---------------------------------------------------------------------------------------------------
+
+
+async def test_each_error_has_its_code() -> None:
+    async with served() as node:
+        with refused("INVALID_ARGUMENT", "messages is empty"):
+            await node.generate.Generate(generate_pb2.GenerateRequest())
+        with refused("INVALID_ARGUMENT", "candidates is 65"):
+            await node.generate.Stream(generate_pb2.StreamRequest(request=asked(candidates=65))).read()
+        with refused("INVALID_ARGUMENT", "the prompt is"):
+            await node.generate.Generate(asked("word " * 5000))
+        with refused("NOT_FOUND", "model 'gpt' is not loaded here; this node has 'fake'"):
+            await node.generate.Generate(asked(model="gpt"))
+        with refused("NOT_FOUND", "topic 'nowhere' is unknown here"):
+            await node.generate.Generate(asked(topic="nowhere", append=True))
+        with refused("INVALID_ARGUMENT", "0 texts: send 1 to 256"):
+            await node.generate.Embed(generate_pb2.EmbedRequest())
+        with refused("INVALID_ARGUMENT", "257 texts"):
+            await node.generate.Embed(generate_pb2.EmbedRequest(texts=["x"] * 257))
+        with refused("NOT_FOUND", "model 'gpt'"):
+            await node.generate.Embed(generate_pb2.EmbedRequest(texts=["x"], model="gpt"))
+        await node.generate.Generate(asked(request_id="r", candidates=1))
+        with refused("INVALID_ARGUMENT", "request_id 'r' was used"):
+            await node.generate.Generate(asked("other", request_id="r", candidates=1))
+
+
+async def test_a_node_that_is_full_and_one_whose_model_fails() -> None:
+    async with served(SLOW, queue_limit=1) as node:
+        slow = {"candidates": 16, "params": types_pb2.SamplingParams(max_tokens=4000)}
+        calls = []
+        async with asyncio.timeout(5):
+            for queued in (0, 1):
+                calls.append(node.generate.Generate(asked(**slow)))
+                while node.engine.free_sequences or node.engine.load.queued < queued:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+        with refused("RESOURCE_EXHAUSTED", "try again later"):
+            await node.generate.Generate(asked())
+        for call in calls:
+            call.cancel()
+        await node.free()
+    async with served(FakeSpec(fail_after=16)) as node:
+        with refused("INTERNAL", "the fake backend fails"):
+            await node.generate.Generate(asked())
+
+
+async def test_a_defect_is_no_traceback(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    async with served() as node:
+        monkeypatch.setattr(node.store, "list", lambda: 1 // 0)
+        with refused("INTERNAL", "internal error: ZeroDivisionError; the node's log has more"):
+            await mesh_pb2_grpc.MeshStub(node.channel).Status(mesh_pb2.StatusRequest())
+        assert "ZeroDivisionError" in caplog.text
+
+
+async def test_long_messages_reach_the_client_as_their_code() -> None:
+    async with served() as node:
+        role = types_pb2.Message(role="x" * 200_000, content="x")
+        with refused("INVALID_ARGUMENT", "it must be one of system"):
+            await node.generate.Generate(generate_pb2.GenerateRequest(messages=[role]))
+        with refused("NOT_FOUND", "is not loaded here"):
+            await node.generate.Generate(asked(model="ü" * 128))
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff\xff", asked("hi").SerializeToString().replace(b"hi", b"\xff\xfe")], ids=["bytes", "utf-8"]
+)
+async def test_what_is_no_message(data: bytes) -> None:
+    async with served() as node:
+        with refused("INVALID_ARGUMENT", "texts must be UTF-8"):
+            await node.channel.unary_unary("/node.v1.Generate/Generate")(data)
+        nested = b"\x0a" + bytes([len(data)]) + data
+        with refused("INVALID_ARGUMENT", "not a valid message"):
+            await node.channel.unary_stream("/node.v1.Generate/Stream")(nested).read()
+
+
+async def test_what_is_not_there() -> None:
+    async with served() as node:
+        for method in ("/node.v1.Generate/Nothing", "/node.v1.Nothing/Generate", "/nothing"):
+            with refused("UNIMPLEMENTED", ""):
+                await node.channel.unary_unary(method)(b"")
+        sync = kvsync_pb2_grpc.KVSyncStub(node.channel)
+        for call in (
+            sync.Append(kvsync_pb2.AppendRequest()),
+            sync.Offer(kvsync_pb2.OfferRequest()),
+            sync.Push(iter([kvsync_pb2.PushRequest()])),
+            sync.List(kvsync_pb2.ListRequest()),
+            sync.Pull(kvsync_pb2.PullRequest()).read(),
+        ):
+            with refused("UNIMPLEMENTED", "does not replicate"):
+                await call
+
+
+async def test_calls_for_nodes_need_a_certificate() -> None:
+    async with served() as node:
+        mesh, vote = mesh_pb2_grpc.MeshStub(node.channel), vote_pb2_grpc.VoteStub(node.channel)
+        with refused("UNAUTHENTICATED", "for nodes of the mesh"):
+            await mesh.Hello(mesh_pb2.HelloRequest())
+        with refused("UNAUTHENTICATED", "for nodes of the mesh"):
+            await mesh.Probe(mesh_pb2.ProbeRequest())
+        assert node.mesh.callers == []
+        await node.peer.hello(mesh_pb2.HelloRequest())
+        assert node.mesh.callers == [OTHERS], "who calls is what its certificate says"
+        wish = vote_pb2.PollRequest(messages=asked().messages, candidates=[1], strategy="majority")
+        with refused("UNAUTHENTICATED", "certificate"):
+            await vote.Poll(wish).read()
+        with refused("UNAUTHENTICATED", "certificate"):
+            await vote.Decide(vote_pb2.DecideRequest(topic="t"))
+        assert node.store.list() == []
+
+
+# ---- clients that leave, deadlines -----------------------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_frees_its_sequences() -> None:
+    long = types_pb2.SamplingParams(max_tokens=4000)
+    async with served(SLOW) as node:
+        call = node.generate.Stream(generate_pb2.StreamRequest(request=asked(candidates=4, params=long)))
+        while (await call.read()).WhichOneof("event") != "token":
+            pass
+        assert node.engine.free_sequences == 12
+        call.cancel()
+        await node.free()
+        unary = node.generate.Generate(asked(candidates=4, params=long))
+        async with asyncio.timeout(5):
+            while node.engine.free_sequences == 16:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        unary.cancel()
+        await node.free()
+
+
+async def test_a_deadline_gets_the_best_there_is() -> None:
+    long = types_pb2.SamplingParams(max_tokens=4000)
+    async with served(SLOW) as node:
+        answer = await node.generate.Generate(asked(candidates=2, params=long), timeout=1.0)
+        assert answer.finish_reason == "deadline"
+        assert answer.text.startswith("w w")
+        await node.free()
+    async with served(FakeSpec(prefill_per_s=20)) as node:
+        with refused("DEADLINE_EXCEEDED", ""):
+            await node.generate.Generate(asked("a b c d e f g"), timeout=0.4)
+
+
+# ---- between nodes ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_poll_over_mutual_tls() -> None:
+    async with served(FakeSpec(answers=("42",))) as node:
+        wish = vote_pb2.PollRequest(
+            messages=asked("What is 6 * 7?").messages, candidates=[5, 9], strategy="majority", request_id="r"
+        )
+        got = [event async for event in node.peer.poll(wish, 5)]
+        assert sorted(e.ballot.candidate.id for e in got[:-1]) == [5, 9]
+        assert list(got[-1].tally.clusters[0].members) == [5, 9]
+        with pytest.raises(InvalidRequest, match="poll asks for 0 candidates"):
+            await anext(node.peer.poll(vote_pb2.PollRequest(), 5))
+
+
+async def test_a_poll_that_is_left_frees_its_sequences() -> None:
+    async with served(SLOW) as node:
+        long = types_pb2.SamplingParams(max_tokens=4000)
+        wish = vote_pb2.PollRequest(messages=asked().messages, candidates=[1, 2], strategy="majority", params=long)
+        poll = asyncio.create_task(anext(node.peer.poll(wish, 30)))
+        async with asyncio.timeout(5):
+            while node.engine.free_sequences == 16:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        poll.cancel()
+        await asyncio.gather(poll, return_exceptions=True)
+        await node.free()
+
+
+def decision(**change: Any) -> vote_pb2.DecideRequest:
+    talk = [types_pb2.Message(role="user", content="hi"), types_pb2.Message(role="assistant", content="yes")]
+    fields: dict[str, Any] = {"topic": "t", "messages": talk, "version": types_pb2.Version(turn=2, node_id=OTHERS)}
+    return vote_pb2.DecideRequest(**(fields | change))
+
+
+async def test_a_decision_is_held() -> None:
+    async with served() as node:
+        answer = await node.peer.decide(decision())
+        assert answer.committed
+        assert answer.held.turn == 2
+        assert [m.content for m in node.store.get("t").messages] == ["hi", "yes"]
+        older = await node.peer.decide(decision(version=types_pb2.Version(turn=1, node_id=OTHERS)))
+        assert (older.committed, older.held.turn) == (False, 2)
+        assert not (await node.peer.decide(vote_pb2.DecideRequest())).committed
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"version": types_pb2.Version(turn=2, node_id=OURS)}, "in its own name only"),
+        ({"version": types_pb2.Version(turn=2)}, "in its own name only"),
+        ({"version": types_pb2.Version(turn=2**64 - 1, node_id=OTHERS)}, "out of range"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [types_pb2.Message(role="user", content="hi")]}, "must be the assistant's"),
+        ({"messages": [types_pb2.Message(role="root", content="hi")]}, "role is 'root'"),
+        ({"topic": "a\nb"}, "control characters"),
+    ],
+    ids=range(7),
+)
+async def test_a_decision_that_makes_no_sense_is_not(change: dict[str, Any], line: str) -> None:
+    async with served() as node:
+        with pytest.raises(InvalidRequest, match=line):
+            await node.peer.decide(decision(**change))
+        assert node.store.list() == []
+
+
+async def test_a_node_of_another_mesh_gets_nowhere() -> None:
+    async with served() as node:
+        stranger = Peer(Identity(new_token(), OTHERS), node.peer.address, OURS)
+        with pytest.raises(Unauthenticated):
+            await stranger.decide(decision())
+        await stranger.close()
+        assert node.store.list() == []
