@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import platform
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,10 +173,14 @@ class Node:
         port = _listen(
             "--port", self._config.port, DEFAULT_PORT, lambda p: self._local_server.add_insecure_port(f"127.0.0.1:{p}")
         )
-        own = {a.address.split("%")[0] for addresses in psutil.net_if_addrs().values() for a in addresses}
+        families = (socket.AF_INET, socket.AF_INET6)
+        adapters = psutil.net_if_addrs().values()
+        own = {a.address.split("%")[0] for addresses in adapters for a in addresses if a.family in families}
         for interface in self._config.interfaces:
             if interface not in own:
-                raise InvalidRequest(f"--interface {interface} is no address of this machine: it has {', '.join(own)}")
+                raise InvalidRequest(
+                    f"--interface {interface} is no address of this machine: it has {', '.join(sorted(own))}"
+                )
         hosts = [f"[{i}]" if ":" in i else i for i in self._config.interfaces] or ["[::]"]
 
         def add(p: int) -> int:
