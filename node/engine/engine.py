@@ -236,7 +236,7 @@ def _resolve(future: asyncio.Future[Any], value: Any, error: Exception | None) -
 
 
 def _measure(backend: Backend) -> float:
-    """Decode speed with one sequence, tokens/s: by the median step, since a neighbour on the machine may hold up some."""
+    """Decode speed with one sequence, tokens/s: by the median step, since a neighbour may hold up some."""
     took: list[float] = []
     started = time.perf_counter()
     for position in range(min(_CALIBRATION_STEPS, backend.info.context - 1)):
