@@ -106,7 +106,8 @@ def ballot(candidate: Candidate, strategy: Strategy, *, question: str = "", json
             key = answer_key(candidate.text, question=question, json_schema=json_schema)
         form = quality(candidate.text, candidate.finish_reason, json_schema=json_schema)
     weight = confidence_weight(candidate.mean_logprob) if strategy is Strategy.CONFIDENCE else 1.0
-    return Ballot(candidate, key, weight, form)
+    # Half a surrogate pair, which JSON can spell, has no UTF-8 and could not be sent.
+    return Ballot(candidate, key.encode("utf-8", "replace").decode(), weight, form)
 
 
 def confidence_weight(mean_logprob: float) -> float:

@@ -152,8 +152,8 @@ def _is_python(code: str) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+    except (SyntaxError, ValueError, RecursionError, MemoryError, SystemError):
+        return False  # SystemError: CPython 3.11's own parser miscounts its depth now and then
     return True
 
 

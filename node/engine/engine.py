@@ -127,16 +127,22 @@ class Engine:
         self._commands.put(command)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """Vectors of length 1, computed between two steps."""
+        """Vectors of length 1; each text is computed between two steps, so that many do not hold up who is writing."""
+        return [await self._embed(text) for text in texts]
+
+    async def _embed(self, text: str) -> list[float]:
         loop = asyncio.get_running_loop()
-        result: asyncio.Future[list[list[float]]] = loop.create_future()
+        result: asyncio.Future[list[float]] = loop.create_future()
 
         def command(_: Scheduler) -> list[Event]:
             try:
-                vectors = self.backend.embed(texts)
-                loop.call_soon_threadsafe(_resolve, result, vectors, None)
+                [vector] = self.backend.embed([text])
+                loop.call_soon_threadsafe(_resolve, result, vector, None)
             except ConclaveError as e:
                 loop.call_soon_threadsafe(_resolve, result, None, e)
+            except Exception as e:  # a defect of ours: whoever waits must hear of it
+                log.exception("an embedding failed")
+                loop.call_soon_threadsafe(_resolve, result, None, BackendError(f"internal error in embedding: {e!r}"))
             return []
 
         if self._closed or self._thread is None:
@@ -199,7 +205,11 @@ class Engine:
             if command is None:
                 self._deliver(events)
                 return None
-            events += command(scheduler)
+            try:
+                events += command(scheduler)
+            except Exception as e:  # as for a step
+                log.exception("a command failed")
+                events += scheduler.abandon(BackendError(f"internal error in the engine: {e!r}"))
             self._publish(scheduler)
         return events
 
