@@ -24,7 +24,7 @@ from node.errors import BackendError, ConclaveError, NotReady
 log = logging.getLogger(__name__)
 
 _Command = Callable[[Scheduler], list[Event]]
-_CALIBRATION_STEPS = 33
+_CALIBRATION_STEPS = 16
 _CALIBRATION_SECONDS = 0.5
 
 

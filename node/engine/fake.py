@@ -222,7 +222,7 @@ class FakeBackend:
         out = []
         for text in texts:
             vector = [0.0] * _EMBEDDING_SIZE
-            for word in text.casefold().split() or [""]:
+            for word in re.findall(r"\w+", text.casefold()) or [""]:
                 digest = hashlib.sha256(word.encode()).digest()
                 vector[digest[0] % _EMBEDDING_SIZE] += 1.0 if digest[1] & 1 else -1.0
             norm = math.sqrt(sum(x * x for x in vector)) or 1.0
