@@ -164,7 +164,7 @@ class Engine:
         assert self._loop is not None
         try:
             backend = self._make_backend()
-            self.decode_tokens_per_s = _measure(backend)
+            step_s = _measure(backend)
         except Exception as e:
             error = e if isinstance(e, ConclaveError) else BackendError(f"the model could not be loaded: {e}")
             self._loop.call_soon_threadsafe(_resolve, ready, None, error)
@@ -173,6 +173,7 @@ class Engine:
         self._scheduler = Scheduler(
             backend, time.monotonic, queue_limit=self._queue_limit, node=self._node, memory=self._memory
         )
+        self._scheduler.step_s = step_s
         self._publish(self._scheduler)
         self._loop.call_soon_threadsafe(_resolve, ready, None, None)
         try:
@@ -215,6 +216,7 @@ class Engine:
 
     def _publish(self, scheduler: Scheduler) -> None:
         # Other threads read this, never the scheduler.
+        self.decode_tokens_per_s = 1.0 / scheduler.step_s if scheduler.step_s > 0 else 0.0
         self._load = Load(scheduler.free_sequences, scheduler.queued, scheduler.slots.parked + scheduler.slots.resident)
 
     def _deliver(self, events: list[Event]) -> None:
@@ -246,7 +248,7 @@ def _resolve(future: asyncio.Future[Any], value: Any, error: Exception | None) -
 
 
 def _measure(backend: Backend) -> float:
-    """Decode speed with one sequence, tokens/s: by the median step, since a neighbour may hold up some."""
+    """Seconds of a decode step with one sequence: the median, since a neighbour on the machine may hold up some."""
     took: list[float] = []
     started = time.perf_counter()
     for position in range(min(_CALIBRATION_STEPS, backend.info.context - 1)):
@@ -256,5 +258,4 @@ def _measure(backend: Backend) -> float:
         if time.perf_counter() - started > _CALIBRATION_SECONDS:
             break
     backend.drop(0)
-    usual = statistics.median(took[1:] or took)  # the first one warms up
-    return 1.0 / usual if usual > 0 else 0.0
+    return statistics.median(took[1:] or took)  # the first one warms up

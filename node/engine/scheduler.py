@@ -39,6 +39,8 @@ PREFILL_CHUNK = 128
 HOLD_S = 10.0
 # Of a batch of at least this many prompt rows and no others the speed of prefilling is measured.
 MEASURED_ROWS = 64
+# Batches of up to so many sequences take about as long as one alone.
+SMALL_BATCH = 4
 PROMPT_ONLY = 0  # no candidate has this id
 
 
@@ -109,6 +111,7 @@ class Scheduler:
         self._ended: dict[str, _Request] = {}  # waiting for `commit`, the oldest first
         self._pool = Pool(backend.info.sequences, backend.info.cells)
         self.slots = Slots(backend, self._pool, memory=memory)
+        self.step_s = 0.0  # seconds of a small decode step, lately; 0: not measured
         self.decoded_tokens = 0
         self.prefilled_tokens = 0
 
@@ -303,10 +306,13 @@ class Scheduler:
         return rows
 
     def _measure(self, rows: list[Row], seconds: float) -> None:
-        """Learn the speed of prefilling from batches of prompts alone."""
-        if len(rows) >= MEASURED_ROWS and sum(row.wants_logits for row in rows) <= 1:
+        """Learn the speed of prefilling from batches of prompts alone, that of decoding from small batches alone."""
+        writing = sum(row.wants_logits for row in rows)
+        if len(rows) >= MEASURED_ROWS and writing <= 1:
             speeds = self.slots.speeds
             self.slots.speeds = replace(speeds, prefill_s=0.7 * speeds.prefill_s + 0.3 * seconds / len(rows))
+        elif writing == len(rows) <= SMALL_BATCH:
+            self.step_s = 0.95 * self.step_s + 0.05 * seconds if self.step_s else seconds
 
     # ---- sample -----------------------------------------------------------------------------------------------------
 
