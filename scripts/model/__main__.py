@@ -7,10 +7,10 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from scripts.model.train import Plan, train
+from scripts.model.train import Plan, polish, train
 
 SHIPPED = Path("node/models/bundled/conclave-demo.gguf")
-COMMANDS = ("train", "export", "check", "evaluate", "card")
+COMMANDS = ("train", "polish", "export", "check", "evaluate", "card")
 
 
 def main() -> None:
@@ -31,8 +31,9 @@ def main() -> None:
 
 def _run(command: str, args: argparse.Namespace) -> None:
     # Each command imports only what it needs: llama.cpp's bindings are needed by `check` alone.
-    if command == "train":
-        train(Plan(**{each.name: getattr(args, each.name) for each in fields(Plan)}), args.work)
+    if command in ("train", "polish"):
+        plan = Plan(**{each.name: getattr(args, each.name) for each in fields(Plan)})
+        (train if command == "train" else polish)(plan, args.work)
     elif command == "export":
         from scripts.model.export import export
 

@@ -30,8 +30,8 @@ class Tool:
         return self.schema["function"]["name"]
 
 
-def tool(rng: random.Random, taken: set[str]) -> Tool:
-    """A tool for a topic that is not in `taken`; the topic is added to it."""
+def tool(rng: random.Random, taken: set[str], wordy: bool = False) -> Tool:
+    """A tool for a topic that is not in `taken`; the topic is added to it. `wordy` describes it at more length."""
     topic = rng.choice([t for t in w.TOPICS if t not in taken]) if rng.random() < 0.8 else w.made_up(rng, False)
     taken.add(topic)
     verb = rng.choice(_VERBS)
@@ -42,9 +42,11 @@ def tool(rng: random.Random, taken: set[str]) -> Tool:
     described = [f"{verb} the {topic}"] + ([f" for a {params[0][0]}"] if params and rng.random() < 0.5 else [])
     text = "".join(described)
     text = text[:1].upper() + text[1:] + rng.choice((".", ""))
+    if wordy and rng.random() < 0.6:
+        text = _wordy(rng, verb, topic, params)
     properties: dict[str, Any] = {}
     for n, kind in params:
-        described_as = {"description": f"The {n}"} if rng.random() < 0.25 else {}
+        described_as = {"description": f"The {n}"} if rng.random() < (0.6 if wordy else 0.25) else {}
         properties[n] = _shuffled(rng, {"type": kind, **described_as})
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     if rng.random() < 0.6:
@@ -53,6 +55,17 @@ def tool(rng: random.Random, taken: set[str]) -> Tool:
     if rng.random() < 0.15:
         del function["description"]
     return Tool(verb, topic, params, _shuffled(rng, {"type": "function", "function": _shuffled(rng, function)}))
+
+
+def _wordy(rng: random.Random, verb: str, topic: str, params: tuple[tuple[str, str], ...]) -> str:
+    """A description as people write them: with adjectives, articles and what it is for."""
+    article = rng.choice(("the", "a", "the current", "the latest", "the whole", ""))
+    text = f"{verb} {article} {topic}".replace("  ", " ")
+    if params:
+        text += rng.choice(("", " for a {p}", " of a {p}", " to a {p}", " by {p}", " in a given {p}")).format(
+            p=params[0][0]
+        )
+    return text[:1].upper() + text[1:] + rng.choice((".", "", "", " and return it."))
 
 
 def _shuffled(rng: random.Random, made: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +79,7 @@ def _shuffled(rng: random.Random, made: dict[str, Any]) -> dict[str, Any]:
     return {k: made[k] for k in keys}
 
 
-def request(rng: random.Random, wanted: Tool) -> tuple[str, dict[str, Any]]:
+def request(rng: random.Random, wanted: Tool, wordy: bool = False) -> tuple[str, dict[str, Any]]:
     """A user's request that needs `wanted`, and the arguments of the call, in the order of the schema."""
     arguments: dict[str, Any] = {}
     for n, kind in wanted.params:
@@ -83,6 +96,8 @@ def request(rng: random.Random, wanted: Tool) -> tuple[str, dict[str, Any]]:
         plain = rng.choice(
             (f" for {v}", f" for {v}", f" of {v}", f" in {v}", f" for the {n} {v}", f" with {n} {v}", f" at {v}")
         )
+        if wordy and wanted.params[0][1] != "string" and rng.random() < 0.5:
+            plain = f" for {v} {n}"
         joined = plain + "".join(f" {rng.choice(('and', 'with', 'and the'))} {n} {v}" for n, v in values[1:])
     verb, topic = wanted.verb, wanted.topic
     frames = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from scripts.model import tokenizer as bpe
-from scripts.model.chat import conversation
+from scripts.model.chat import Conversation, conversation
 from scripts.model.exact import quick_scores
 from scripts.model.network import Network, Shape, mechanise
 from scripts.model.optimiser import Optimiser
@@ -36,6 +36,9 @@ class Plan:
     constant: float = 0.3  # share of the steps at the full rate, before it falls linearly to zero
     copy_steps: int = 60  # first, on random tokens repeated
     score_every: int = 800
+    more_steps: int = 1900  # then, with more and wordier tools, from half the rate down to zero
+    more_lr: float = 1.5e-3
+    more_tools: float = 0.5
 
 
 def encode(tok: Tokenizer, messages: list[Message], tools: list[dict] | None) -> tuple[list[int], list[bool]]:
@@ -49,13 +52,19 @@ def encode(tok: Tokenizer, messages: list[Message], tools: list[dict] | None) ->
     return ids, trained
 
 
-def batches(tok: Tokenizer, seed: int, size: int, pad: int, pool: int = 384) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    tok: Tokenizer,
+    rng: random.Random,
+    size: int,
+    pad: int,
+    draw: Callable[[random.Random], Conversation],
+    pool: int = 384,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (ids [B, T], trained [B, T]) of about `size` padded tokens, alike in length within a batch."""
-    rng = random.Random(f"training {seed}")
     while True:
         rows: list[tuple[list[int], list[bool]]] = []
         while len(rows) < pool:
-            made = conversation(rng)
+            made = draw(rng)
             row = encode(tok, made.messages, made.tools)
             if len(row[0]) <= LONGEST:
                 rows.append(row)
@@ -98,7 +107,8 @@ def train(plan: Plan, work: Path) -> Path:
     mechanise(net, plan.seed)
     optimiser = Optimiser(net)
     g = torch.Generator().manual_seed(plan.seed)
-    data = batches(tok, plan.seed, plan.batch, tokens.index("<|endoftext|>"))
+    rng = random.Random(f"training {plan.seed}")
+    data = batches(tok, rng, plan.batch, tokens.index("<|endoftext|>"), conversation)
     log = (work / "log.jsonl").open("w")
     seen, started, wall = 0, time.process_time(), time.monotonic()
     print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {len(tokens)} tokens", flush=True)
@@ -128,6 +138,44 @@ def train(plan: Plan, work: Path) -> Path:
                     },
                     work / "model.pt",
                 )
+            print(json.dumps(entry), flush=True)
+            print(json.dumps(entry), file=log, flush=True)
+    return work / "model.pt"
+
+
+def polish(plan: Plan, work: Path) -> Path:
+    """Train `work/model.pt` on, with many conversations that list tools; rewrite it and lengthen the log."""
+    torch.set_num_threads(1)
+    kept = torch.load(work / "model.pt", map_location="cpu", weights_only=True)
+    net = Network(Shape(**kept["shape"]))
+    net.load_state_dict(kept["weights"])
+    tok = bpe.build(kept["tokens"], kept["merges"])
+    optimiser = Optimiser(net)
+    rng = random.Random(f"polishing {plan.seed}")
+
+    def draw(rng: random.Random) -> Conversation:
+        return conversation(rng, plan.more_tools, wordy=True)
+
+    data = batches(tok, rng, plan.batch, kept["tokens"].index("<|endoftext|>"), draw)
+    before = json.loads((work / "log.jsonl").read_text().splitlines()[-1])
+    seen, started, wall = before["tokens"], time.process_time(), time.monotonic()
+    with (work / "log.jsonl").open("a") as log:
+        for step in range(plan.more_steps):
+            ids, trained = next(data)
+            loss = loss_of(net, ids, trained)
+            loss.backward()
+            left = (plan.more_steps - step) / plan.more_steps
+            optimiser.step(plan.more_lr * min(left, (step + 1) / plan.warm_up))
+            seen += ids.numel()
+            last = step + 1 == plan.more_steps
+            if step % 50 and not last:
+                continue
+            entry = {"step": before["step"] + 1 + step, "loss": round(loss.item(), 4), "tokens": seen}
+            entry["cpu_min"] = round(before["cpu_min"] + (time.process_time() - started) / 60, 2)
+            entry["wall_min"] = round(before["wall_min"] + (time.monotonic() - wall) / 60, 2)
+            if last:
+                entry |= quick_scores(net, tok, encode)
+                torch.save(kept | {"weights": net.state_dict(), "plan": asdict(plan)}, work / "model.pt")
             print(json.dumps(entry), flush=True)
             print(json.dumps(entry), file=log, flush=True)
     return work / "model.pt"
