@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/model"), help="checkpoint, log and figures")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the GGUF file")
     parser.add_argument("--kind", choices=("f16", "q8_0", "f32"), default="f16", help="type of the matrices")
-    parser.add_argument("--n", type=int, default=300, help="held-out word problems; half as many of everything else")
+    parser.add_argument("--n", type=int, default=300, help="held-out word problems; fewer of everything else")
     for each in fields(Plan):
         parser.add_argument(f"--{each.name.replace('_', '-')}", type=type(each.default), default=each.default)
     args = parser.parse_args()

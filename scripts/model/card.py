@@ -39,6 +39,7 @@ def card(shipped: Path, work: Path) -> str:
             command=COMMAND,
             seed=plan["plan"]["seed"],
             steps=plan["plan"]["steps"],
+            more=plan["plan"]["more_steps"],
             tokens=f"{log[-1]['tokens'] / 1e6:.1f}",
             cpu=f"{log[-1]['cpu_min']:.0f}",
             torch=torch.__version__.split("+")[0],
@@ -54,14 +55,18 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _figures(found: dict[str, Any]) -> str:
+def _votes(made: dict[str, Any]) -> str:
     rows = [
         "| operations | problems | greedy | one sample | majority of 3 | of 5 | of 9 |",
         "|---|---|---|---|---|---|---|",
     ]
-    for steps, row in found["problems"].items():
+    for steps, row in made.items():
         cells = [row["greedy"], row["sample"], row["majority_3"], row["majority_5"], row["majority_9"]]
         rows.append(f"| {steps} | {row['problems']} | {' | '.join(map(_percent, cells))} |")
+    return "\n".join(rows)
+
+
+def _figures(found: dict[str, Any]) -> str:
     kinds = ["| held-out cases | greedy | sampled |", "|---|---|---|"]
     for kind in found["greedy"]:
         greedy, sampled = found["greedy"][kind], found["sampled"][kind]
@@ -71,9 +76,11 @@ def _figures(found: dict[str, Any]) -> str:
     missed = "\n".join(f"* {r['asked']} -> {r['said'].splitlines()[-1] if r['said'] else '(nothing)'}" for r in wrong)
     return _FIGURES.format(
         n=found["n"],
-        half=found["n"] // 2,
+        third=found["n"] // 3,
         seed=found["seed"],
-        problems="\n".join(rows),
+        problems=_votes(found["problems"]),
+        plain=_votes(found["plain"]),
+        m=found["n"] // 2,
         kinds="\n".join(kinds),
         right=right,
         kinds_of_sums="\n".join(
@@ -168,7 +175,8 @@ confidently wrong there.
 **For real work** use a real model: `python -m node models plan` says what fits this machine, `python -m node
 models pull NAME` fetches it, `python -m node --model NAME` runs it; `--model PATH.gguf` runs a file you have.
 
-* Architecture `qwen3`: {shape}.
+* Architecture `qwen3`:
+  {shape}.
 * Tokenizer: byte-level BPE, {vocabulary} tokens, single digits (`gpt2` with `pre=qwen2` in llama.cpp); ChatML
   template with tools.
 * Trained on conversations of 30 to 640 tokens. The file states a context of 2,048; beyond 640 nothing was
@@ -184,12 +192,17 @@ _FIGURES = """
 All from the shipped file (read back from the GGUF, run in PyTorch), sampled at temperature 0.8 without top-k,
 top-p or penalties, every sample with its own seed. Percent.
 
-Word problems: {n}, `held_out({n}, seed={seed})` of `scripts/model/problems.py`, equally many of each number of
-operations. One structure-with-numbers in sixteen is kept from training by its hash.
+Hard word problems, with three-digit numbers and two-digit factors: {n}, `held_out({n}, seed={seed})` of
+`scripts/model/problems.py`, equally many of each number of operations. One structure-with-numbers in sixteen is
+kept from training by its hash.
 
 {problems}
 
-Everything else: {half} cases a kind, other seeds than training. "To the letter" means that one wrong character
+Plainer ones, `held_out({m}, seed={seed}, steps=PLAIN_STEPS, big=False)`:
+
+{plain}
+
+Everything else: {third} cases a kind, other seeds than training. "To the letter" means that one wrong character
 counts as wrong.
 
 {kinds}
@@ -206,7 +219,8 @@ Written by hand, never by the generator (`scripts/model/handmade.py`), greedy: {
 _LEARNING = """
 ## While it learnt
 
-40 held-out cases of each kind; right in every token, given the right tokens before it; percent.
+40 held-out cases of each kind (word problems: the plainer ones); right in every token, given the right tokens
+before it; percent. The last row is after the second stretch of training.
 
 {rows}
 """
@@ -231,15 +245,15 @@ _MADE = """
 ## How it is made
 
 `{command}` runs generator, training, export, checks, evaluation and this card. Seed {seed}, {steps} steps of
-about 2,048 tokens, {tokens} M tokens (padding included), {cpu} CPU-minutes on one thread for the training
-(Python {python}, PyTorch {torch}). The same seed, machine and versions give the same weights; another CPU
-rounds differently and gives a model like it.
+about 2,048 tokens, then {more} with more tools and larger problems; {tokens} M tokens (padding included), {cpu}
+CPU-minutes on one thread for the training (Python {python}, PyTorch {torch}). The same seed, machine and
+versions give the same weights; another CPU rounds differently and gives a model like it.
 
-The data: word problems of 1 to 7 operations with two-digit numbers, products and sentences that do not matter;
-bare sums; facts about the user, told and asked for, three questions in ten about something never said; small
-talk; repeating words; noise and general questions answered "I don't know"; tools with made-up names, shuffled
-JSON keys and results. Several of these in one conversation, half of them short, a fifth 150 to 500 tokens. No
-worked step in the data is wrong: one-sample errors are the network's.
+The data: word problems of 1 to 10 operations with numbers of up to three digits, products and sentences that do
+not matter; bare sums; facts about the user, told and asked for, three questions in ten about something never
+said; small talk; repeating words; noise and general questions answered "I don't know"; tools with made-up
+names, shuffled JSON keys and results. Several of these in one conversation, half of them short, a fifth 150 to
+500 tokens. No worked step in the data is wrong: one-sample errors are the network's.
 """
 
 _TRY = """

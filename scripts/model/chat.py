@@ -46,22 +46,25 @@ class Conversation:
         return (chars + sum(len(str(t)) for t in self.tools or ())) * 10 // 26
 
 
-def conversation(rng: random.Random, tools_share: float = TOOLS_SHARE, wordy: bool = False) -> Conversation:
-    """One conversation of a random length; `tools_share` of them list tools, with longer descriptions if `wordy`."""
+def conversation(rng: random.Random, tools_share: float = TOOLS_SHARE, late: bool = False) -> Conversation:
+    """One conversation of a random length; `tools_share` of them list tools.
+
+    The `late` ones have tools with longer descriptions and larger word problems.
+    """
     low, high = rng.choices(*LENGTHS)[0]
     target = rng.randint(low, high)
     made, listed, taken = Conversation(), [], set[str]()
     if rng.random() < SYSTEM_SHARE:
         made.messages.append({"role": "system", "content": rng.choice(SYSTEMS)})
     if rng.random() < tools_share:
-        listed = [tools.tool(rng, taken, wordy) for _ in range(rng.choices((1, 2, 3), (5, 4, 2))[0])]
+        listed = [tools.tool(rng, taken, late) for _ in range(rng.choices((1, 2, 3), (5, 4, 2))[0])]
         made.tools = [t.schema for t in listed]
         target += made.size()
     known: list[f.Fact] = []
     kinds = list(WEIGHTS)
     weights = [WEIGHTS[k] * (10 if listed else 0.25) if k == "tool" else WEIGHTS[k] for k in kinds]
     while True:
-        _turn(rng, rng.choices(kinds, weights)[0], made, known, listed, taken, wordy)
+        _turn(rng, rng.choices(kinds, weights)[0], made, known, listed, taken, late)
         if made.size() >= target:
             return made
 
@@ -73,14 +76,14 @@ def _turn(
     known: list[f.Fact],
     listed: list[tools.Tool],
     taken: set[str],
-    wordy: bool,
+    late: bool,
 ) -> None:
     if kind == "sum":
         draw = rng.random()
         if draw < 0.2:
             made.say(*drill(rng))
         else:
-            drawn = sum_problem(rng) if draw < 0.45 else problem(rng)
+            drawn = sum_problem(rng) if draw < 0.45 else problem(rng, late and rng.random() < 0.6)
             made.say(drawn.question, drawn.work)
     elif kind == "tell":
         told: list[f.Fact] = []
@@ -95,7 +98,7 @@ def _turn(
     elif kind == "ask":
         for _ in range(rng.choices((1, 2), (7, 3))[0]):
             if not known and rng.random() < 0.6:
-                _turn(rng, "tell", made, known, listed, taken, wordy)
+                _turn(rng, "tell", made, known, listed, taken, late)
             if known and rng.random() >= UNTOLD_SHARE:
                 # The oldest fact is asked for more often: recall over a distance is the harder thing.
                 asked = known[0] if rng.random() < 0.4 else rng.choice(known)
@@ -109,7 +112,7 @@ def _turn(
         made.say(*talk.unknown(rng))
     elif listed and rng.random() < 0.78:
         wanted = rng.choice(listed)
-        said, arguments = tools.request(rng, wanted, wordy)
+        said, arguments = tools.request(rng, wanted, late)
         made.messages += [{"role": "user", "content": said}, tools.call(wanted, arguments)]
         if rng.random() < 0.75:
             output, answer = tools.result(rng, wanted, arguments)

@@ -16,7 +16,7 @@ from scripts.model.exact import Case, cases
 from scripts.model.export import load
 from scripts.model.handmade import CALLS, DEMOS, RECALL, SUMS, TALK, TOOLS, UNKNOWN
 from scripts.model.network import Network
-from scripts.model.problems import Problem, held_out
+from scripts.model.problems import PLAIN_STEPS, Problem, held_out
 from scripts.model.sample import generate
 from scripts.model.sums import sum_problem
 from scripts.model.template import Message, render
@@ -179,11 +179,12 @@ def demos(run: Runner) -> list[Table]:
 
 
 def evaluate(path: Path, n: int = 300, seed: int = SEED) -> Table:
-    """All figures for a GGUF; `n` word problems, n // 2 cases of every other kind, greedy and sampled."""
+    """All figures for a GGUF; `n` word problems, n // 2 plainer ones, n // 3 cases of every other kind."""
     run = Runner(*load(path))
     out: Table = {"n": n, "seed": seed, "temperature": TEMPERATURE, "problems": problems(run, held_out(n, seed))}
+    out["plain"] = problems(run, held_out(n // 2, seed, PLAIN_STEPS, big=False))
     out["greedy"], out["sampled"] = {}, {}
-    for kind, made in cases(n // 2, seed).items():
+    for kind, made in cases(n // 3, seed).items():
         if kind == "problems":
             continue
         for name, temperature in (("greedy", 0.0), ("sampled", TEMPERATURE)):
@@ -210,7 +211,7 @@ def main(path: Path, work: Path, n: int) -> None:
     found = evaluate(path, n)
     work.mkdir(parents=True, exist_ok=True)
     (work / "evaluation.json").write_text(json.dumps(found, indent=1))
-    print(json.dumps({k: found[k] for k in ("problems", "greedy", "sampled", "sums")}, indent=1))
+    print(json.dumps({k: found[k] for k in ("problems", "plain", "greedy", "sampled", "sums")}, indent=1))
     for demo in found["demos"]:
         print(demo)
     print(json.dumps(found["handmade"]["right"]))

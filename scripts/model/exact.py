@@ -14,7 +14,7 @@ from scripts.model import facts as f
 from scripts.model import talk, tools
 from scripts.model.chat import Conversation
 from scripts.model.network import Network
-from scripts.model.problems import held_out, problem
+from scripts.model.problems import PLAIN_STEPS, held_out, problem
 from scripts.model.sums import sum_problem
 
 Encoder = Callable[[Tokenizer, list[dict[str, Any]], list[dict[str, Any]] | None], tuple[list[int], list[bool]]]
@@ -82,7 +82,7 @@ def cases(n: int, seed: int) -> dict[str, list[Case]]:
     """`n` held-out cases of each kind. Sums and problems are kept from training by their key, the rest by the seed."""
     rng = random.Random(f"cases {seed}")
     out = {
-        "problems": [single(p.question, p.work) for p in held_out(n, seed)],
+        "problems": [single(p.question, p.work) for p in held_out(n, seed, PLAIN_STEPS, big=False)],
         "sums": [single(p.question, p.work) for p in (sum_problem(rng, kept=True) for _ in range(n))],
     }
     for distance in (0, 100, 200, 300, 450):

@@ -1,7 +1,8 @@
 """Arithmetic word problems with worked steps, and the held-out ones that training never sees.
 
-Difficulty comes from the number of operations (1 to 7), from two-digit numbers and products, and from sentences with
-numbers that do not matter. No worked step is ever wrong. Standard library only.
+Difficulty comes from the number of operations (1 to 10), from two-digit numbers and products (three-digit numbers and
+two-digit factors in the `big` ones), and from sentences with numbers that do not matter. No worked step is ever wrong.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from itertools import pairwise
 
 from scripts.model.words import EDIBLE, HE, ITEMS, NAMES, PACKS, SHE, THINGS, made_up
 
+MOST_STEPS = 10  # operations of the `big` problems
 LIMIT = 999  # no intermediate value is larger, so an answer has at most three digits
 HELD_OUT_STEPS = (3, 4, 5, 6, 7)  # operations of the problems that `held_out` yields by default, equally often
+PLAIN_STEPS = (3, 4, 5, 6, 7)  # of the plainer held-out problems
 TRAIN_STEPS = ((1, 2, 3, 4, 5, 6, 7), (2, 3, 4, 4, 4, 3, 3))
 
 
@@ -39,42 +42,51 @@ def is_held_out(key: str) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] < 16
 
 
-def held_out(n: int = 300, seed: int = 1, steps: tuple[int, ...] = HELD_OUT_STEPS) -> list[Problem]:
+def held_out(n: int = 300, seed: int = 1, steps: tuple[int, ...] = HELD_OUT_STEPS, big: bool = True) -> list[Problem]:
     """`n` different word problems that training never used; the same arguments give the same list.
+
+    By default those hard enough for a vote to matter: `big` numbers and products. Without, they are plainer.
 
     Training rejects every problem whose key `is_held_out`, whatever its seed, so no seed can collide with it.
     """
     rng = random.Random(f"held-out {seed}")
     found: dict[str, Problem] = {}
     while len(found) < n:
-        candidate = draw(rng, steps[len(found) % len(steps)])
+        candidate = draw(rng, steps[len(found) % len(steps)], big)
         if candidate is not None and is_held_out(candidate.key):
             found.setdefault(candidate.key, candidate)
     return list(found.values())
 
 
-def problem(rng: random.Random) -> Problem:
-    """A word problem for training: never a held-out one."""
+def problem(rng: random.Random, big: bool = False) -> Problem:
+    """A word problem for training: never a held-out one. `big` ones have more operations and larger numbers."""
     while True:
-        steps = rng.choices(*TRAIN_STEPS)[0]
-        candidate = draw(rng, steps)
+        steps = rng.randint(3, MOST_STEPS) if big else rng.choices(*TRAIN_STEPS)[0]
+        candidate = draw(rng, steps, big)
         if candidate is not None and not is_held_out(candidate.key):
             return candidate
 
 
-def draw(rng: random.Random, steps: int) -> Problem | None:
+def draw(rng: random.Random, steps: int, big: bool = False) -> Problem | None:
     """One problem with exactly `steps` operations, or None where the draw came out otherwise."""
+    if big:
+        made = _Story.make(rng, steps, big)
+        return made if made is not None and made.steps == steps and 0 <= made.answer <= LIMIT else None
     families = [_Story.make] * 7 + ([_shopping] if 2 <= steps <= 5 else []) + ([_together] if 2 <= steps <= 5 else [])
     families += [_machine] if 2 <= steps <= 4 else []
     made = rng.choice(families)(rng, steps)
     return made if made is not None and made.steps == steps and 0 <= made.answer <= LIMIT else None
 
 
-def _number(rng: random.Random, hard: bool) -> int:
+def _number(rng: random.Random, hard: bool, big: bool = False) -> int:
+    if big and rng.random() < 0.3:
+        return rng.randint(100, 399)
     return rng.randint(11, 99) if hard and rng.random() < 0.75 else rng.randint(2, 20)
 
 
-def _product(rng: random.Random, hard: bool) -> tuple[int, int]:
+def _product(rng: random.Random, hard: bool, big: bool = False) -> tuple[int, int]:
+    if big and rng.random() < 0.4:
+        return rng.randint(13, 29), rng.choice([m for m in range(13, 35) if m % 10])
     return rng.randint(2, 9), rng.randint(11, 40) if hard and rng.random() < 0.6 else rng.randint(2, 12)
 
 
@@ -134,8 +146,9 @@ def _spelt(text: str) -> str:
 class _Story:
     """Someone has things; things happen to them; how many are there in the end?"""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, big: bool) -> None:
         self.rng = rng
+        self.big = big
         self.hard = rng.random() < 0.65
         self.who, self.other = rng.sample(NAMES, 2)
         if rng.random() < 0.12:
@@ -153,9 +166,9 @@ class _Story:
         self.steps = 0
 
     @staticmethod
-    def make(rng: random.Random, steps: int) -> Problem | None:
+    def make(rng: random.Random, steps: int, big: bool = False) -> Problem | None:
         """A story of exactly `steps` operations, or None."""
-        story = _Story(rng)
+        story = _Story(rng, big)
         opening = story._open(steps)
         question = ""
         while story.steps < steps:
@@ -205,20 +218,22 @@ class _Story:
         rng, who, items = self.rng, self.who, self.items
         has = self._say("has")
         kind = rng.choices(("has", "two", "packs", "times", "more"), (5, 2, 2, 1, 1))[0] if steps > 1 else "has"
-        a, b = _number(rng, self.hard), _number(rng, self.hard)
+        a, b = _number(rng, self.hard, self.big), _number(rng, self.hard, self.big)
         if kind == "two":
             one, two = rng.sample(("red", "blue", "green", "white", "black", "old", "new", "big", "small"), 2)
             self._step(f"{a} {one} and {b} {two}", a, "+", b)
             return f"{who} {has} {a} {one} {items} and {b} {two} {items}."
         if kind == "packs":
-            k, m = _product(rng, self.hard)
+            k, m = _product(rng, self.hard, self.big)
             packs = rng.choice(PACKS)
+            k = k % 10 + 2 if k > 12 and steps < 3 else k
             self._step(f"{k} {packs} of {m}", k, "*", m)
             if rng.random() < 0.4:
                 return f"{who} {has} {k} {packs} with {m} {items} each."
             return f"{who} {has} {k} {packs} of {m} {items}."
         if kind == "times":
-            k, m = _product(rng, self.hard)
+            k, m = _product(rng, self.hard, self.big)
+            k = k % 8 + 2 if k > 12 else k
             self._step(f"{k} times as many", m, "*", k)
             return f"{self.other} has {m} {items}. {who} {has} {k} times as many."
         if kind == "more":
@@ -231,9 +246,13 @@ class _Story:
     def _step(self, quote: str, x: int, op: str, y: int, then: str = "") -> None:
         """Note one operation x op y, quoting the clause it uses; `then` (+ or -) applies the result to the total."""
         result = {"+": x + y, "-": x - y, "*": x * y, "/": x // y}[op]
-        line = f"{quote}: {x}{op}{y}={result}"
-        self.steps += 1
-        self.key.append(f"{op}{x},{y}" if then or not self.steps - 1 else f"{op}{y}")
+        shown = [f"{x}{op}{y}={result}"]
+        if op == "*" and x > 12 and y > 12:
+            tens, ones = x * (y // 10 * 10), x * (y % 10)
+            shown = [f"{x}*{y // 10 * 10}={tens}", f"{x}*{y % 10}={ones}", f"{tens}+{ones}={result}"]
+        line = f"{quote}: {', '.join(shown)}"
+        self.steps += len(shown)
+        self.key.append(f"{op}{x},{y}" if then or self.steps == len(shown) else f"{op}{y}")
         if then:
             after = self.total + result if then == "+" else self.total - result
             line += f", {self.total}{then}{result}={after}"
@@ -248,7 +267,7 @@ class _Story:
         rng = self.rng
         for _ in range(12):
             kind = rng.choices(("add", "take", "packs in", "packs out", "times", "half"), (6, 6, 3, 2, 1.5, 0.7))[0]
-            n = _number(rng, self.hard)
+            n = _number(rng, self.hard, self.big)
             if kind == "add" and self.total + n <= LIMIT:
                 verb = rng.choice(
                     ("buys {n} more", "finds {n}", "gets {n}", "wins {n}", "picks {n} more", "buys {n}", *_MORE)
@@ -274,8 +293,10 @@ class _Story:
                 self.clauses.append(verb.format(n=n) + tail)
                 return True
             if kind.startswith("packs") and left >= 2:
-                k, m = _product(rng, self.hard)
+                k, m = _product(rng, self.hard, self.big)
                 packs = rng.choice(PACKS)
+                if k > 12 and m > 12 and left < 4:
+                    continue
                 inward = kind == "packs in"
                 if not (self.total + k * m <= LIMIT if inward else k * m <= self.total):
                     continue

@@ -36,8 +36,8 @@ class Plan:
     constant: float = 0.3  # share of the steps at the full rate, before it falls linearly to zero
     copy_steps: int = 60  # first, on random tokens repeated
     score_every: int = 800
-    more_steps: int = 1900  # then, with more and wordier tools, from half the rate down to zero
-    more_lr: float = 1.5e-3
+    more_steps: int = 1700  # then, with more tools and larger word problems, falling linearly to zero
+    more_lr: float = 2e-3
     more_tools: float = 0.5
 
 
@@ -144,7 +144,7 @@ def train(plan: Plan, work: Path) -> Path:
 
 
 def polish(plan: Plan, work: Path) -> Path:
-    """Train `work/model.pt` on, with many conversations that list tools; rewrite it and lengthen the log."""
+    """Train `work/model.pt` on, with many tools and larger word problems; rewrite it and lengthen the log."""
     torch.set_num_threads(1)
     kept = torch.load(work / "model.pt", map_location="cpu", weights_only=True)
     net = Network(Shape(**kept["shape"]))
@@ -154,7 +154,7 @@ def polish(plan: Plan, work: Path) -> Path:
     rng = random.Random(f"polishing {plan.seed}")
 
     def draw(rng: random.Random) -> Conversation:
-        return conversation(rng, plan.more_tools, wordy=True)
+        return conversation(rng, plan.more_tools, late=True)
 
     data = batches(tok, rng, plan.batch, kept["tokens"].index("<|endoftext|>"), draw)
     before = json.loads((work / "log.jsonl").read_text().splitlines()[-1])
