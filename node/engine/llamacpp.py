@@ -259,7 +259,7 @@ class LlamaBackend:
         logits = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
         top = float(logits.max())
         if not math.isfinite(top):
-            raise BackendError("the model computed logits that are not numbers")
+            raise BackendError("the model computed no numbers: was its file changed meanwhile? start the node again")
         total = float(np.exp(logits - top).sum())
         token = int(ll.llama_sampler_sample(sampler.chain, self._ctx, row))
         return token, float(logits[token]) - top - math.log(total)
