@@ -39,7 +39,7 @@ def card(shipped: Path, work: Path) -> str:
             command=COMMAND,
             seed=plan["plan"]["seed"],
             steps=plan["plan"]["steps"],
-            more=plan["plan"]["more_steps"],
+            more=plan["plan"].get("more_steps", 0),
             tokens=f"{log[-1]['tokens'] / 1e6:.1f}",
             cpu=f"{log[-1]['cpu_min']:.0f}",
             torch=torch.__version__.split("+")[0],
@@ -231,7 +231,8 @@ _CHECKS = """
 `python -m scripts.model check`: the Jinja template renders {template_same} of {template_same} conversations as
 trained on; {tokenizer_same} of {tokenizer_same} texts (emoji, CJK, CRLF and JSON among them) have the same
 token ids; the largest difference of any logit, F32 weights and F32 KV, is {logits_max_abs_diff}; greedy answers
-of the shipped file are the same text for {greedy_same} of {greedy_asked} prompts (F16 KV, flash attention).
+of the shipped file are the same text as PyTorch's for {greedy_same_f32_kv} of {greedy_asked} prompts with F32
+KV and {greedy_same} with F16 KV and flash attention, the usual setting.
 """
 
 _UNCHECKED = """

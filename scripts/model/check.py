@@ -97,7 +97,7 @@ def _ours(net: Network, ids: list[int]) -> np.ndarray:
 
 
 def greedy(net: Network, tok: Tokenizer, llama: Llama, seed: int = 8) -> tuple[int, int]:
-    """Greedy answers that are the same text in PyTorch (F32 sums) and llama.cpp (the shipped file, F16 KV); all."""
+    """How many greedy answers are the same text in PyTorch (F32 throughout) and llama.cpp, and how many were asked."""
     asked = [p.question for p in held_out(40, seed)] + [s for s, _ in SUMS] + list(UNKNOWN) + [r[2] for r in RECALL]
     prompts = [render([{"role": "user", "content": q}]) for q in asked]
     ours = generate(net, tok, prompts, 0.0, [0] * len(prompts))
@@ -117,8 +117,10 @@ def check(checkpoint: Path, shipped: Path) -> dict[str, float | int | str]:
     llama = Llama(shipped)
     found["tokenizer_same"] = tokens(tok, llama)
     same, asked = greedy(net, tok, llama)
-    found |= {"greedy_same": same, "greedy_asked": asked}
     llama.close()
+    exact = Llama(shipped, f32_kv=True)
+    found |= {"greedy_same": same, "greedy_same_f32_kv": greedy(net, tok, exact)[0], "greedy_asked": asked}
+    exact.close()
     # Without the checkpoint only the shipped file can be checked, and its F16 weights stand in for the F32 ones.
     if checkpoint.exists():
         found["logits_max_abs_diff"] = round(logits(checkpoint), 6)
