@@ -73,12 +73,15 @@ def _figures(found: dict[str, Any]) -> str:
         kinds.append(f"| {_KINDS.get(kind, kind)} | {_percent(greedy)} | {_percent(sampled)} |")
     right = ", ".join(f"{k}: {v}" for k, v in found["handmade"]["right"].items())
     wrong = [r for r in found["handmade"]["rows"] if not r["right"]]
-    missed = "\n".join(f"* {r['asked']} -> {r['said'].splitlines()[-1] if r['said'] else '(nothing)'}" for r in wrong)
+    missed = "\n".join(f"* {r['asked']} -> {' '.join(r['said'].split())[:160] or '(nothing)'}" for r in wrong)
+    every = found["problems"]["all"]
     return _FIGURES.format(
         n=found["n"],
         third=found["n"] // 3,
         seed=found["seed"],
         problems=_votes(found["problems"]),
+        over_sample=f"{100 * (every['majority_9'] - every['sample']):+.1f}",
+        over_greedy=f"{100 * (every['majority_9'] - every['greedy']):+.1f}",
         plain=_votes(found["plain"]),
         m=found["n"] // 2,
         kinds="\n".join(kinds),
@@ -197,6 +200,10 @@ Hard word problems, with three-digit numbers and two-digit factors: {n}, `held_o
 kept from training by its hash.
 
 {problems}
+
+A majority of nine against one sample: {over_sample} points; against greedy decoding: {over_greedy} points. The default
+numbers of operations were chosen, on other problems, so that one sample is right half to three quarters of the
+time.
 
 Plainer ones, `held_out({m}, seed={seed}, steps=PLAIN_STEPS, big=False)`:
 
