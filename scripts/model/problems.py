@@ -10,31 +10,14 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from dataclasses import dataclass
-from itertools import pairwise
 
+from scripts.model.families import LIMIT, Problem, machine, number, product, shopping, together
 from scripts.model.words import EDIBLE, HE, ITEMS, NAMES, PACKS, SHE, THINGS, made_up
 
 MOST_STEPS = 10  # operations of the `big` problems
-LIMIT = 999  # no intermediate value is larger, so an answer has at most three digits
 HELD_OUT_STEPS = (4, 5, 6, 7, 8)  # operations of the problems that `held_out` yields by default, equally often
 PLAIN_STEPS = (3, 4, 5, 6, 7)  # of the plainer held-out problems
 TRAIN_STEPS = ((1, 2, 3, 4, 5, 6, 7), (2, 3, 4, 4, 4, 3, 3))
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A question with its integer answer.
-
-    `steps` counts arithmetic operations, `work` is the worked solution ending in `answer: N`, and `key` is the
-    structure with its numbers (no names, no nouns): what the split into training and held-out problems is made by.
-    """
-
-    question: str
-    answer: int
-    steps: int
-    work: str
-    key: str
 
 
 def is_held_out(key: str) -> bool:
@@ -72,22 +55,10 @@ def draw(rng: random.Random, steps: int, big: bool = False) -> Problem | None:
     if big:
         made = _Story.make(rng, steps, big)
         return made if made is not None and made.steps == steps and 0 <= made.answer <= LIMIT else None
-    families = [_Story.make] * 7 + ([_shopping] if 2 <= steps <= 5 else []) + ([_together] if 2 <= steps <= 5 else [])
-    families += [_machine] if 2 <= steps <= 4 else []
+    families = [_Story.make] * 7 + ([shopping] if 2 <= steps <= 5 else []) + ([together] if 2 <= steps <= 5 else [])
+    families += [machine] if 2 <= steps <= 4 else []
     made = rng.choice(families)(rng, steps)
     return made if made is not None and made.steps == steps and 0 <= made.answer <= LIMIT else None
-
-
-def _number(rng: random.Random, hard: bool, big: bool = False) -> int:
-    if big and rng.random() < 0.3:
-        return rng.randint(100, 399)
-    return rng.randint(11, 99) if hard and rng.random() < 0.75 else rng.randint(2, 20)
-
-
-def _product(rng: random.Random, hard: bool, big: bool = False) -> tuple[int, int]:
-    if big and rng.random() < 0.4:
-        return rng.randint(13, 29), rng.choice([m for m in range(13, 35) if m % 10])
-    return rng.randint(2, 9), rng.randint(11, 40) if hard and rng.random() < 0.6 else rng.randint(2, 12)
 
 
 def _distractor(rng: random.Random, who: str, items: str) -> str:
@@ -218,13 +189,13 @@ class _Story:
         rng, who, items = self.rng, self.who, self.items
         has = self._say("has")
         kind = rng.choices(("has", "two", "packs", "times", "more"), (5, 2, 2, 1, 1))[0] if steps > 1 else "has"
-        a, b = _number(rng, self.hard, self.big), _number(rng, self.hard, self.big)
+        a, b = number(rng, self.hard, self.big), number(rng, self.hard, self.big)
         if kind == "two":
             one, two = rng.sample(("red", "blue", "green", "white", "black", "old", "new", "big", "small"), 2)
             self._step(f"{a} {one} and {b} {two}", a, "+", b)
             return f"{who} {has} {a} {one} {items} and {b} {two} {items}."
         if kind == "packs":
-            k, m = _product(rng, self.hard, self.big)
+            k, m = product(rng, self.hard, self.big)
             packs = rng.choice(PACKS)
             k = k % 10 + 2 if k > 12 and steps < 3 else k
             self._step(f"{k} {packs} of {m}", k, "*", m)
@@ -232,7 +203,7 @@ class _Story:
                 return f"{who} {has} {k} {packs} with {m} {items} each."
             return f"{who} {has} {k} {packs} of {m} {items}."
         if kind == "times":
-            k, m = _product(rng, self.hard, self.big)
+            k, m = product(rng, self.hard, self.big)
             k = k % 8 + 2 if k > 12 else k
             self._step(f"{k} times as many", m, "*", k)
             return f"{self.other} has {m} {items}. {who} {has} {k} times as many."
@@ -267,7 +238,7 @@ class _Story:
         rng = self.rng
         for _ in range(12):
             kind = rng.choices(("add", "take", "packs in", "packs out", "times", "half"), (6, 6, 3, 2, 1.5, 0.7))[0]
-            n = _number(rng, self.hard, self.big)
+            n = number(rng, self.hard, self.big)
             if kind == "add" and self.total + n <= LIMIT:
                 verb = rng.choice(
                     ("buys {n} more", "finds {n}", "gets {n}", "wins {n}", "picks {n} more", "buys {n}", *_MORE)
@@ -293,7 +264,7 @@ class _Story:
                 self.clauses.append(verb.format(n=n) + tail)
                 return True
             if kind.startswith("packs") and left >= 2:
-                k, m = _product(rng, self.hard, self.big)
+                k, m = product(rng, self.hard, self.big)
                 packs = rng.choice(PACKS)
                 if k > 12 and m > 12 and left < 4:
                     continue
@@ -364,90 +335,3 @@ class _Story:
                 text += ". " + _distractor(rng, self.who, self.items)
         text += "" if not text or text.endswith(".") else "."
         return f"{_distractor(rng, self.who, self.items)} {text}" if rng.random() < 0.2 else text
-
-
-def _shopping(rng: random.Random, steps: int) -> Problem | None:
-    """Prices and numbers of things; what is to be paid, or what change comes back?"""
-    hard = rng.random() < 0.65
-    who = rng.choice(NAMES)
-    they = "he" if who in HE else "she"
-    kinds = rng.sample(ITEMS, (steps + 1) // 2)
-    deals = [(*_product(rng, hard), item) for item in kinds]
-    coin = rng.choice(("coins", "euros", "dollars"))
-    text = " ".join(f"{item.capitalize()} cost {p} {coin} each." for k, p, item in deals)
-    text += f" {who} buys " + " and ".join(f"{k} {item}" for k, p, item in deals) + "."
-    lines, total = [], 0
-    for i, (k, p, item) in enumerate(deals):
-        lines.append(f"{k} {item} at {p}: {k}*{p}={k * p}" + (f", {total}+{k * p}={total + k * p}" if i else ""))
-        total += k * p
-    key = f"shop {[(k, p) for k, p, _ in deals]}"
-    if steps % 2 == 0:
-        paid = rng.choice([x for x in (20, 50, 100, 150, 200, 300, 400, 500, 600, 800, 900) if x >= total] or [0])
-        if not paid:
-            return None
-        lines.append(f"pays with {paid}: {paid}-{total}={paid - total}")
-        total = paid - total
-        text += f" {who} pays with {paid} {coin}. How many {coin} does {they} get back?"
-        key += f" {paid}"
-    else:
-        text += rng.choice((f" How many {coin} does {they} pay?", f" How much is that in {coin}?"))
-    return Problem(text, total, steps, "\n".join([*lines, f"answer: {total}"]), key)
-
-
-def _together(rng: random.Random, steps: int) -> Problem | None:
-    """Several people, each compared with the one before; how many do they have together?"""
-    hard = rng.random() < 0.65
-    people = rng.sample(NAMES, steps // 2 + 1)
-    items = rng.choice(ITEMS)
-    last = total = _number(rng, hard)
-    text, lines, key = f"{people[0]} has {last} {items}.", [], f"together {last}"
-    for before, who in pairwise(people):
-        kind = rng.choice(("more", "fewer", "times"))
-        n = rng.randint(2, 5) if kind == "times" else _number(rng, hard)
-        new = last + n if kind == "more" else last - n if kind == "fewer" else last * n
-        if new < 1 or total + new > LIMIT:
-            return None
-        sign = {"more": "+", "fewer": "-", "times": "*"}[kind]
-        how = f"{n} times as many as" if kind == "times" else f"{n} {kind} than"
-        text += f" {who} has {how} {before}."
-        lines.append(f"{who} has {how} {before}: {last}{sign}{n}={new}, {total}+{new}={total + new}")
-        last, total, key = new, total + new, f"{key} {sign}{n}"
-    if steps % 2:
-        n = _number(rng, hard)
-        if n > total:
-            return None
-        text += f" {rng.choice(('They', 'Together they'))} lose {n}."
-        lines.append(f"lose {n}: {total}-{n}={total - n}")
-        total, key = total - n, f"{key} lose {n}"
-    text += rng.choice((f" How many {items} do they have together?", " How many do they have in all?"))
-    return Problem(text, total, steps, "\n".join([*lines, f"answer: {total}"]), key)
-
-
-def _machine(rng: random.Random, steps: int) -> Problem | None:
-    """So many an hour, for so many hours, on so many days, less the broken ones, plus those in store."""
-    hard = rng.random() < 0.65
-    rate, hours, days = _number(rng, hard), rng.randint(2, 9), rng.randint(2, 6)
-    items = rng.choice(ITEMS)
-    total = rate * hours
-    maker = rng.choice(("A machine", "A factory", "A worker", rng.choice(NAMES)))
-    text = f"{maker} makes {rate} {items} an hour for {hours} hours"
-    lines, key = [f"{rate} an hour for {hours} hours: {rate}*{hours}={total}"], f"machine {rate} {hours}"
-    if steps >= 3:
-        text += f" a day, on {days} days"
-        lines.append(f"on {days} days: {total}*{days}={total * days}")
-        total, key = total * days, f"{key} {days}"
-    text += "."
-    n, more = _number(rng, hard), _number(rng, hard)
-    if n > total:
-        return None
-    text += f" {n} are broken."
-    lines.append(f"{n} are broken: {total}-{n}={total - n}")
-    total, key = total - n, f"{key} -{n}"
-    if steps >= 4:
-        text += f" {more} more are in store."
-        lines.append(f"{more} in store: {total}+{more}={total + more}")
-        total, key = total + more, f"{key} +{more}"
-    if total > LIMIT:
-        return None
-    text += f" How many good {items} are there?"
-    return Problem(text, total, steps, "\n".join([*lines, f"answer: {total}"]), key)
