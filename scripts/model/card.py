@@ -175,8 +175,8 @@ should answer "I don't know. I am only a small demonstration model ...". Answers
 wrong in one sample; that is what voting is for. Wording far from the training data confuses it, and it can be
 confidently wrong there.
 
-**For real work** use a real model: `python -m node models plan` says what fits this machine, `python -m node
-models pull NAME` fetches it, `python -m node --model NAME` runs it; `--model PATH.gguf` runs a file you have.
+**For real work** use a real model: download an instruction-tuned GGUF that fits the machine's memory (Hugging Face
+has many; a 7B at Q4_K_M takes about 5 GB) and start every node with `python -m node --model PATH.gguf`.
 
 * Architecture `qwen3`:
   {shape}.
