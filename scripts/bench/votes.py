@@ -33,6 +33,7 @@ class Row:
     strategy: str = "majority"
     early_stop: str = "off"
     temperature: float = 0.8
+    plain: bool = True  # nothing but the temperature; else the node's own defaults (top_k, top_p, min_p)
 
 
 ROWS = (
@@ -44,6 +45,8 @@ ROWS = (
     Row("9, majority, adaptive stop", 9, early_stop="adaptive"),
     Row("9, confidence", 9, strategy="confidence"),
     Row("9, confidence, adaptive stop", 9, strategy="confidence", early_stop="adaptive"),
+    Row("1 sample, the node's defaults", 1, plain=False),
+    Row("9, majority, adaptive stop, the node's defaults", 9, early_stop="adaptive", plain=False),
 )
 
 
@@ -64,9 +67,10 @@ def ask(node: running.Node, row: Row, problem: Problem, seed: int) -> Answered:
         candidates=row.candidates,
         strategy=row.strategy,
         scope=generate_pb2.SCOPE_LOCAL,
-        params=types_pb2.SamplingParams(temperature=row.temperature, top_p=1.0, top_k=0, min_p=0.0, seed=seed),
+        params=types_pb2.SamplingParams(temperature=row.temperature, seed=seed),
     )
-    # Plain sampling at the temperature: nothing but the model's own distribution.
+    if row.plain:
+        request.params.top_p, request.params.top_k, request.params.min_p = 1.0, 0, 0.0
     answer = node.generate.Generate(request, timeout=300)
     expected = str(problem.answer)
     winner = next(c for c in answer.candidates if c.id == answer.outcome.winner)
@@ -120,9 +124,7 @@ def main() -> None:
     rows.append(["any of nine", f"{sum(a.rights > 0 for a in nine) / count:.1%}", tokens, "1.00", ""])
     running.table(rows)
     sample = sum(a.rights for a in nine) / sum(a.finished for a in nine)
-    print(
-        f"\n{count} held-out problems of 3 to 7 steps; one sample is right {sample:.1%} of the time (mean of all nine)."
-    )
+    print(f"\n{count} held-out problems; one sample is right {sample:.1%} of the time (mean of all nine).")
     adaptive = results["9, majority, adaptive stop"]
     running.finish(
         {

@@ -26,7 +26,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 WIDTH = 108
-QUESTION = "A box holds 12 pens. Ann buys 7 boxes and gives away 20 pens. How many pens does she have?"
+QUESTION = "A machine makes 28 nuts an hour for 7 hours a day, on 3 days. 45 are broken. How many good nuts are there?"
 
 
 class Terminal:
