@@ -97,7 +97,7 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
         asked: GenerateRequest = wire.poll_request(request)
         caller = peer_id(context.auth_context())
         async with contextlib.aclosing(
-            self._coordinator.poll(asked, list(request.candidates), caller, _deadline(context))
+            self._coordinator.poll(asked, list(request.candidates), caller, _deadline(context), request.wave)
         ) as events:
             async for event in events:
                 if isinstance(event, Ballot):

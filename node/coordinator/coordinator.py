@@ -89,13 +89,18 @@ class Coordinator:
             answer.set_result(result)
 
     async def poll(
-        self, request: GenerateRequest, candidates: Sequence[int], coordinator: str, deadline: float | None = None
+        self,
+        request: GenerateRequest,
+        candidates: Sequence[int],
+        coordinator: str,
+        deadline: float | None = None,
+        wave: int = 0,
     ) -> AsyncGenerator[Ballot | Tally, None]:
         """The local phase for another node's vote: a ballot as each candidate finishes, then the tally."""
         ballots: list[Ballot] = []
         job_id = f"{coordinator}/{request.request_id}/{secrets.token_hex(4)}"
         try:
-            async with contextlib.aclosing(self._local.run(job_id, request, candidates, deadline)) as events:
+            async with contextlib.aclosing(self._local.run(job_id, request, candidates, deadline, wave)) as events:
                 async for event in events:
                     if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
                         ballots.append(ballot(event.candidate, request))

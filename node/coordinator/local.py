@@ -27,7 +27,12 @@ class LocalPhase:
         self.engine = engine
 
     async def run(
-        self, job_id: str, request: GenerateRequest, candidates: Sequence[int], deadline: float | None
+        self,
+        job_id: str,
+        request: GenerateRequest,
+        candidates: Sequence[int],
+        deadline: float | None,
+        wave: int = 0,
     ) -> AsyncGenerator[scheduler.Event, None]:
         """The engine's events for candidates of a request, with tool calls read. Raises ConclaveError.
 
@@ -36,7 +41,7 @@ class LocalPhase:
         prompt = await self._prompt(request)
         seed = request.params.seed
         seed = secrets.randbits(63) if seed is None else seed
-        job = scheduler.job(job_id, prompt, candidates, request.params, seed, deadline, request.topic)
+        job = scheduler.job(job_id, prompt, candidates, request.params, seed, deadline, request.topic, wave)
         async with contextlib.aclosing(self.engine.run(job)) as events:
             async for event in events:
                 if isinstance(event, scheduler.Done) and request.tools:

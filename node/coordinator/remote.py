@@ -25,7 +25,12 @@ MAX_TEXT_BYTES = 1 << 20
 
 
 async def run(
-    peer: Peer, request: GenerateRequest, ids: Sequence[int], coordinator: str, timeout_s: float | None
+    peer: Peer,
+    request: GenerateRequest,
+    ids: Sequence[int],
+    coordinator: str,
+    timeout_s: float | None,
+    wave: int = 0,
 ) -> AsyncGenerator[Ballot | str, None]:
     """The peer's ballots as they come; last, a warning if its tally does not add up with them. Raises ConclaveError."""
     wish = vote_pb2.PollRequest(
@@ -37,6 +42,7 @@ async def run(
         candidates=ids,
         strategy=request.strategy.value,
         coordinator=coordinator,
+        wave=wave,
     )
     ballots: dict[int, Ballot] = {}
     async with contextlib.aclosing(peer.poll(wish, timeout_s)) as events:

@@ -171,12 +171,17 @@ class Turn:
         finally:
             self._events.put_nowait(_Over(node, error))
 
+    def _wave(self, node: str) -> int:
+        planned = sum(map(len, self._shares.values()))
+        return placement.wave(len(self._shares[node]), planned, self._request.strategy, self._p.early_stop)
+
     # ---- the two phases ---------------------------------------------------------------------------------------------
 
     async def _run_local(self) -> None:
         request, mine = self._request, self._shares[self._p.id]
         ballots: list[Ballot] = []
-        async with contextlib.aclosing(self._p.local.run(self._job, request, mine, self._deadline)) as events:
+        wave = self._wave(self._p.id)
+        async with contextlib.aclosing(self._p.local.run(self._job, request, mine, self._deadline, wave)) as events:
             async for event in events:
                 if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
                     ballots.append(ballot(event.candidate, request))
@@ -187,7 +192,7 @@ class Turn:
 
     async def _run_peer(self, peer: Peer) -> None:
         left = None if self._deadline is None else max(self._deadline - self._p.clock(), 0.001)
-        events = remote.run(peer, self._request, self._shares[peer.id], self._p.id, left)
+        events = remote.run(peer, self._request, self._shares[peer.id], self._p.id, left, self._wave(peer.id))
         async with contextlib.aclosing(events):
             async for event in events:
                 if isinstance(event, str):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from node.types import EarlyStop, Strategy
+
 # Candidates a node when nobody says how many: llama.cpp decodes batches of 4 nearly as fast as of 2 or 3.
 CANDIDATES_A_NODE = 4
 # Gains of self-consistency flatten after about ten paths, so more nodes than three make answers faster, not better.
@@ -49,3 +51,17 @@ def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int
         out[best] += 1
         room[best] -= 1
     return {id: n for id, n in out.items() if n}
+
+
+def wave(mine: int, planned: int, strategy: Strategy, early_stop: EarlyStop) -> int:
+    """How many of a node's `mine` candidates begin at first, so that a vote that is soon decided spends nothing on the
+    rest; 0: all of them.
+
+    Candidates of one batch end nearly together, so stopping the others when some agree saves hardly a token: they must
+    not have begun. Four begin, as many as a batch holds cheaply; for the exact rule a majority of all that are planned,
+    since fewer can decide nothing. Only strategies that may stop early are worth the wait.
+    """
+    if strategy not in (Strategy.MAJORITY, Strategy.CONFIDENCE) or early_stop is EarlyStop.OFF:
+        return 0
+    first = CANDIDATES_A_NODE if early_stop is EarlyStop.ADAPTIVE else planned // 2 + 1
+    return first if first < mine else 0

@@ -14,7 +14,8 @@ class Job:
     """A prompt in tokens with the candidates to write. `deadline` is in seconds of the scheduler's clock.
 
     `topic` names the conversation whose KV it goes on from and which its KV is kept for; empty: none is named, and the
-    longest equal prefix of any is used.
+    longest equal prefix of any is used. With `wave`, so many candidates begin at first, and the rest when these have all
+    but ended, unless they are cancelled before: a vote that is decided by then has spent nothing on them.
     """
 
     id: str
@@ -23,6 +24,7 @@ class Job:
     params: SamplingParams
     deadline: float | None = None
     topic: str = ""
+    wave: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def job(
     seed: int,
     deadline: float | None = None,
     topic: str = "",
+    wave: int = 0,
 ) -> Job:
     """A job whose candidates have seeds derived from one."""
-    return Job(id, tuple(prompt), tuple((c, derive_seed(seed, c)) for c in candidates), params, deadline, topic)
+    return Job(id, tuple(prompt), tuple((c, derive_seed(seed, c)) for c in candidates), params, deadline, topic, wave)

@@ -249,9 +249,12 @@ class Scheduler:
         return True
 
     def _fork_later(self, request: _Request) -> None:
-        """Begin candidates that had to wait for a sequence; they compute the prompt's last token again."""
+        """Begin candidates that had to wait, for a sequence or for others to end; they compute the prompt's last token
+        again."""
         if request.base < 0 or not request.is_computed:
             return
+        if request.job.wave and len(request.branches) > request.job.wave // 4:
+            return  # one that runs on and on must not hold up the rest
         last = len(request.job.prompt) - 1
         while request.waiting and self._find_sequence(request):
             branch = self._begin(request, fork=last)
@@ -334,12 +337,14 @@ class Scheduler:
 
     def _fork_first(self, request: _Request) -> None:
         """Begin as many candidates as there are sequences, all from the logits after the prompt."""
-        length = len(request.job.prompt)
-        forks = min(len(request.waiting) - 1, len(self._pool.free))
-        begun = [self._begin(request, fork=length) for _ in range(forks)]
-        # The prompt's own sequence is kept for those that must wait, unless it is the only one: then they will have to
-        # compute the prompt anew.
-        if len(request.waiting) == 1 or not forks:
+        length, waiting = len(request.job.prompt), len(request.waiting)
+        first = min(waiting, request.job.wave or waiting)
+        # The prompt's own sequence goes to the last one that begins, or is kept for those that wait. If it is the only
+        # sequence there is, it is used at once, and the others will have to begin anew from it.
+        begun = [
+            self._begin(request, fork=length) for _ in range(min(first - (first == waiting), len(self._pool.free)))
+        ]
+        if (first == waiting and len(request.waiting) == 1) or not begun:
             begun.append(self._begin(request, fork=None))
         for branch in begun:
             branch.row, branch.position = request.prompt_row, length - 1

@@ -33,6 +33,7 @@ class PollRequest(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
     COORDINATOR_FIELD_NUMBER: _builtins.int
+    WAVE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, the same on every node."""
     topic: _builtins.str
@@ -41,6 +42,8 @@ class PollRequest(_message.Message):
     """The strategy, resolved."""
     coordinator: _builtins.str
     """Id of the coordinator."""
+    wave: _builtins.int
+    """Candidates that begin at first; the rest when these have all but ended. Default (0): all."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]:
         """The whole conversation."""
@@ -68,10 +71,11 @@ class PollRequest(_message.Message):
         candidates: _abc.Iterable[_builtins.int] | None = ...,
         strategy: _builtins.str = ...,
         coordinator: _builtins.str = ...,
+        wave: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "coordinator", b"coordinator", "messages", b"messages", "params", b"params", "request_id", b"request_id", "strategy", b"strategy", "tools", b"tools", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "coordinator", b"coordinator", "messages", b"messages", "params", b"params", "request_id", b"request_id", "strategy", b"strategy", "tools", b"tools", "topic", b"topic", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

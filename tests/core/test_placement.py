@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core.placement import CANDIDATES_A_NODE, MOST_BY_DEFAULT, Participant, default_candidates, share
+from node.core.placement import CANDIDATES_A_NODE, MOST_BY_DEFAULT, Participant, default_candidates, share, wave
+from node.types import EarlyStop, Strategy
 
 PARTICIPANTS = st.lists(
     st.tuples(st.floats(0, 1e6), st.integers(-2, 256)).map(lambda p: p), min_size=1, max_size=8
@@ -64,3 +65,21 @@ def test_default_candidates() -> None:
     assert [default_candidates(n) for n in (0, 1, 2, 3, 40)] == [4, 4, 8, 12, 12]
     assert default_candidates(1) == CANDIDATES_A_NODE
     assert default_candidates(1000) == MOST_BY_DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("mine", "planned", "strategy", "early_stop", "first"),
+    [
+        (9, 9, Strategy.MAJORITY, EarlyStop.ADAPTIVE, 4),
+        (9, 9, Strategy.CONFIDENCE, EarlyStop.EXACT, 5),
+        (4, 8, Strategy.MAJORITY, EarlyStop.ADAPTIVE, 0),
+        (5, 16, Strategy.MAJORITY, EarlyStop.EXACT, 0),
+        (9, 9, Strategy.MAJORITY, EarlyStop.OFF, 0),
+        (9, 9, Strategy.SIMILARITY, EarlyStop.ADAPTIVE, 0),
+        (9, 9, Strategy.FASTEST, EarlyStop.ADAPTIVE, 0),
+    ],
+)
+def test_a_wave_is_what_a_vote_can_be_decided_by(
+    mine: int, planned: int, strategy: Strategy, early_stop: EarlyStop, first: int
+) -> None:
+    assert wave(mine, planned, strategy, early_stop) == first

@@ -1,6 +1,7 @@
 """The scheduler over the strict fake: whatever comes and goes, every job ends, says its own answer, leaks nothing."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -83,6 +84,47 @@ def test_more_candidates_than_sequences_come_in_waves(sequences: int) -> None:
     events = drain(scheduler)
     assert texts(events) == dict.fromkeys(range(1, 9), "echo: hello there")
     assert sum(isinstance(e, Prefilled) for e in events) == 1
+    assert_nothing_leaked(backend, scheduler)
+
+
+def test_a_wave_begins_first_and_the_rest_only_when_it_has_all_but_ended() -> None:
+    spec = FakeSpec(answers=("one two three four", "one two three four five six seven eight"))
+    backend, scheduler = setup(spec)
+    base = make(backend, "a", "q", candidates=9)
+    scheduler.submit(replace(base, wave=4))
+    begun: set[int] = set()
+    ended: set[int] = set()
+    while not scheduler.idle:
+        for event in scheduler.step():
+            if isinstance(event, Text):
+                new = {candidate for candidate, _ in event.pieces} - begun
+                assert not begun or not new or len(begun - ended) <= 1
+                begun |= new
+            elif isinstance(event, Done):
+                ended.add(event.candidate.id)
+        assert begun
+    assert len(ended) == 9
+    assert_nothing_leaked(backend, scheduler)
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 3, 6])
+def test_a_wave_with_few_sequences(sequences: int) -> None:
+    backend, scheduler = setup(sequences=sequences)
+    scheduler.submit(replace(make(backend, "a", "q", candidates=9), wave=4))
+    assert len(texts(drain(scheduler))) == 9
+    assert_nothing_leaked(backend, scheduler)
+
+
+def test_a_wave_that_decides_spends_nothing_on_the_rest() -> None:
+    backend, scheduler = setup()
+    scheduler.submit(replace(make(backend, "a", "q", candidates=9), wave=4))
+    done = 0
+    while done < 3:
+        done += sum(isinstance(e, Done) for e in scheduler.step())
+    events = scheduler.cancel("a")
+    spent = scheduler.decoded_tokens
+    assert isinstance(events[-1], Ended)
+    assert spent <= 4 * len(backend.tokenize("echo: q")) + 4  # and each one's end
     assert_nothing_leaked(backend, scheduler)
 
 
@@ -215,7 +257,7 @@ def test_seeds_differ_by_candidate_and_fit_llama_cpp(base: int) -> None:
 
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.integers(1, 7), st.integers(1, 60)),
+        st.tuples(st.sampled_from(["submit", "submit in waves"]), st.integers(1, 7), st.integers(1, 60)),
         st.tuples(st.just("cancel"), st.integers(0, 12), st.integers(0, 8)),
         st.tuples(st.just("step"), st.integers(1, 6), st.just(0)),
     ),
@@ -234,9 +276,11 @@ def test_whatever_happens_every_job_ends_once_and_nothing_leaks(
     jobs: dict[str, Job] = {}
     refused = set()
     for kind, x, y in actions:
-        if kind == "submit":
+        if kind.startswith("submit"):
             id = f"job{len(jobs)}"
             jobs[id] = make(backend, id, " ".join(f"{id}-{i}" for i in range(y)), candidates=x, max_tokens=12)
+            if kind != "submit":
+                jobs[id] = replace(jobs[id], wave=2)
             try:
                 scheduler.submit(jobs[id])
             except InvalidRequest:
