@@ -14,7 +14,7 @@ class Job:
     """A prompt in tokens with the candidates to write. `deadline` is in seconds of the scheduler's clock.
 
     `topic` names the conversation whose KV it goes on from and which its KV is kept for; empty: none is named, and the
-    longest equal prefix of any is used. With `wave`, so many candidates begin at first, and the rest when these have all
+    longest equal prefix of any is used. With `wave`, so many candidates begin at first, the rest when these have all
     but ended, unless they are cancelled before: a vote that is decided by then has spent nothing on them.
     """
 
