@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 from argparse import Namespace
@@ -158,7 +159,9 @@ def _print_banner(s: Summary, early: list[str]) -> None:
     for notice in dict.fromkeys((*s.notices, *early)):
         to.print(f"  {render.one_line(notice, 400)}")
     to.print("Another machine joins with:")
-    to.print(f"  {s.join_line}")
+    # The token is the key to the mesh: a terminal may show it, a log file should not keep it.
+    hidden = re.sub(r"--token \S+", "--token TOKEN   (`python -m node token show` prints it)", s.join_line)
+    to.print(f"  {s.join_line if sys.stdout.isatty() else hidden}")
     to.print('Ask it something: python -m node ask "…"   (^C stops the node)')
     sys.stdout.flush()
 
