@@ -21,10 +21,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from node.engine.backend import Backend, Row, Sampler
+from node.engine.backend import Backend, Row
 from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Text, derive_seed, job
+from node.engine.request import Branch, Request
 from node.engine.slots import Pool, Slots
 from node.engine.text import TextStream
 from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
@@ -42,49 +43,6 @@ MEASURED_ROWS = 64
 # Batches of up to so many sequences take about as long as one alone.
 SMALL_BATCH = 4
 PROMPT_ONLY = 0  # no candidate has this id
-
-
-@dataclass(slots=True, eq=False)
-class _Branch:
-    """A candidate that is being written."""
-
-    id: int
-    sequence: int
-    sampler: Sampler
-    text: TextStream
-    started: float
-    next_token: int = -1  # sampled or the prompt's last, not computed yet
-    position: int = -1  # where it goes
-    written: list[int] = field(default_factory=list)
-    logprob: float = 0.0
-    row: int = -1  # of the current batch, with the logits to draw from
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """A job on its way. `base` is the sequence that holds the prompt while candidates may still fork from it."""
-
-    job: Job
-    submitted: float
-    max_tokens: int
-    waiting: deque[tuple[int, int]]  # candidates that have not begun
-    base: int = -1
-    cached: int = 0  # prompt tokens that were held
-    computed: int = 0  # prompt tokens in `base`
-    prompt_row: int = -1  # row of the current batch with the logits after the prompt
-    admitted: float = 0.0
-    was_prefilled: bool = False
-    branches: list[_Branch] = field(default_factory=list)
-    kept: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)  # ended: (sequence, its tokens)
-    held_since: float = 0.0
-
-    @property
-    def cells(self) -> int:
-        return len(self.job.prompt) + len(self.job.candidates) * self.max_tokens
-
-    @property
-    def is_computed(self) -> bool:
-        return self.computed == len(self.job.prompt)
 
 
 class Scheduler:
@@ -106,9 +64,9 @@ class Scheduler:
         self._clock = clock
         self._node = node
         self._queue_limit = queue_limit
-        self._queue: deque[_Request] = deque()
-        self._running: dict[str, _Request] = {}
-        self._ended: dict[str, _Request] = {}  # waiting for `commit`, the oldest first
+        self._queue: deque[Request] = deque()
+        self._running: dict[str, Request] = {}
+        self._ended: dict[str, Request] = {}  # waiting for `commit`, the oldest first
         self._pool = Pool(backend.info.sequences, backend.info.cells)
         self.slots = Slots(backend, self._pool, memory=memory)
         self.step_s = 0.0  # seconds of a small decode step, lately; 0: not measured
@@ -150,7 +108,7 @@ class Scheduler:
                 f"{len(job.candidates)} candidates after a prompt of {n} tokens do not fit {info.cells} KV cells: ask "
                 f"for fewer, or start the node with a larger --ctx"
             )
-        self._queue.append(_Request(job, self._clock(), min(job.params.max_tokens, room), deque(job.candidates)))
+        self._queue.append(Request(job, self._clock(), min(job.params.max_tokens, room), deque(job.candidates)))
 
     def cancel(self, job: str, candidates: Collection[int] | None = None) -> list[Event]:
         """Stop candidates of a job (all if None); their sequences are free at once. Unknown ids are ignored."""
@@ -226,7 +184,7 @@ class Scheduler:
             self._running[request.job.id] = request
         return events
 
-    def _enter(self, request: _Request) -> bool:
+    def _enter(self, request: Request) -> bool:
         """Give a request its sequence and its cells if that can be done."""
         job = request.job
         while True:
@@ -248,7 +206,7 @@ class Scheduler:
         self._pool.cells -= request.cells
         return True
 
-    def _fork_later(self, request: _Request) -> None:
+    def _fork_later(self, request: Request) -> None:
         """Begin candidates that had to wait, for a sequence or for others to end; they compute the prompt's last token
         again."""
         if request.base < 0 or not request.is_computed:
@@ -264,13 +222,13 @@ class Scheduler:
             self._give_back(request.base)
             request.base = -1
 
-    def _find_sequence(self, request: _Request) -> bool:
+    def _find_sequence(self, request: Request) -> bool:
         """Make sure of a free sequence for a candidate that waits: from an idle topic, else from one that ended."""
         if not self._pool.free and not self.slots.make_room(1, 0) and request.kept:
             self._give_back(request.kept.pop(next(iter(request.kept)))[0])
         return bool(self._pool.free)
 
-    def _begin(self, request: _Request, *, fork: int | None) -> _Branch:
+    def _begin(self, request: Request, *, fork: int | None) -> Branch:
         """Begin the next waiting candidate on a free sequence that shares `fork` tokens of the prompt's, or on the
         prompt's own sequence (None)."""
         candidate, seed = request.waiting.popleft()
@@ -281,7 +239,7 @@ class Scheduler:
             self._backend.fork(request.base, sequence, fork)
         else:
             sequence, request.base = request.base, -1
-        branch = _Branch(candidate, sequence, sampler, TextStream(params.stop), request.admitted)
+        branch = Branch(candidate, sequence, sampler, TextStream(params.stop), request.admitted)
         request.branches.append(branch)
         return branch
 
@@ -319,7 +277,7 @@ class Scheduler:
 
     # ---- sample -----------------------------------------------------------------------------------------------------
 
-    def _sample(self, request: _Request) -> list[Event]:
+    def _sample(self, request: Request) -> list[Event]:
         events: list[Event] = []
         if request.prompt_row >= 0:
             self._fork_first(request)
@@ -335,7 +293,7 @@ class Scheduler:
             events.append(Text(request.job.id, tuple(pieces)))
         return events + done + (self._settle(request) if done else [])
 
-    def _fork_first(self, request: _Request) -> None:
+    def _fork_first(self, request: Request) -> None:
         """Begin as many candidates as there are sequences, all from the logits after the prompt."""
         length, waiting = len(request.job.prompt), len(request.waiting)
         first = min(waiting, request.job.wave or waiting)
@@ -350,14 +308,14 @@ class Scheduler:
             branch.row, branch.position = request.prompt_row, length - 1
         request.prompt_row = -1
 
-    def _prefilled(self, request: _Request) -> Event:
+    def _prefilled(self, request: Request) -> Event:
         request.was_prefilled = True
         tokens = len(request.job.prompt)
         self.prefilled_tokens += tokens - request.cached
         queued, computed = request.admitted - request.submitted, self._clock() - request.admitted
         return Prefilled(request.job.id, tokens, request.cached, queued * 1e3, computed * 1e3)
 
-    def _advance(self, request: _Request, branch: _Branch, pieces: list[tuple[int, str]]) -> list[Event]:
+    def _advance(self, request: Request, branch: Branch, pieces: list[tuple[int, str]]) -> list[Event]:
         token, logprob = self._backend.sample(branch.sampler, branch.row)
         branch.written.append(token)
         branch.logprob += logprob
@@ -382,7 +340,7 @@ class Scheduler:
 
     # ---- ends -------------------------------------------------------------------------------------------------------
 
-    def _finish(self, request: _Request, branch: _Branch, reason: FinishReason) -> Event:
+    def _finish(self, request: Request, branch: Branch, reason: FinishReason) -> Event:
         request.branches.remove(branch)
         branch.sampler.close()
         self._keep_kv(request, branch, reason)
@@ -400,7 +358,7 @@ class Scheduler:
             ),
         )
 
-    def _keep_kv(self, request: _Request, branch: _Branch, reason: FinishReason) -> None:
+    def _keep_kv(self, request: Request, branch: Branch, reason: FinishReason) -> None:
         """Keep the sequence of a candidate that may win; of one that was stopped, the prompt, if nothing else has it.
 
         A branch's sequence holds exactly `position` tokens between two steps: the token sampled last was not computed.
@@ -422,7 +380,7 @@ class Scheduler:
         self._pool.free.append(sequence)
 
     def _cancel(
-        self, request: _Request, candidates: Collection[int] | None, reason: FinishReason = FinishReason.CANCELLED
+        self, request: Request, candidates: Collection[int] | None, reason: FinishReason = FinishReason.CANCELLED
     ) -> list[Event]:
         wanted = {c for c, _ in request.job.candidates} if candidates is None else set(candidates)
         events: list[Event] = []
@@ -434,7 +392,7 @@ class Scheduler:
         request.waiting = deque((c, s) for c, s in request.waiting if c not in wanted)
         return events + self._settle(request)
 
-    def _settle(self, request: _Request) -> list[Event]:
+    def _settle(self, request: Request) -> list[Event]:
         """After candidates ended: is the job over?"""
         if not request.branches and not request.waiting:
             self._end(request)
@@ -443,7 +401,7 @@ class Scheduler:
             self._restart(request)
         return []
 
-    def _restart(self, request: _Request) -> None:
+    def _restart(self, request: Request) -> None:
         """The only sequence has ended while candidates wait: they begin again from the prompt's end."""
         last = len(request.job.prompt) - 1
         request.computed = 0
@@ -456,7 +414,7 @@ class Scheduler:
         else:
             self._backend.drop(request.base)
 
-    def _end(self, request: _Request) -> None:
+    def _end(self, request: Request) -> None:
         """A job is over: its kept KV waits for `commit`."""
         if request.base >= 0:
             if not request.kept and request.computed:
@@ -470,7 +428,7 @@ class Scheduler:
         request.held_since = self._clock()
         self._ended[request.job.id] = request
 
-    def _fail(self, request: _Request, error: ConclaveError) -> list[Event]:
+    def _fail(self, request: Request, error: ConclaveError) -> list[Event]:
         """A job is over and its KV is not to be trusted."""
         for branch in request.branches:
             branch.sampler.close()

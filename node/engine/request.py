@@ -1,0 +1,55 @@
+"""A job on its way through the scheduler, and a candidate that it writes."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from node.engine.backend import Sampler
+from node.engine.job import Job
+from node.engine.text import TextStream
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """A candidate that is being written."""
+
+    id: int
+    sequence: int
+    sampler: Sampler
+    text: TextStream
+    started: float
+    next_token: int = -1  # sampled or the prompt's last, not computed yet
+    position: int = -1  # where it goes
+    written: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+    row: int = -1  # of the current batch, with the logits to draw from
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A job on its way. `base` is the sequence that holds the prompt while candidates may still fork from it."""
+
+    job: Job
+    submitted: float
+    max_tokens: int
+    waiting: deque[tuple[int, int]]  # candidates that have not begun
+    base: int = -1
+    cached: int = 0  # prompt tokens that were held
+    computed: int = 0  # prompt tokens in `base`
+    prompt_row: int = -1  # row of the current batch with the logits after the prompt
+    admitted: float = 0.0
+    was_prefilled: bool = False
+    branches: list[Branch] = field(default_factory=list)
+    kept: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)  # ended: (sequence, its tokens)
+    held_since: float = 0.0
+
+    @property
+    def cells(self) -> int:
+        """KV cells that it may need at most."""
+        return len(self.job.prompt) + len(self.job.candidates) * self.max_tokens
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether `base` holds the whole prompt, or will after this batch."""
+        return self.computed == len(self.job.prompt)
