@@ -3,6 +3,7 @@
 Arguments go to the node (`make run ARGS="--port 9000 --candidates 8"`).
 """
 
+import atexit
 import contextlib
 import os
 import shlex
@@ -15,6 +16,7 @@ import time
 
 QUESTION = "Mia has 17 marbles. She gives 5 to Tom, then buys 8 more. How many marbles does Mia have now?"
 NODE = [sys.executable, "-m", "node"]
+PORTS = range(7420, 7500, 10)
 STOP_SECONDS = 20.0
 
 
@@ -35,10 +37,15 @@ def _option(arguments: list[str], name: str) -> str | None:
     return None
 
 
-def _own_terminal() -> None:
+def _give_terminal_back(group: int) -> None:
+    with contextlib.suppress(OSError):  # it may be closed
+        os.tcsetpgrp(0, group)
+
+
+def _own_terminal() -> bool:
     """Take ^C for ourselves: make would report it as an error, though the node stopped as it should."""
     if not os.environ.get("MAKELEVEL"):
-        return
+        return False
     with contextlib.suppress(OSError):
         if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp() and os.getpgrp() != os.getpid():
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
@@ -46,9 +53,18 @@ def _own_terminal() -> None:
             before = os.getpgrp()
             os.setpgid(0, 0)
             os.tcsetpgrp(0, os.getpgrp())
-            import atexit
+            atexit.register(_give_terminal_back, before)
+            return True
+    return False
 
-            atexit.register(lambda: os.tcsetpgrp(0, before))
+
+def _is_closed() -> bool:
+    """Whether our terminal is gone."""
+    try:
+        os.tcgetpgrp(0)
+    except OSError:
+        return True
+    return False
 
 
 def _is_up(client: list[str]) -> bool:
@@ -62,9 +78,13 @@ def _is_up(client: list[str]) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """The port that a node would take by itself, or any that is free."""
+    for port in (*PORTS, 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just given back counts as free
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    return 0
 
 
 def _end(node: subprocess.Popen[bytes]) -> int:
@@ -116,9 +136,23 @@ def _wait_until_up(node: subprocess.Popen[bytes], client: list[str]) -> bool:
     return False
 
 
+def _wait(node: subprocess.Popen[bytes], *, owns_terminal: bool) -> int:
+    """The node's exit code. Raises Stopped when our terminal was closed: of that, only make may have been told."""
+    while True:
+        try:
+            status = node.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            if owns_terminal and _is_closed():
+                raise Stopped from None
+            continue
+        if status < 0:
+            print(f"run: the node was ended by {signal.Signals(-status).name}", file=sys.stderr)
+        return _code(status)
+
+
 def main(arguments: list[str]) -> int:
     """Run the node until it ends or is stopped."""
-    _own_terminal()
+    owns_terminal = _own_terminal()
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, _stop)
     port = _option(arguments, "--port")
@@ -138,7 +172,7 @@ def main(arguments: list[str]) -> int:
     try:
         if _wait_until_up(node, client):
             _demonstrate(client)
-        return _code(node.wait())
+        return _wait(node, owns_terminal=owns_terminal)
     except Stopped:
         return _end(node)
 

@@ -1,7 +1,10 @@
 """What `make run` shows, with a stand-in for the node."""
 
+import contextlib
 import os
+import pty
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,7 +16,7 @@ import pytest
 
 # A node that is up once its file is there; `--fail` is a flag that it does not like.
 STAND_IN = textwrap.dedent("""
-    import pathlib, signal, sys, time
+    import os, pathlib, signal, sys, time
     arguments, up = sys.argv[1:], pathlib.Path("up")
     if "status" in arguments:
         sys.exit(0 if up.exists() else 1)
@@ -22,24 +25,37 @@ STAND_IN = textwrap.dedent("""
     elif "--fail" in arguments:
         sys.exit("no such flag") if "1" in arguments else sys.exit(2)
     else:
-        up.touch()
+        up.write_text(str(os.getpid()))
         try:
             time.sleep(60)
         except KeyboardInterrupt:
+            up.unlink()
             print("stopped", flush=True)
-        up.unlink()
 """)
 
 
-def _start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+_ARGV = [
+    sys.executable,
+    "-c",
+    "import first_run as f, sys; f.NODE = [sys.executable, 'stand_in.py']; sys.exit(f.main(sys.argv[1:]))",
+]
+
+
+def _write(folder: Path) -> None:
     (folder / "stand_in.py").write_text(STAND_IN)
-    start = "import first_run as f, sys; f.NODE = [sys.executable, 'stand_in.py']; sys.exit(f.main(sys.argv[1:]))"
+
+
+def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"}
-    environment["PYTHONPATH"] = str(Path(first_run.__file__).parent)
+    return environment | {"PYTHONPATH": str(Path(first_run.__file__).parent)}
+
+
+def _start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    _write(folder)
     return subprocess.Popen(
-        [sys.executable, "-c", start, *arguments],
+        [*_ARGV, *arguments],
         cwd=folder,
-        env=environment,
+        env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -86,6 +102,51 @@ def test_a_second_node_gets_a_port_of_its_own(tmp_path: Path) -> None:
         run.send_signal(signal.SIGINT)
         run.communicate(timeout=30)
     assert run.returncode == 0
+
+
+def test_the_port_is_the_one_that_a_node_would_take() -> None:
+    """A person who starts the first node again while the second runs finds it where it was."""
+    with socket.socket() as taken, contextlib.suppress(OSError):
+        taken.bind(("127.0.0.1", 7420))
+        taken.listen()
+        assert first_run._free_port() != 7420
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    before, first_run.PORTS = first_run.PORTS, range(free, free + 1)
+    try:
+        assert first_run._free_port() == free
+    finally:
+        first_run.PORTS = before
+
+
+def test_a_killed_node_is_said_to_be(tmp_path: Path) -> None:
+    """Make would show a number only."""
+    with _start(tmp_path, "--port", "7999") as run:
+        assert run.stdout is not None
+        while "On another machine" not in run.stdout.readline():
+            pass
+        os.kill(int((tmp_path / "up").read_text()), signal.SIGKILL)
+        _, err = run.communicate(timeout=30)
+    assert run.returncode == 137
+    assert err == "run: the node was ended by SIGKILL\n"
+
+
+def test_a_closed_terminal_ends_the_node(tmp_path: Path) -> None:
+    """Also where make is what the terminal started: it is told, waits for us, and tells nobody."""
+    _write(tmp_path)
+    make = f"import signal, subprocess, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); subprocess.run({_ARGV!r})"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-c", make], _environment() | {"MAKELEVEL": "1"})
+    seen = b""
+    while b"On another machine" not in seen:
+        seen += os.read(terminal, 65536)
+    assert (tmp_path / "up").exists()
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    assert not (tmp_path / "up").exists()
 
 
 def test_options_are_read_in_both_spellings() -> None:
