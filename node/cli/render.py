@@ -133,7 +133,7 @@ def votes(to: Console, response: generate_pb2.GenerateResponse, names: Mapping[s
         share = cluster.weight / total if total else 0.0
         is_winner = outcome.winner in cluster.members
         # A key that is the text itself was lowered and stripped for comparing: the text reads better.
-        is_text = one_line(cluster.medoid).casefold().startswith(one_line(cluster.key)[:-1].casefold())
+        is_text = _letters(cluster.medoid) == _letters(cluster.key)
         answer = one_line(cluster.medoid if is_text else cluster.key) or "(empty)"
         rows.append(
             (
@@ -145,6 +145,10 @@ def votes(to: Console, response: generate_pb2.GenerateResponse, names: Mapping[s
         )
     table(to, ("answer", "votes", "share", "candidates"), rows, right=(1,))
     facts(to, _facts(response, names))
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def _bar(share: float, is_winner: bool) -> Text:
@@ -226,16 +230,17 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
     names = labels(response.nodes)
     rows = []
     for i, n in enumerate(response.nodes):
+        is_there = n.state != "dead"  # of a dead one, what it last said of itself means nothing
         rows.append(
             (
                 Text(names[n.id] + (" *" if i == 0 else "")),
                 Text(n.state, style=_STATE_STYLE.get(n.state, "")),
                 one_line(n.model, 32),
                 n.backend,
-                f"{n.load:.0%}",
-                f"{n.free_sequences}/{n.sequences}",
-                f"{n.decode_tokens_per_s:.0f}" if n.decode_tokens_per_s else "-",
-                milliseconds(n.round_trip_ms) if i else "-",
+                f"{n.load:.0%}" if is_there else "-",
+                f"{n.free_sequences}/{n.sequences}" if is_there else "-",
+                f"{n.decode_tokens_per_s:.0f}" if n.decode_tokens_per_s and is_there else "-",
+                milliseconds(n.round_trip_ms) if i and is_there else "-",
                 one_line(n.address, 48),
             )
         )

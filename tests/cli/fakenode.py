@@ -46,6 +46,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         self.lost: list[types_pb2.Loss] = []
         self.hang = hang
         self.name = name
+        self.other_state = "alive"
         self.hanging = threading.Event()
         self.cancelled = threading.Event()
         self.server = grpc.server(ThreadPoolExecutor(8), options=wire.SERVER_OPTIONS)
@@ -134,9 +135,9 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         )
 
     def Status(self, request: mesh_pb2.StatusRequest, context: grpc.ServicerContext) -> mesh_pb2.StatusResponse:
-        def info(id: str, name: str) -> types_pb2.NodeInfo:
+        def info(id: str, name: str, state: str = "alive") -> types_pb2.NodeInfo:
             return types_pb2.NodeInfo(
-                id=id, name=name, model="tiny", backend="fake", state="alive", sequences=16, free_sequences=12,
+                id=id, name=name, model="tiny", backend="fake", state=state, sequences=16, free_sequences=12,
                 load=0.25, address="127.0.0.1:7421", local_address=self.address, decode_tokens_per_s=50,
                 round_trip_ms=1.5,
             )  # fmt: skip
@@ -146,7 +147,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
             for t, n in self.topics.items()
             if t
         ]
-        nodes = [info(HERE, self.name), info(THERE, "bob")]
+        nodes = [info(HERE, self.name), info(THERE, "bob", self.other_state)]
         slots = mesh_pb2.Slots(used=4, parked=3, free=12)
         return mesh_pb2.StatusResponse(nodes=nodes, topics=topics, slots=slots, mesh_id="feedfeed", version="0.1.0")
 

@@ -1,5 +1,6 @@
 """`ask` against canned answers: what is sent, what is printed where, and how failures look."""
 
+import io
 import json
 import socket
 
@@ -7,6 +8,7 @@ import grpc
 import pytest
 from fakenode import THERE, FakeNode, Run, nobody
 
+from node.cli import render
 from node.v1 import generate_pb2, types_pb2
 
 
@@ -53,6 +55,18 @@ def test_votes_are_plain_lines(run: Run, node: FakeNode) -> None:
         "tokens      prompt 30 (20 cached), answer 7, all candidates 35",
         "time        queue 0 ms, prefill 12 ms, first token 16 ms, total 1.2 s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "shown"),
+    [("7", "3+4=7\nanswer: 7", "7"), ("3", "3+0=3", "3"), ("hello there", "Hello there!", "Hello there!")],
+)
+def test_a_vote_shows_the_answer_in_its_best_form(key: str, text: str, shown: str) -> None:
+    out = io.StringIO()
+    clusters = [types_pb2.Cluster(key=key, count=1, weight=1, medoid=text, medoid_id=1, members=[1])]
+    outcome = types_pb2.Outcome(clusters=clusters, winner=1)
+    render.votes(render.console(out), generate_pb2.GenerateResponse(outcome=outcome), {})
+    assert out.getvalue().splitlines()[1].split("  ")[0].rstrip() == shown
 
 
 def test_what_went_wrong_on_the_way_is_said_on_stderr(run: Run, node: FakeNode) -> None:

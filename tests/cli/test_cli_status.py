@@ -41,6 +41,12 @@ def test_nodes_of_one_name_are_told_apart(run: Run, node: FakeNode) -> None:
     assert "bob/bbbbbbbbbb " in out
 
 
+def test_nothing_is_said_of_what_a_dead_node_could_do(run: Run, node: FakeNode) -> None:
+    node.other_state = "dead"
+    lines = run("status", "--address", node.address).out.splitlines()
+    assert lines[2] == "bob    dead   tiny   fake        -      -         -           -  127.0.0.1:7421"
+
+
 def test_json_is_the_message(run: Run, node: FakeNode) -> None:
     done = run("status", "--json", "--address", node.address)
     answer = json.loads(done.out)
