@@ -46,7 +46,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InvalidRequest instead of printing the usage: the caller prints one line."""
-        raise InvalidRequest(f"{message.removeprefix('argument ')}; `{self.prog} --help` lists what there is")
+        said = message.removeprefix("argument ")
+        raise InvalidRequest(f"{said}{' ' if said.endswith('?') else '; '}`{self.prog} --help` lists what there is")
 
     def value(
         self, flag: str, help: str, metavar: str, read: Reader | None, *, variable: str = "", short: str = ""

@@ -183,6 +183,10 @@ _SIGNS: list[tuple[str, Callable[[Peer], ConclaveError]]] = [
             f"{p.address} closed the connection: check that both nodes have the same token and right clocks"
         ),
     ),
+    (
+        "Stream removed|Connection reset|Broken pipe",
+        lambda p: PeerUnavailable(f"{p._who()} is gone: the connection broke"),
+    ),
     ("Connection refused", lambda p: PeerUnavailable(f"{p._who()} is gone: nobody listens there")),
     (
         "DNS|resolution|resolve|Domain name",
