@@ -61,9 +61,10 @@ class Terminal:
 
 
 def shown(raw: bytes) -> Text:
-    """What is left on the screen: a live line that was drawn over is gone, the token is not for a picture."""
+    """What is left on the screen: no live line that was drawn over, and neither the token nor this folder."""
     text = raw.decode(errors="replace").replace("\r\n", "\n")
     text = re.sub(r"clv1-[\w-]+", "clv1-…", text)
+    text = text.replace(str(ROOT), "~/conclave")
     text = re.sub(r"\x1b\[\?25[lh]", "", text)
     lines: list[str] = []
     for line in text.split("\n"):
@@ -82,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         env = {**os.environ, "CONCLAVE_HOME": home, "CONCLAVE_INTERFACE": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
         first = Terminal([sys.executable, "scripts/first_run.py"], env)
-        first.read(60, b"third terminal")
+        first.read(60, b"On another machine:")
         first.read(2)
         second = Terminal([*python, "--join", "auto"], env)
         second.read(30, b"stops the node")
