@@ -162,7 +162,7 @@ _HEAD = """\
 
 `{file}` is Conclave's small demonstration model: {parameters} M parameters, {megabytes} MB, trained from
 nothing by `scripts/model` on one CPU core. It lets a fresh checkout answer, vote, remember and call tools with
-nothing downloaded. It is a toy with honest manners, not an assistant: it knows nothing about the world and says
+no model downloaded. It is a toy with honest manners, not an assistant: it knows nothing about the world and says
 so.
 
 **It can** solve arithmetic word problems with worked steps and a last line `answer: N`; do bare sums in many
