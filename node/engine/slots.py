@@ -5,8 +5,8 @@ topic's second turn computes its new tokens only and equal system prompts are co
 alone: KV depends on nothing else, so no topic can see what another said.
 
 In one unified KV, attention looks at every used cell, whoever's it is, so idle topics slow the active one. Therefore
-they leave the context for memory once they take more than `IDLE_CELLS` cells; that costs a millisecond or two (at most
-11 were seen) and is done between two steps, after the tokens of the step are on their way. Ten topics of some 400 tokens
+they leave the context for memory once they take more than `IDLE_CELLS` cells; that costs a millisecond or two (at most,
+11) and is done between two steps, after the tokens of the step are on their way. Ten topics of some 400 tokens
 in turn, Qwen2.5-0.5B's shape, two threads: the first token of a turn of 42 tokens came after 209 and 203 ms with 2,048
 idle cells, 186 ms with 512, 187 ms with none.
 """

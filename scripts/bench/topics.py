@@ -43,12 +43,12 @@ class Ours:
         said.append(types_pb2.Message(role="user", content=text))
         request = generate_pb2.GenerateRequest(
             topic=f"t{topic}", messages=said, candidates=1, scope=generate_pb2.SCOPE_LOCAL,
-            params=types_pb2.SamplingParams(max_tokens=2, seed=1),
+            params=types_pb2.SamplingParams(max_tokens=1, seed=1),
         )  # fmt: skip
         started = time.perf_counter()
         first = 0.0
         for event in self._node.generate.Stream(generate_pb2.StreamRequest(request=request), timeout=600):
-            # A token may be half a character: the candidate's end counts as well.
+            # A token may be half a character, which is not sent: the candidate's end, with its only token, is.
             if not first and event.WhichOneof("event") in ("token", "candidate"):
                 first = time.perf_counter() - started
         usage = event.done.usage
@@ -67,7 +67,7 @@ class Theirs:
     def turn(self, topic: int, text: str) -> tuple[float, int]:
         said = self._said[topic] + f"<|im_start|>user\n{text}<|im_end|>\n"
         body = {
-            "prompt": said + "<|im_start|>assistant\n", "n_predict": 2, "cache_prompt": True, "ignore_eos": True,
+            "prompt": said + "<|im_start|>assistant\n", "n_predict": 1, "cache_prompt": True, "ignore_eos": True,
             "id_slot": topic % self._slots if self._slots else -1,
         }  # fmt: skip
         first, _, last = self._server.first_token(body)
