@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from node.engine.backend import Backend, ModelInfo, Row
-from node.engine.scheduler import PROMPT_ONLY, Ended, Event, Failed, Job, Scheduler
+from node.engine.scheduler import PROMPT_ONLY, SMALL_BATCH, Ended, Event, Failed, Job, Scheduler
 from node.errors import BackendError, ConclaveError, NotReady
 
 log = logging.getLogger(__name__)
@@ -248,14 +248,17 @@ def _resolve(future: asyncio.Future[Any], value: Any, error: Exception | None) -
 
 
 def _measure(backend: Backend) -> float:
-    """Seconds of a decode step with one sequence: the median, since a neighbour on the machine may hold up some."""
+    """Seconds of a decode step of as many sequences as a vote usually gives a node: the median, since a neighbour on
+    the machine may hold up some."""
+    sequences = min(SMALL_BATCH, backend.info.sequences)
     took: list[float] = []
     started = time.perf_counter()
     for position in range(min(_CALIBRATION_STEPS, backend.info.context - 1)):
         before = time.perf_counter()
-        backend.decode([Row(0, position, 0, wants_logits=True)])
+        backend.decode([Row(0, position, sequence, wants_logits=True) for sequence in range(sequences)])
         took.append(time.perf_counter() - before)
         if time.perf_counter() - started > _CALIBRATION_SECONDS:
             break
-    backend.drop(0)
+    for sequence in range(sequences):
+        backend.drop(sequence)
     return statistics.median(took[1:] or took)  # the first one warms up
