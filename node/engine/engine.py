@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-import statistics
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -164,7 +163,7 @@ class Engine:
         assert self._loop is not None
         try:
             backend = self._make_backend()
-            step_s = _measure(backend)
+            steps = _measure(backend)
         except Exception as e:
             error = e if isinstance(e, ConclaveError) else BackendError(f"the model could not be loaded: {e}")
             self._loop.call_soon_threadsafe(_resolve, ready, None, error)
@@ -173,7 +172,7 @@ class Engine:
         self._scheduler = Scheduler(
             backend, time.monotonic, queue_limit=self._queue_limit, node=self._node, memory=self._memory
         )
-        self._scheduler.step_s = step_s
+        self._scheduler.steps.extend(steps)
         self._publish(self._scheduler)
         self._loop.call_soon_threadsafe(_resolve, ready, None, None)
         try:
@@ -216,7 +215,8 @@ class Engine:
 
     def _publish(self, scheduler: Scheduler) -> None:
         # Other threads read this, never the scheduler.
-        self.decode_tokens_per_s = 1.0 / scheduler.step_s if scheduler.step_s > 0 else 0.0
+        step_s = scheduler.step_s
+        self.decode_tokens_per_s = 1.0 / step_s if step_s > 0 else 0.0
         self._load = Load(scheduler.free_sequences, scheduler.queued, scheduler.slots.parked + scheduler.slots.resident)
 
     def _deliver(self, events: list[Event]) -> None:
@@ -247,9 +247,8 @@ def _resolve(future: asyncio.Future[Any], value: Any, error: Exception | None) -
         future.set_result(value)
 
 
-def _measure(backend: Backend) -> float:
-    """Seconds of a decode step of as many sequences as a vote usually gives a node: the median, since a neighbour on
-    the machine may hold up some."""
+def _measure(backend: Backend) -> list[float]:
+    """Seconds of some decode steps of as many sequences as a vote usually gives a node."""
     sequences = min(SMALL_BATCH, backend.info.sequences)
     took: list[float] = []
     started = time.perf_counter()
@@ -261,4 +260,4 @@ def _measure(backend: Backend) -> float:
             break
     for sequence in range(sequences):
         backend.drop(sequence)
-    return statistics.median(took[1:] or took)  # the first one warms up
+    return took[1:] or took  # the first one warms up

@@ -69,7 +69,7 @@ class Scheduler:
         self._ended: dict[str, Request] = {}  # waiting for `commit`, the oldest first
         self._pool = Pool(backend.info.sequences, backend.info.cells)
         self.slots = Slots(backend, self._pool, memory=memory)
-        self.step_s = 0.0  # seconds of a small decode step, lately; 0: not measured
+        self.steps: deque[float] = deque(maxlen=64)  # seconds of small decode steps, lately
         self.decoded_tokens = 0
         self.prefilled_tokens = 0
 
@@ -77,6 +77,12 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether a step would do nothing."""
         return not self._queue and not self._running
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a small decode step: the lower quartile of the last ones, since bursts of other programs on the
+        machine make single steps many times longer; 0: not measured."""
+        return sorted(self.steps)[len(self.steps) // 4] if self.steps else 0.0
 
     @property
     def free_sequences(self) -> int:
@@ -273,7 +279,7 @@ class Scheduler:
             speeds = self.slots.speeds
             self.slots.speeds = replace(speeds, prefill_s=0.7 * speeds.prefill_s + 0.3 * seconds / len(rows))
         elif writing == len(rows) <= SMALL_BATCH:
-            self.step_s = 0.95 * self.step_s + 0.05 * seconds if self.step_s else seconds
+            self.steps.append(seconds)
 
     # ---- sample -----------------------------------------------------------------------------------------------------
 
