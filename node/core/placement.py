@@ -11,6 +11,8 @@ from node.types import EarlyStop, Strategy
 CANDIDATES_A_NODE = 4
 # Gains of self-consistency flatten after about ten paths, so more nodes than three make answers faster, not better.
 MOST_BY_DEFAULT = 12
+# A node that is slower than the fastest by more than this is given nothing that would have to be waited for.
+SLOWEST = 32.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,12 @@ def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int
     out[first.id] = 1
     room = {p.id: max(p.free, 0) for p in participants}
     room[first.id] -= 1
-    for _ in range(candidates - 1):
+    fastest = max(speed.values())
+    for p in sorted(participants[1:], key=lambda p: -speed[p.id]):
+        if sum(out.values()) < candidates and room[p.id] > 0 and speed[p.id] * SLOWEST >= fastest:
+            out[p.id] = 1
+            room[p.id] -= 1
+    for _ in range(candidates - sum(out.values())):
         open_ = [p.id for p in participants if room[p.id] > 0]
         # The next candidate goes where it would be finished first: to the node with the lightest load for its speed.
         best = min(open_, key=lambda i: (out[i] + 1) / speed[i], default=first.id)

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core.placement import CANDIDATES_A_NODE, MOST_BY_DEFAULT, Participant, default_candidates, share, wave
+from node.core.placement import (
+    CANDIDATES_A_NODE,
+    MOST_BY_DEFAULT,
+    SLOWEST,
+    Participant,
+    default_candidates,
+    share,
+    wave,
+)
 from node.types import EarlyStop, Strategy
 
 PARTICIPANTS = st.lists(
@@ -28,15 +36,23 @@ def test_shares_add_up_within_what_is_free(candidates: int, nodes: list[Particip
 
 @given(st.integers(1, 64), st.lists(st.floats(1, 100), min_size=1, max_size=6))
 def test_shares_follow_speed(candidates: int, speeds: list[float]) -> None:
-    """Nobody but the coordinator with its one has a candidate that another node would have finished earlier."""
+    """Beyond its one, nobody has a candidate that another node would have finished earlier."""
     nodes = [Participant(f"n{i}", speed, 256) for i, speed in enumerate(speeds)]
     shares = share(candidates, nodes)
     for slow in nodes:
         held = shares.get(slow.id, 0)
-        if held <= (slow is nodes[0]):
+        if held <= 1:
             continue
         for other in nodes:
             assert held / slow.speed <= (shares.get(other.id, 0) + 1) / other.speed * (1 + 1e-9)
+
+
+@given(st.integers(1, 64), st.lists(st.floats(1, 1000), min_size=1, max_size=6))
+def test_everyone_takes_part_who_is_not_far_too_slow(candidates: int, speeds: list[float]) -> None:
+    nodes = [Participant(f"n{i}", speed, 256) for i, speed in enumerate(speeds)]
+    shares = share(candidates, nodes)
+    able = [n for n in nodes if n is nodes[0] or n.speed * SLOWEST >= max(speeds)]
+    assert sum(n.id in shares for n in able) == min(candidates, len(able))
 
 
 def test_examples() -> None:
@@ -50,6 +66,8 @@ def test_examples() -> None:
     assert shared(4, (1, 16), (1000, 16)) == [1, 3], "a slow coordinator keeps one, to stream and to outlive its peers"
     assert shared(8, (10, 2), (10, 2)) == [6, 2], "what nobody has room for waits at the coordinator"
     assert shared(4, (10, 16), (10, 0)) == [4, 0]
+    assert shared(8, (2500, 16), (170, 16)) == [7, 1], "measured on a busy machine; it takes part all the same"
+    assert shared(8, (2500, 16), (17, 16)) == [8, 0]
     assert shared(6, (30, 16), (0, 16)) == [3, 3], "a node that was never measured counts as a usual one"
     assert shared(2, (0, 0)) == [2]
 
