@@ -11,6 +11,9 @@ from node.types import EarlyStop, Strategy
 CANDIDATES_A_NODE = 4
 # Gains of self-consistency flatten after about ten paths, so more nodes than three make answers faster, not better.
 MOST_BY_DEFAULT = 12
+# Tokens/s beyond which a node counts as no faster: steps of a few milliseconds are measured mostly by what else the
+# machine did at the time (the bundled model, on a machine with two other busy programs: 90 to 9,000).
+FAST_ENOUGH = 400.0
 # A node that is slower than the fastest by more than this is given nothing that would have to be waited for.
 SLOWEST = 32.0
 
@@ -39,9 +42,9 @@ def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int
     if candidates < 1 or not participants:
         raise ValueError("a share needs candidates and participants")
     first = participants[0]
-    measured = [p.speed for p in participants if p.speed > 0]
+    measured = [min(p.speed, FAST_ENOUGH) for p in participants if p.speed > 0]
     usual = sum(measured) / len(measured) if measured else 1.0
-    speed = {p.id: p.speed if p.speed > 0 else usual for p in participants}
+    speed = {p.id: min(p.speed, FAST_ENOUGH) if p.speed > 0 else usual for p in participants}
     out = {p.id: 0 for p in participants}
     out[first.id] = 1
     room = {p.id: max(p.free, 0) for p in participants}

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from node.core.placement import (
     CANDIDATES_A_NODE,
+    FAST_ENOUGH,
     MOST_BY_DEFAULT,
     SLOWEST,
     Participant,
@@ -51,7 +52,7 @@ def test_shares_follow_speed(candidates: int, speeds: list[float]) -> None:
 def test_everyone_takes_part_who_is_not_far_too_slow(candidates: int, speeds: list[float]) -> None:
     nodes = [Participant(f"n{i}", speed, 256) for i, speed in enumerate(speeds)]
     shares = share(candidates, nodes)
-    able = [n for n in nodes if n is nodes[0] or n.speed * SLOWEST >= max(speeds)]
+    able = [n for n in nodes if n is nodes[0] or n.speed * SLOWEST >= min(max(speeds), FAST_ENOUGH)]
     assert sum(n.id in shares for n in able) == min(candidates, len(able))
 
 
@@ -66,8 +67,10 @@ def test_examples() -> None:
     assert shared(4, (1, 16), (1000, 16)) == [1, 3], "a slow coordinator keeps one, to stream and to outlive its peers"
     assert shared(8, (10, 2), (10, 2)) == [6, 2], "what nobody has room for waits at the coordinator"
     assert shared(4, (10, 16), (10, 0)) == [4, 0]
-    assert shared(8, (2500, 16), (170, 16)) == [7, 1], "measured on a busy machine; it takes part all the same"
-    assert shared(8, (2500, 16), (17, 16)) == [8, 0]
+    assert shared(8, (390, 16), (20, 16)) == [7, 1], "it takes part all the same"
+    assert shared(8, (390, 16), (10, 16)) == [8, 0], "far too slow"
+    assert shared(8, (9000, 16), (900, 16)) == [4, 4], "both are fast enough"
+    assert shared(8, (9000, 16), (90, 16)) == [7, 1], "measured on a busy machine"
     assert shared(6, (30, 16), (0, 16)) == [3, 3], "a node that was never measured counts as a usual one"
     assert shared(2, (0, 0)) == [2]
 
