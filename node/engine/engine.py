@@ -217,7 +217,7 @@ class Engine:
         # Other threads read this, never the scheduler.
         step_s = scheduler.step_s
         self.decode_tokens_per_s = 1.0 / step_s if step_s > 0 else 0.0
-        self._load = Load(scheduler.free_sequences, scheduler.queued, scheduler.slots.parked + scheduler.slots.resident)
+        self._load = Load(scheduler.free_sequences, scheduler.queued, scheduler.slots.topics)
 
     def _deliver(self, events: list[Event]) -> None:
         if events and self._loop is not None and not self._loop.is_closed():

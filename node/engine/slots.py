@@ -13,7 +13,7 @@ idle cells, 186 ms with 512, 187 ms with none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,23 +56,28 @@ class Slots:
         self.parked_bytes = 0
 
     @property
+    def topics(self) -> int:
+        """Topics that are held, in the context or in memory."""
+        return len(self._slots)
+
+    @property
     def resident(self) -> int:
         """Topics in the context."""
-        return sum(s.held.is_resident for s in self._slots.values())
+        return sum(held.is_resident for held in self._held())
 
     @property
     def parked(self) -> int:
         """Topics in memory."""
-        return len(self._slots) - self.resident
+        return self.topics - self.resident
 
     @property
     def idle_cells(self) -> int:
         """KV cells of topics in the context."""
-        return sum(len(s.held.tokens) for s in self._slots.values() if s.held.is_resident)
+        return sum(len(held.tokens) for held in self._held() if held.is_resident)
 
     def match(self, topic: str, prompt: Sequence[int]) -> Match | None:
         """Where a prompt should begin."""
-        return slots.match((s.held for s in self._slots.values()), topic, prompt, self.speeds)
+        return slots.match(self._held(), topic, prompt, self.speeds)
 
     def gain(self, match: Match | None) -> tuple[int, int]:
         """Sequences and cells that taking a match over makes free for its request."""
@@ -115,7 +120,7 @@ class Slots:
             return len(self._pool.free) >= sequences and self._pool.cells >= cells
 
         if not enough():
-            for held in slots.leave_context((s.held for s in self._slots.values()), self._turn, self.speeds):
+            for held in slots.leave_context(self._held(), self._turn, self.speeds):
                 if held.topic != spare:
                     self._park(held.topic)
                 if enough():
@@ -126,7 +131,7 @@ class Slots:
         """Put one topic out of the context if idle ones take too many cells. Says whether it did."""
         if self.idle_cells <= IDLE_CELLS:
             return False
-        order = slots.leave_context((s.held for s in self._slots.values()), self._turn, self.speeds)
+        order = slots.leave_context(self._held(), self._turn, self.speeds)
         # A single topic longer than the limit stays: it is most likely the one that goes on.
         if len(order) < 2:
             return False
@@ -160,6 +165,9 @@ class Slots:
             return target, 0
         return target, match.length
 
+    def _held(self) -> Iterator[Held]:
+        return (slot.held for slot in self._slots.values())
+
     def _touch(self, slot: _Slot) -> None:
         interval = slots.interval_after(slot.held.interval, slot.held.used, self._turn)
         slot.held = replace(slot.held, interval=interval, used=self._turn)
@@ -177,7 +185,7 @@ class Slots:
         slot.held = replace(slot.held, is_resident=False, bytes=state.nbytes)
         self.parked_bytes += state.nbytes
         while self.parked_bytes > self._memory:
-            order = slots.leave_memory((s.held for s in self._slots.values()), self._turn, self.speeds)
+            order = slots.leave_memory(self._held(), self._turn, self.speeds)
             self.forget(order[0].topic)
 
     def _remember(self, slot: _Slot) -> None:

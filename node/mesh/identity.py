@@ -5,9 +5,10 @@ hours, kept in memory only). A listener and a caller both demand a leaf of the s
 further than the handshake.
 
 TLS version: gRPC's Python API cannot set a minimum. Two of our nodes negotiate TLS 1.3; a TLS 1.2 peer would need a
-certificate of the mesh too, and `peer_id` refuses it by the negotiated version. To refuse it in the handshake already,
-`refuse_tls12` must run before `grpc` is first imported: it leaves TLS 1.2 only a cipher that needs an RSA certificate,
-which no node has (TLS 1.3 ciphers are not configurable, so they stay).
+certificate of the mesh too, and `peer_id` refuses it by the negotiated version. The command line refuses it in the
+handshake already, by an environment variable that gRPC reads when it is first imported (`node.cli.serve`): TLS 1.2 is
+left only a cipher that needs an RSA certificate, which no node has (TLS 1.3 ciphers cannot be configured, so they
+stay).
 """
 
 from __future__ import annotations
@@ -244,11 +245,6 @@ def peer_id(auth: Mapping[str, Iterable[bytes]]) -> str:
     if len(ids) != 1 or not NODE_ID.fullmatch(ids[0]):
         raise Unauthenticated("the caller's certificate names no node: it needs a certificate of this mesh")
     return ids[0]
-
-
-def refuse_tls12(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """Makes gRPC refuse TLS 1.2 in this process; takes effect only before `grpc` is first imported."""
-    environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES128-GCM-SHA256")
 
 
 def _ca_key(secret: bytes) -> ec.EllipticCurvePrivateKey:
