@@ -44,6 +44,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "grpc": ("v1/", "wire.py", "wire/", "mesh/", "mesh.py", "api/", "app.py", "cli.py", "cli/", "client.py"),
     "grpc_health": ("mesh/", "api/", "app.py", "cli.py", "cli/", "client.py"),
     "grpc_reflection": ("api/", "app.py"),
+    "prometheus_client": ("metrics.py",),
+    "starlette": ("api/",),
+    "uvicorn": ("api/",),
 }
 
 # What would give core threads, I/O, a clock, or chance that a test cannot repeat.

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from node import metrics
 from node.coordinator.events import Event
 from node.coordinator.local import VOTING, LocalPhase, ballot
 from node.coordinator.place import Peers, Place
@@ -18,7 +19,7 @@ from node.coordinator.turn import Turn
 from node.core import consensus
 from node.engine import scheduler
 from node.engine.engine import Engine
-from node.errors import InvalidRequest, NotFound, Overloaded
+from node.errors import ConclaveError, InvalidRequest, NotFound, Overloaded
 from node.store import Store, Topic
 from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Tally, Version
 
@@ -76,15 +77,22 @@ class Coordinator:
         answer: asyncio.Future[GenerateResult | None] = asyncio.get_running_loop().create_future()
         self._running[request.request_id] = (content, answer)
         result: GenerateResult | None = None
+        outcome, started = "left", time.monotonic()
         try:
             turn = Turn(self._place, request, deadline)
             async with self._turn_of(request.topic), contextlib.aclosing(turn.run()) as events:
                 async for event in events:
                     if isinstance(event, GenerateResult):
-                        result = event
+                        result, outcome = event, "ok"
                         self._remember(content, event)
                     yield event
+        except Exception as e:
+            outcome = e.code.lower() if isinstance(e, ConclaveError) else "internal"
+            raise
         finally:
+            metrics.REQUESTS.labels(outcome).inc()
+            if result is not None:
+                metrics.REQUEST_SECONDS.observe(time.monotonic() - started)
             del self._running[request.request_id]
             answer.set_result(result)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
+from node import metrics
 from node.core import answers, tools
 from node.engine import scheduler
 from node.engine.engine import Engine
@@ -38,12 +40,14 @@ class LocalPhase:
 
         Whoever runs a job says in the end who won it (`Engine.commit`).
         """
+        counted = _Counted()
         prompt = await self._prompt(request)
         seed = request.params.seed
         seed = secrets.randbits(63) if seed is None else seed
         job = scheduler.job(job_id, prompt, candidates, request.params, seed, deadline, request.topic, wave)
         async with contextlib.aclosing(self.engine.run(job)) as events:
             async for event in events:
+                counted.see(event)
                 if isinstance(event, scheduler.Done) and request.tools:
                     event = replace(event, candidate=with_calls(event.candidate, request))
                 yield event
@@ -62,6 +66,31 @@ class LocalPhase:
         if size > RENDER_INLINE_CHARS:
             return await asyncio.to_thread(make)
         return make()
+
+
+class _Counted:
+    """What the metrics learn from one job of this node's engine."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._last_text: float | None = None
+
+    def see(self, event: scheduler.Event) -> None:
+        """Count an event."""
+        if isinstance(event, scheduler.Text):
+            now = time.monotonic()
+            if self._last_text is None:
+                metrics.FIRST_TOKEN_SECONDS.observe(now - self._started)
+            else:
+                metrics.INTER_TOKEN_SECONDS.observe(now - self._last_text)
+            self._last_text = now
+        elif isinstance(event, scheduler.Done):
+            metrics.GENERATED_TOKENS.inc(event.candidate.tokens)
+            metrics.CANDIDATES.labels(event.candidate.finish_reason.value).inc()
+        elif isinstance(event, scheduler.Prefilled):
+            metrics.PROMPT_TOKENS.inc(event.prompt)
+            metrics.CACHED_TOKENS.inc(event.cached)
+            metrics.QUEUE_SECONDS.observe(event.queue_ms / 1e3)
 
 
 def _size(request: GenerateRequest) -> int:

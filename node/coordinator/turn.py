@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 
-from node import wire
+from node import metrics, wire
 from node.coordinator import remote
 from node.coordinator.events import Counted, Event, Planned, Voted, Wrote
 from node.coordinator.local import VOTING, ballot
@@ -37,6 +37,7 @@ from node.types import (
     GenerateRequest,
     GenerateResult,
     Message,
+    Outcome,
     Scope,
     Strategy,
     Timings,
@@ -326,6 +327,7 @@ class Turn:
         request, clock = self._request, self._p.clock
         vectors = await self._vectors(vote)
         outcome = vote.outcome(vectors=vectors, threshold=HIDDEN_STATE_THRESHOLD, warnings=(*self._warnings, *warnings))
+        _count(outcome)
         winner = next(b.candidate for b in vote.ballots if b.candidate.id == outcome.winner)
         prefilled = self._prefilled
         result = GenerateResult(
@@ -394,6 +396,19 @@ class Turn:
         else:
             if answer.committed:
                 self._p.store.add_replica(topic.name, topic.version, peer.id)
+
+
+def _count(outcome: Outcome) -> None:
+    """Tell the metrics how a vote ended."""
+    if outcome.planned < 2:
+        return
+    ended = "no_quorum" if not outcome.quorum else "disagreed" if outcome.disagreement else "agreed"
+    metrics.VOTES.labels(outcome.strategy.value, ended).inc()
+    lost = sum(len(loss.candidates) for loss in outcome.lost)
+    metrics.LOST_CANDIDATES.inc(lost)
+    if outcome.stopped_early:
+        metrics.EARLY_STOPS.inc()
+        metrics.SAVED_CANDIDATES.inc(max(outcome.planned - outcome.finished - lost, 0))
 
 
 async def _ended(tasks: Collection[asyncio.Task[None]], timeout_s: float = STOP_TIMEOUT_S) -> None:
