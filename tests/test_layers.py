@@ -38,7 +38,7 @@ CLIENT_MAY = frozenset({"__init__", "errors", "types", "v1", "wire"})
 
 # Outside packages and the only places that may import them; a folder is named with a closing slash.
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "llama_cpp": ("engine/llamacpp.py",),
+    "llama_cpp": ("engine/llamacpp/",),
     "mlx": ("engine/mlx.py",),
     "mlx_lm": ("engine/mlx.py",),
     "grpc": ("v1/", "wire.py", "wire/", "mesh/", "mesh.py", "api/", "app.py", "cli.py", "cli/", "client.py"),
@@ -214,7 +214,7 @@ BROKEN = {
     "llama_cpp elsewhere": ("engine/engine.py", "import llama_cpp", "imported only in"),
     "llama_cpp below": ("models/files.py", "from llama_cpp import llama_cpp", "imported only in"),
     "mlx elsewhere": ("hardware/apple.py", "import mlx.core as mx", "imported only in"),
-    "mlx_lm elsewhere": ("engine/llamacpp.py", "import mlx_lm", "imported only in"),
+    "mlx_lm elsewhere": ("engine/llamacpp/backend.py", "import mlx_lm", "imported only in"),
     "grpc in errors": ("errors.py", "import grpc", "imported only in"),
     "grpc in the coordinator": ("coordinator.py", "from grpc import StatusCode", "imported only in"),
     "grpc in the engine": ("engine/engine.py", "import grpc.aio", "imported only in"),
@@ -226,7 +226,7 @@ SOUND = {
     "leaves": ("types.py", "from node.errors import InvalidRequest"),
     "version": ("mesh/mesh.py", "from node import __version__"),
     "seeded": ("core/placement.py", "import random\nrng = random.Random(7)\nrng.shuffle([])"),
-    "llama_cpp at home": ("engine/llamacpp.py", "import llama_cpp"),
+    "llama_cpp at home": ("engine/llamacpp/backend.py", "import llama_cpp"),
     "mlx at home": ("engine/mlx.py", "import mlx.core\nfrom mlx_lm import load"),
     "grpc at home": ("mesh/peer.py", "import grpc.aio"),
     "cli uses client": ("cli.py", "from node.client import Client\nfrom node.app import App"),

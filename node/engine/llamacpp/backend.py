@@ -1,4 +1,4 @@
-"""llama.cpp through llama_cpp's low-level API: the only file that imports it.
+"""A GGUF model as a `Backend`.
 
 Weights are loaded once; a prompt is computed once and forked. The context is one unified KV cache: inside it
 `llama_memory_seq_cp` marks cells and copies nothing (llama.cpp, src/llama-kv-cache.cpp), so N candidates cost the cells
@@ -9,19 +9,12 @@ logits, two threads on one context) cannot be asked for through this class.
 from __future__ import annotations
 
 import ctypes
-import logging
 import math
 import os
-import re
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-# With libgomp's default, threads that wait spin for milliseconds: one busy neighbour on the machine made a step 13
-# times slower. A short spin costs nothing on a quiet one. It must be set before the library is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import llama_cpp as ll
 import numpy as np
@@ -29,18 +22,17 @@ import psutil
 
 from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
 from node.engine.grammar import check_grammar, check_schema
+from node.engine.llamacpp import native
+from node.engine.llamacpp.embedding import Embedder
 from node.engine.template import ChatTemplate
 from node.errors import BackendError, InvalidRequest
 from node.types import Message, SamplingParams, Tool
-
-log = logging.getLogger(__name__)
 
 # The layout of llama_state_seq_get_data's blob that this version of the binding writes; it enters the fingerprint.
 STATE_FORMAT = f"llama-cpp-python {ll.__version__}"
 _KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 _PENALTY_WINDOW = 64  # tokens; llama.cpp's default for repeat_penalty
-_EMBED_CONTEXT = 2048
 _DEFAULT_CONTEXT = 4096
 _KV_BUDGET = 512 << 20  # bytes of KV that may be reserved so that every sequence can be full at once
 
@@ -64,14 +56,14 @@ class LlamaBackend:
     """A GGUF model. Raises InvalidRequest if the file is no model that chats, BackendError if it cannot be loaded."""
 
     def __init__(self, options: LlamaOptions) -> None:
-        _set_up_once()
+        native.set_up()
         # Native pointers; None before they are made and after `close`.
         self._model: Any = None
         self._ctx: Any = None
-        self._embedder: Any = None
         self._batch: Any = None
         self._memory: Any = None
         self._vocab: Any = None
+        self._embedder: Embedder | None = None
         self._pieces: dict[int, bytes] = {}
         try:
             self._load(options)
@@ -82,10 +74,10 @@ class LlamaBackend:
     def _load(self, o: LlamaOptions) -> None:
         params = ll.llama_model_default_params()
         params.n_gpu_layers = o.gpu_layers if o.gpu_layers >= 0 else 999
-        _last_error.clear()
+        native.forget_errors()
         self._model = ll.llama_model_load_from_file(str(o.path).encode(), params)
         if not self._model:
-            raise BackendError(f"{o.path} could not be loaded: {_reason()}; download it again or use another")
+            raise BackendError(f"{o.path} could not be loaded: {native.reason()}; download it again or use another")
         self._vocab = ll.llama_model_get_vocab(self._model)
         self._n_vocab: int = ll.llama_vocab_n_tokens(self._vocab)
         if not ll.llama_model_has_decoder(self._model) or ll.llama_model_has_encoder(self._model):
@@ -128,11 +120,11 @@ class LlamaBackend:
         params.kv_unified = True
         params.swa_full = True  # forks and rollbacks are wrong, silently, with the small sliding-window cache
         params.no_perf = True
-        _last_error.clear()
+        native.forget_errors()
         self._ctx = ll.llama_init_from_model(self._model, params)
         if not self._ctx:
             raise BackendError(
-                f"no memory for a context of {cells} tokens ({cells * row >> 20} MiB of KV): {_reason()}"
+                f"no memory for a context of {cells} tokens ({cells * row >> 20} MiB of KV): {native.reason()}"
             )
         self._memory = ll.llama_get_memory(self._ctx)
         batch = min(ll.llama_n_batch(self._ctx), ll.llama_n_ctx(self._ctx))  # llama.cpp may give less than was asked
@@ -213,7 +205,7 @@ class LlamaBackend:
         if code == 1:
             raise CacheFull("no KV cells are left for the batch")
         if code != 0:
-            raise BackendError(f"llama_decode failed with {code}: {_reason()}")
+            raise BackendError(f"llama_decode failed with {code}: {native.reason()}")
 
     def sampler(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Sampler:
         """llama.cpp's sampler chain, in the order of its own default (common/sampling.cpp)."""
@@ -229,10 +221,10 @@ class LlamaBackend:
             grammar = _grammar(params)
             if grammar:
                 check_grammar(grammar, self._n_vocab)
-                _last_error.clear()
+                native.forget_errors()
                 compiled = ll.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
                 if not compiled:
-                    raise InvalidRequest(f"the grammar cannot be parsed: {_reason()}")
+                    raise InvalidRequest(f"the grammar cannot be parsed: {native.reason()}")
                 sampler.add(compiled)
             if params.temperature <= 0.0:
                 sampler.add(ll.llama_sampler_init_greedy())
@@ -299,44 +291,16 @@ class LlamaBackend:
         return True
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """Mean-pooled last hidden state, length 1, in a small context of its own that is made when first needed."""
+        """Mean-pooled last hidden state, length 1; the context for it is made when first needed."""
         if self._embedder is None:
-            params = ll.llama_context_default_params()
-            params.n_ctx = params.n_batch = params.n_ubatch = min(_EMBED_CONTEXT, self._info.context)
-            params.n_threads = params.n_threads_batch = self._threads
-            params.embeddings = True
-            params.pooling_type = ll.LLAMA_POOLING_TYPE_MEAN
-            params.no_perf = True
-            self._embedder = ll.llama_init_from_model(self._model, params)
-            if not self._embedder:
-                raise BackendError(f"no memory for a context to embed with: {_reason()}")
-        return [self._embed(self._embedder, text) for text in texts]
-
-    def _embed(self, ctx: Any, text: str) -> list[float]:
-        limit = ll.llama_n_batch(ctx)
-        tokens = (self.tokenize(text) or self.tokenize(" ") or [0])[:limit]
-        memory = ll.llama_get_memory(ctx)
-        batch = ll.llama_batch_init(len(tokens), 0, 1)
-        try:
-            for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
-                batch.seq_id[i][0] = 0
-            batch.n_tokens = len(tokens)
-            if memory:
-                ll.llama_memory_clear(memory, True)
-            if ll.llama_decode(ctx, batch) != 0:
-                raise BackendError(f"the text could not be embedded: {_reason()}")
-            size = ll.llama_model_n_embd(self._model)
-            vector = np.ctypeslib.as_array(ll.llama_get_embeddings_seq(ctx, 0), shape=(size,)).astype(np.float64)
-        finally:
-            ll.llama_batch_free(batch)
-        norm = float(np.linalg.norm(vector))
-        return [float(x) for x in vector / norm] if norm > 0 else [0.0] * size
+            self._embedder = Embedder(self._model, context=self._info.context, threads=self._threads)
+        limit = self._embedder.limit
+        return [self._embedder.embed((self.tokenize(t) or self.tokenize(" ") or [0])[:limit]) for t in texts]
 
     def close(self) -> None:
         """Free contexts and weights."""
-        if self._embedder:
-            ll.llama_free(self._embedder)
+        if self._embedder is not None:
+            self._embedder.close()
         if self._ctx:
             if self._batch is not None:
                 ll.llama_batch_free(self._batch)
@@ -380,12 +344,6 @@ def probe(options: LlamaOptions) -> None:
         backend.close()
 
 
-def version() -> str:
-    """Version of the binding, and what llama.cpp was built with."""
-    _set_up_once()
-    return f"llama-cpp-python {ll.__version__} ({ll.llama_print_system_info().decode().strip()})"
-
-
 def _grammar(params: SamplingParams) -> str:
     if not params.json_schema:
         return params.grammar
@@ -404,34 +362,3 @@ def _kv_bytes_per_token(model: Any, kv_type: str) -> int:
     width = ll.llama_model_n_embd(model) // heads * ll.llama_model_n_head_kv(model)
     per_value = 2.0 if kv_type == "f16" else 34 / 32  # ggml block_q8_0: 32 values in 34 bytes
     return int(2 * ll.llama_model_n_layer(model) * width * per_value)
-
-
-# ---- once a process ------------------------------------------------------------------------------------------------
-
-_last_error: list[str] = []
-_set_up = threading.Lock()
-_is_set_up = False
-
-
-@ll.llama_log_callback  # type: ignore[untyped-decorator]
-def _on_log(level: int, text: bytes, _: Any) -> None:
-    line = text.decode(errors="replace").rstrip()
-    if level == 4 and line:  # ggml.h: GGML_LOG_LEVEL_ERROR (a comment in llama_cpp has an older order)
-        _last_error.append(line)
-        del _last_error[:-8]
-    if line:
-        log.debug("%s", line)
-
-
-def _reason() -> str:
-    lines = [line for line in _last_error if "failed to load model" not in line] or _last_error
-    return re.sub(r"^\w+: (error loading model: )?", "", lines[0]) if lines else "no reason was given"
-
-
-def _set_up_once() -> None:
-    global _is_set_up
-    with _set_up:
-        if not _is_set_up:
-            ll.llama_log_set(_on_log, ctypes.c_void_p(0))
-            ll.llama_backend_init()
-            _is_set_up = True

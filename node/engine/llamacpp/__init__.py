@@ -1,0 +1,20 @@
+"""llama.cpp through llama_cpp's low-level API: the only folder that imports it.
+
+backend    a GGUF model as a `Backend`: weights, context, batches, sequences
+sampling   how tokens are chosen, and their probabilities
+embedding  vectors of texts, in a context of their own
+native     what is done once a process, and what llama.cpp said last
+"""
+
+from __future__ import annotations
+
+import os
+
+# With libgomp's default, threads that wait spin for milliseconds: one busy neighbour on the machine made a step 13
+# times slower. A short spin costs nothing on a quiet one. It must be set before the library is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+from node.engine.llamacpp.backend import STATE_FORMAT, LlamaBackend, LlamaOptions, probe
+from node.engine.llamacpp.native import version
+
+__all__ = ["STATE_FORMAT", "LlamaBackend", "LlamaOptions", "probe", "version"]
