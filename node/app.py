@@ -31,6 +31,7 @@ from node.engine.backend import Backend
 from node.engine.engine import Engine
 from node.engine.fake import FakeBackend, FakeSpec
 from node.errors import BackendError, InvalidRequest, NotReady
+from node.hardware import cpu
 from node.home import DataDir, home
 from node.mesh.discovery import announced
 from node.mesh.identity import Identity, load_node_id, load_token
@@ -263,6 +264,12 @@ def _listen(flag: str, asked: int | None, default: int, add: Callable[[int], int
     raise NotReady(f"no free port from {default} on in steps of {_PORT_STEP}: choose one with {flag}")
 
 
+def _threads() -> int:
+    """Threads that compute; 0 where the system does not say. More than a container's share make every step slower."""
+    found = cpu.detect()
+    return found.threads if found else 0
+
+
 async def _backend(config: Config, directory: Path) -> Callable[[], Backend]:
     """How to load what the configuration asks for; the file is checked here, the loading comes later.
 
@@ -284,7 +291,7 @@ async def _backend(config: Config, directory: Path) -> Callable[[], Backend]:
         sequences=config.slots,
         context=config.ctx,
         kv_type=config.kv_type,
-        threads=config.threads,
+        threads=config.threads or _threads(),
         gpu_layers=config.gpu_layers,
         is_demo=file.is_demo,
     )

@@ -13,20 +13,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 import node
 from node import home
+from node.cli.check import FAIL, GIB, OK, WARN, Check
+from node.cli.machine import backend_on_gpu, hardware
 from node.config import DEFAULT_MESH_PORT, DEFAULT_PORT, Config, load
 from node.errors import ConclaveError, InvalidRequest
-from node.hardware import cpu, nvidia
+from node.hardware.machine import Machine, detect
 
-OK, WARN, FAIL = "ok", "warn", "fail"
-GIB = 1 << 30
-LOW_MEMORY, LEAST_MEMORY = 2 * GIB, GIB // 2
 LOW_DISK, LEAST_DISK = 2 * GIB, GIB // 8
 MDNS = ("224.0.0.251", 5353)
 MDNS_S = 0.5
@@ -45,23 +43,14 @@ print(json.dumps(found))
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of `doctor`: `level` is ok, warn or fail; `advice` says what to do, empty when nothing need be done."""
-
-    name: str
-    level: str
-    found: str
-    advice: str = ""
-
-
 def all_checks(environ: Mapping[str, str]) -> Iterator[Check]:
     """Every check, in the order in which a person would look."""
     here = home.home(environ)
     check, config = configuration(environ, here.config / "conclave.toml")
     yield check
-    yield from hardware()
-    yield from backend(config)
+    machine = detect()
+    yield from hardware(machine)
+    yield from backend(config, machine)
     running = _running(here.runtime)
     yield port("port for clients", config.port, DEFAULT_PORT, ("127.0.0.1",), running)
     yield port("port for peers", config.mesh_port, DEFAULT_MESH_PORT, config.interfaces or ("",), running)
@@ -82,33 +71,7 @@ def configuration(environ: Mapping[str, str], file: Path) -> tuple[Check, Config
     return Check("configuration", OK, source), config
 
 
-def hardware() -> Iterator[Check]:
-    """Processor, memory and GPU."""
-    found = cpu.detect()
-    if found is None:
-        yield Check("processor", WARN, "the system does not say", "give --threads and --ctx yourself")
-    else:
-        cores = f"{found.physical_cores} cores"
-        if found.usable_cores < found.physical_cores:
-            cores += f", of which {found.usable_cores:g} may be used"
-        features = f" ({' '.join(found.features)})" if found.features else ""
-        yield Check("processor", OK, f"{found.name}, {cores}{features}")
-        free = f"{found.available_bytes / GIB:.1f} of {found.memory_bytes / GIB:.1f} GiB free"
-        if found.available_bytes < LEAST_MEMORY:
-            yield Check("memory", FAIL, free, "end other programs: not even a small model fits")
-        elif found.available_bytes < LOW_MEMORY:
-            yield Check("memory", WARN, free, "end other programs, or take a small model and --slots 4")
-        else:
-            yield Check("memory", OK, free)
-    gpus = nvidia.detect() or ()
-    for gpu in gpus:
-        memory = f"{gpu.free_bytes / GIB:.1f} of {gpu.memory_bytes / GIB:.1f} GiB free"
-        yield Check(f"GPU {gpu.index}", OK, f"{gpu.name}, {memory}, driver {gpu.driver}")
-    if not gpus:
-        yield Check("GPU", OK, "no NVIDIA GPU: the processor computes")
-
-
-def backend(config: Config) -> Iterator[Check]:
+def backend(config: Config, machine: Machine) -> Iterator[Check]:
     """Whether llama.cpp can be loaded, and a model with it."""
     answer, problem = _try_backend()
     if problem:
@@ -116,13 +79,7 @@ def backend(config: Config) -> Iterator[Check]:
         yield Check("backend", FAIL, f"llama_cpp does not work: {problem}", again)
         return
     yield Check("backend", OK, f"llama_cpp {answer.get('version')}{' with GPU' if answer.get('gpu') else ''}")
-    if nvidia.detect() and not answer.get("gpu"):
-        yield Check(
-            "backend on GPU",
-            WARN,
-            "llama_cpp was built without CUDA, so the GPU stays idle",
-            'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python',
-        )
+    yield from backend_on_gpu(machine, bool(answer.get("gpu")))
     model = Path(config.model).expanduser()
     if config.model.endswith(".gguf"):
         yield _gguf(model)

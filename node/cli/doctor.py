@@ -11,8 +11,9 @@ from dataclasses import asdict
 from rich.text import Text
 
 from node.cli import checks, render
+from node.cli.check import FAIL, OK, WARN
 
-_STYLE = {checks.OK: "green", checks.WARN: "yellow", checks.FAIL: "bold red"}
+_STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
 def run(options: Namespace) -> int:
@@ -26,7 +27,7 @@ def run(options: Namespace) -> int:
             if check.advice:
                 to.print(Text(f"     -> {check.advice}"))
             sys.stdout.flush()
-    failed = [c for c in found if c.level == checks.FAIL]
+    failed = [c for c in found if c.level == FAIL]
     if options.json:
         print(json.dumps({"ok": not failed, "checks": [asdict(c) for c in found]}, ensure_ascii=False, indent=2))
     return 1 if failed else 0

@@ -1,23 +1,36 @@
-"""The processor and memory of this machine, as far as this process may use them."""
+"""The processor and memory of this machine, as far as this process may use them.
+
+A container is not taken for its host: cgroups of version 2 and 1 are read from the process's own group up to the root,
+and the least limit holds. What a group uses does not count file pages that the kernel would give back
+(`inactive_file`), as Docker and Kubernetes reckon it: the pages of a mapped model file are such.
+"""
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
-import psutil
+from node.hardware.host import Host
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP = "/sys/fs/cgroup"
+_NO_LIMIT = 1 << 60  # cgroup 1 says "none" with a huge number
 # What llama.cpp's kernels profit from, most first; the names are those of /proc/cpuinfo.
-_FEATURES = ("avx512f", "avx2", "avx", "fma", "f16c", "asimd", "sve", "i8mm")
+_FEATURES = tuple("amx_int8 avx512f avx512_vnni avx_vnni avx2 avx fma f16c sve i8mm asimddp asimd".split())
+_LEVELS = (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX"), ("sve", "SVE"), ("asimd", "NEON"))
+# ARM cores by part number, for machines whose /proc/cpuinfo gives no name: Linux, arch/arm64/include/asm/cputype.h.
+_ARM_PARTS = {
+    0xD03: "Cortex-A53", 0xD05: "Cortex-A55", 0xD07: "Cortex-A57", 0xD08: "Cortex-A72", 0xD0B: "Cortex-A76",
+    0xD0C: "Neoverse-N1", 0xD40: "Neoverse-V1", 0xD41: "Cortex-A78", 0xD44: "Cortex-X1", 0xD46: "Cortex-A510",
+    0xD47: "Cortex-A710", 0xD48: "Cortex-X2", 0xD49: "Neoverse-N2", 0xD4D: "Cortex-A715", 0xD4E: "Cortex-X3",
+    0xD4F: "Neoverse-V2", 0xD80: "Cortex-A520", 0xD81: "Cortex-A720", 0xD82: "Cortex-X4",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """Cores and memory. `usable_cores` and `memory_bytes` respect the limits of a container."""
+    """Cores and memory. `usable_cores` and the figures of memory respect the limits of a container."""
 
     name: str
     physical_cores: int
@@ -26,84 +39,113 @@ class Cpu:
     memory_bytes: int
     available_bytes: int
     features: tuple[str, ...]
+    is_limited: bool = False
+
+    @property
+    def level(self) -> str:
+        """The widest vector instructions that llama.cpp would use; empty where the system does not say."""
+        return next((name for feature, name in _LEVELS if feature in self.features), "")
+
+    @property
+    def threads(self) -> int:
+        """How many threads should compute: one for each physical core that may be used."""
+        return max(1, min(self.physical_cores, int(self.usable_cores)))
 
 
-def detect() -> Cpu | None:
+def detect(host: Host | None = None) -> Cpu | None:
     """This machine's processor; None where the system does not say."""
+    host = host or Host()
     try:
-        memory = psutil.virtual_memory()
-        logical = psutil.cpu_count() or os.cpu_count() or 1
-        limit, used = _memory_limit()
-        total = min(memory.total, limit) if limit else memory.total
-        available = min(memory.available, max(limit - used, 0)) if limit else memory.available
+        memory, cores = host.memory(), host.cores()
+        limit, left = _memory_limit(host)
+        quota = _quota(host)
         return Cpu(
-            name=_name(),
-            physical_cores=psutil.cpu_count(logical=False) or logical,
-            logical_cores=logical,
-            usable_cores=min(_affinity(logical), _quota() or logical),
-            memory_bytes=int(total),
-            available_bytes=int(available),
-            features=_features(),
+            name=_name(host),
+            physical_cores=cores.physical,
+            logical_cores=cores.logical,
+            usable_cores=min(cores.affinity, quota or cores.logical),
+            memory_bytes=min(memory.total_bytes, limit or memory.total_bytes),
+            available_bytes=min(memory.available_bytes, left) if limit else memory.available_bytes,
+            features=_features(host),
+            is_limited=bool(limit and limit < memory.total_bytes) or bool(quota and quota < cores.logical),
         )
     except Exception:  # psutil reads whatever the system shows, and a container may show less
         return None
 
 
-def _affinity(logical: int) -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+# ---- cgroups --------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
+def _groups(host: Host, controller: str) -> Iterator[str]:
+    """Folders of this process's group and those above it; `controller` is empty for cgroup 2."""
+    for line in host.read("/proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controller in controllers.split(","):
+            base = f"{_CGROUP}/{controllers}" if controller else _CGROUP
+            if controller and not host.path(base).exists():
+                base = f"{_CGROUP}/{controller}"
+            # Inside a container the path may be the host's, which is not to be seen: then only the root's files answer.
+            inner = PurePosixPath("/", path)
+            for each in (inner, *inner.parents):
+                yield base + str(each).rstrip("/")
+            return
+    yield f"{_CGROUP}/{controller}".rstrip("/")
 
 
-def _quota() -> float:
-    """Cores that a container's quota allows; 0 without one (cgroup 2, then 1)."""
-    words = _read(_CGROUP / "cpu.max").split()
-    if not words:
-        words = [_read(_CGROUP / "cpu/cpu.cfs_quota_us"), _read(_CGROUP / "cpu/cpu.cfs_period_us")]
-    try:
-        quota, period = (int(w) for w in words)
-    except ValueError:  # "max": no limit
-        return 0.0
-    return quota / period if quota > 0 and period > 0 else 0.0
+def _quota(host: Host) -> float:
+    """Cores that a quota allows; 0 without one."""
+    found = []
+    for group in _groups(host, ""):
+        found.append(host.read(f"{group}/cpu.max").split())
+    for group in _groups(host, "cpu"):
+        found.append([host.read(f"{group}/cpu.cfs_quota_us"), host.read(f"{group}/cpu.cfs_period_us")])
+    # "max", or -1: no limit.
+    quotas = [int(w[0]) / int(w[1]) for w in found if len(w) == 2 and w[0].isdigit() and w[1].isdigit() and int(w[1])]
+    return min(quotas, default=0.0)
 
 
-def _memory_limit() -> tuple[int, int]:
-    """A container's limit and use, in bytes; 0 for no limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+def _memory_limit(host: Host) -> tuple[int, int]:
+    """The least limit in bytes, and what is left of the fullest group; 0 and 0 for no limit."""
+    limits: list[int] = []
+    left: list[int] = []
+    for controller, limit_file, used_file, inactive in (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        text = _read(_CGROUP / limit)
-        if text.isdigit() and int(text) < 1 << 60:  # cgroup 1 says "none" with a huge number
-            now = _read(_CGROUP / used)
-            return int(text), int(now) if now.isdigit() else 0
-    return 0, 0
+        for group in _groups(host, controller):
+            limit = host.read(f"{group}/{limit_file}")
+            if limit.isdigit() and int(limit) < _NO_LIMIT:
+                used = host.number(f"{group}/{used_file}") or 0
+                spare = re.search(rf"^{inactive} (\d+)$", host.read(f"{group}/memory.stat"), re.MULTILINE)
+                limits.append(int(limit))
+                left.append(max(int(limit) - used + (int(spare[1]) if spare else 0), 0))
+    return (min(limits), min(left)) if limits else (0, 0)
 
 
-def _cpuinfo(field: str) -> str:
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == field:
-            return value.strip()
-    return ""
+# ---- the processor --------------------------------------------------------------------------------------------------
 
 
-def _name() -> str:
-    if sys.platform == "darwin":
-        import subprocess
-
-        asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        found = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=5).stdout.strip()
-        if found:
-            return found
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+def _fields(host: Host) -> dict[str, str]:
+    """The fields of /proc/cpuinfo; of those that come once a core, the last one's."""
+    lines = (line.partition(":") for line in host.read("/proc/cpuinfo").splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
-def _features() -> tuple[str, ...]:
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+def _name(host: Host) -> str:
+    if host.system == "darwin":
+        return host.command(("sysctl", "-n", "machdep.cpu.brand_string")).strip() or host.machine
+    said = _fields(host)
+    for key in ("model name", "Hardware", "Model"):
+        if said.get(key):
+            return said[key]
+    part = said.get("CPU part", "")
+    known = _ARM_PARTS.get(int(part, 16)) if re.fullmatch(r"0x[0-9a-fA-F]+", part) else None
+    return known or host.machine
+
+
+def _features(host: Host) -> tuple[str, ...]:
+    if host.system == "darwin":
+        return ("asimddp", "asimd") if host.machine == "arm64" else ()
+    said = _fields(host)
+    flags = set((said.get("flags") or said.get("Features") or "").split())
     return tuple(f for f in _FEATURES if f in flags)

@@ -10,7 +10,9 @@ from fakenode import Run
 
 from node.cli import checks
 from node.config import Config
-from node.hardware import cpu, nvidia
+from node.hardware import cpu
+from node.hardware.gpu import Gpu
+from node.hardware.machine import Machine, detect
 from node.mesh.identity import new_token
 
 
@@ -101,11 +103,11 @@ def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_file(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
-    levels = [[c.level for c in checks.backend(Config(model=str(file)))][-1]]
+    levels = [[c.level for c in checks.backend(Config(model=str(file)), Machine(None))][-1]]
     file.write_bytes(b"PK..")
-    levels.append([c.level for c in checks.backend(Config(model=str(file)))][-1])
+    levels.append([c.level for c in checks.backend(Config(model=str(file)), Machine(None))][-1])
     file.write_bytes(b"GGUF....")
-    levels.append([c.level for c in checks.backend(Config(model=str(file)))][-1])
+    levels.append([c.level for c in checks.backend(Config(model=str(file)), Machine(None))][-1])
     assert levels == ["fail", "fail", "ok"]
 
 
@@ -114,11 +116,24 @@ def test_hardware_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     assert 0 < found.usable_cores <= found.logical_cores
     assert 0 < found.available_bytes <= found.memory_bytes
-    nvidia.detect()
+    detect()
 
     def broken() -> None:
         raise OSError("no /proc")
 
     monkeypatch.setattr("psutil.virtual_memory", broken)
     assert cpu.detect() is None
-    assert next(checks.hardware()).level == "warn"
+    assert next(checks.hardware(detect())).level == "warn"
+
+
+def test_what_doctor_says_of_gpus() -> None:
+    card = Gpu("amd", 0, "RX 7900", 24 * checks.GIB, 20 * checks.GIB, "HIP", architecture="gfx1100")
+    graphics = Gpu("intel", 0, "Iris", 8 * checks.GIB, 8 * checks.GIB, "SYCL", is_shared=True)
+    found = list(checks.hardware(Machine(None, (card, graphics), ("NVIDIA: broken",))))
+    assert [(c.name, c.level) for c in found[1:]] == [("GPU amd 0", "ok"), ("GPU intel 0", "ok"), ("GPU", "warn")]
+    assert found[1].found == "RX 7900, 20.0 of 24.0 GiB free, gfx1100"
+    assert "shared" in found[2].found
+    (idle,) = checks.backend_on_gpu(Machine(None, (graphics, card)), False)
+    assert "-DGGML_HIP=on" in idle.advice
+    assert list(checks.backend_on_gpu(Machine(None, (card,)), True)) == []
+    assert list(checks.backend_on_gpu(Machine(None, (graphics,)), False)) == []

@@ -1,0 +1,62 @@
+"""What `doctor` says of processor, memory and GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from node.cli.check import FAIL, GIB, OK, WARN, Check
+from node.hardware.gpu import Gpu
+from node.hardware.machine import Machine
+
+LOW_MEMORY, LEAST_MEMORY = 2 * GIB, GIB // 2
+
+
+def hardware(machine: Machine) -> Iterator[Check]:
+    """Processor, memory and GPUs, and whose detection failed."""
+    cpu = machine.cpu
+    if cpu is None:
+        yield Check("processor", WARN, "the system does not say", "give --threads and --ctx yourself")
+    else:
+        cores = f"{cpu.physical_cores} cores"
+        if cpu.usable_cores < cpu.physical_cores:
+            cores += f", of which {cpu.usable_cores:g} may be used"
+        yield Check("processor", OK, f"{cpu.name}, {cores}{', ' + cpu.level if cpu.level else ''}")
+        free = f"{cpu.available_bytes / GIB:.1f} of {cpu.memory_bytes / GIB:.1f} GiB free"
+        if cpu.is_limited:
+            free += " (the limit of this container)"
+        if cpu.available_bytes < LEAST_MEMORY:
+            yield Check("memory", FAIL, free, "end other programs: not even a small model fits")
+        elif cpu.available_bytes < LOW_MEMORY:
+            yield Check("memory", WARN, free, "end other programs, or take a small model and --slots 4")
+        else:
+            yield Check("memory", OK, free)
+    for gpu in machine.gpus:
+        yield Check(f"GPU {gpu.vendor} {gpu.index}", WARN if gpu.problem else OK, describe(gpu), gpu.problem)
+    for problem in machine.problems:
+        yield Check("GPU", WARN, problem, "install its driver again; other hardware is not affected")
+    if not machine.gpus and not machine.problems:
+        yield Check("GPU", OK, "none: the processor computes")
+
+
+def describe(gpu: Gpu) -> str:
+    """A GPU in one line."""
+    memory = f"{gpu.free_bytes / GIB:.1f} of {gpu.memory_bytes / GIB:.1f} GiB free"
+    if gpu.is_shared:
+        memory += " (shared with the processor)"
+    return ", ".join(filter(None, (gpu.name, memory, gpu.architecture, gpu.driver and f"driver {gpu.driver}")))
+
+
+def backend_on_gpu(machine: Machine, has_gpu: bool) -> Iterator[Check]:
+    """Whether llama.cpp was built for the GPU that is there.
+
+    Graphics of a processor other than Apple's are not worth the advice: they are no faster than its cores.
+    """
+    idle = [gpu for gpu in machine.gpus if not gpu.problem and (not gpu.is_shared or gpu.vendor in ("apple", "nvidia"))]
+    if idle and not has_gpu:
+        build = idle[0].build
+        yield Check(
+            "backend on GPU",
+            WARN,
+            f"llama_cpp was built without {build}, so the {idle[0].name} stays idle",
+            f'CMAKE_ARGS="-DGGML_{build}=on" pip install --force-reinstall --no-cache-dir llama-cpp-python',
+        )
