@@ -1,7 +1,7 @@
 """The llama-cpp-python wheel: built once for this CPU and kept outside the tree.
 
-PyPI has only its source. `lean.cmake` leaves out what the binding does not load, and the result is kept under a key of
-everything that shapes it, so that another checkout, a new .venv or another Python takes seconds.
+PyPI has only its source. `lean.cmake` leaves out what the binding does not load and adds our kernels, and the result is
+kept under a key of everything that shapes it, so that another checkout, a new .venv or another Python takes seconds.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from . import paths
 from .console import NINJA_STEP, Progress, SetupError, explain, run
 
 LEAN = paths.ROOT / "scripts" / "lean.cmake"
+KERNELS = paths.ROOT / "scripts" / "kernels"
 CONSTRAINTS = paths.ROOT / "scripts" / "constraints.txt"
 FLAGS = ["-DLLAVA_BUILD=OFF"]
 # What a compiler and CMake read from the environment.
@@ -53,6 +54,7 @@ def key() -> str:
     shape = {
         "flags": FLAGS,
         "lean": LEAN.read_text(),
+        "kernels": [source.read_text() for source in sorted(KERNELS.glob("*.cpp"))],
         "env": {name: os.environ.get(name, "") for name in SHAPING},
         "cpu": _cpu(),
         "libc": platform.libc_ver(),
