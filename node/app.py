@@ -21,9 +21,10 @@ import psutil
 from grpc_health.v1 import health
 
 from node import __version__, wire
-from node.api import rpc
+from node.api import http, rpc
+from node.api.http.here import Here
 from node.api.seam import Seam
-from node.config import DEFAULT_MESH_PORT, DEFAULT_PORT, Config
+from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config
 from node.coordinator import Coordinator
 from node.core.placement import default_candidates
 from node.engine import trial
@@ -69,6 +70,7 @@ class Summary:
     mesh_id: str
     peers: tuple[NodeInfo, ...]
     join_line: str
+    http_address: str
     notices: tuple[str, ...]
 
 
@@ -120,6 +122,7 @@ class Node:
             mesh_id=self._identity.mesh_id,
             peers=peers,
             join_line=f"python -m node --join {self._mesh_address} --token {self._token}",
+            http_address=self._http_address,
             notices=tuple(self._mesh.notices),
         )
 
@@ -149,6 +152,7 @@ class Node:
             runtime=places.runtime,
             interfaces=config.interfaces,
             notice=lambda line: self.on_notice(line),
+            http_address=self._http_address,
         )
         self._coordinator = Coordinator(
             self._identity.node_id,
@@ -165,7 +169,38 @@ class Node:
         self._undo.push_async_callback(self._mesh.stop)
         await self._wait_for_a_peer()
         # Clients last, so that whoever waits for this node finds it complete; and at the stop they are drained first.
+        await self._open_http()
         self._local_health = await self._open(self._local_server, is_mesh=False)
+
+    async def _open_http(self) -> None:
+        config = self._config
+        if self._http_listener is None:
+            return
+        defaults = wire.Defaults(config.candidates, Strategy(config.strategy), SamplingParams())
+        here = Here(
+            self._identity.node_id, self._coordinator, self._engine, self._mesh, self._store, defaults, __version__
+        )
+        files = (config.http_cert, config.http_key)
+        gateway = http.Gateway(here, self._http_listener, config.api_keys, files)
+        self._undo.push_async_callback(gateway.stop)
+        await gateway.start()
+
+    def _bind_http(self) -> None:
+        config, host = self._config, self._config.http_host
+        self._http_listener: socket.socket | None = None
+        self._http_address = ""
+        if config.http_port == 0:
+            return
+        if config.http_key and not config.http_cert:
+            raise InvalidRequest("--http-key is the key of a certificate: give that with --http-cert")
+
+        def add(port: int) -> int:
+            self._http_listener = http.bind(host, port)
+            self._undo.callback(self._http_listener.close)
+            return port
+
+        port = _listen("--http-port", config.http_port, DEFAULT_HTTP_PORT, add)
+        self._http_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def _bind(self) -> None:
         """Take both ports before the model is loaded, so that a taken one is said at once."""
@@ -191,6 +226,7 @@ class Node:
             )
 
         mesh_port = _listen("--mesh-port", self._config.mesh_port, DEFAULT_MESH_PORT, add)
+        self._bind_http()
         self._local_address = f"127.0.0.1:{port}"
         host = announced(self._config.interfaces)[0]
         self._mesh_address = f"[{host}]:{mesh_port}" if ":" in host else f"{host}:{mesh_port}"
@@ -256,10 +292,10 @@ def _listen(flag: str, asked: int | None, default: int, add: Callable[[int], int
     if asked is not None:
         try:
             return add(asked)
-        except RuntimeError:
+        except (RuntimeError, OSError):
             raise NotReady(f"{flag} {asked} is taken or not allowed: choose another, or leave {flag} out") from None
     for attempt in range(_PORT_TRIES):
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, OSError):
             return add(default + attempt * _PORT_STEP)
     raise NotReady(f"no free port from {default} on in steps of {_PORT_STEP}: choose one with {flag}")
 

@@ -19,6 +19,7 @@ from node.types import EarlyStop, Strategy
 
 DEFAULT_PORT = 7420
 DEFAULT_MESH_PORT = 7421
+DEFAULT_HTTP_PORT = 7422
 KV_TYPES = ("f16", "q8_0")
 BACKENDS = ("auto", "llama", "fake")
 
@@ -57,6 +58,19 @@ class Config:
     mesh_port: int | None = _option(
         None, f"listener for peers (default {DEFAULT_MESH_PORT} or the next free)", metavar="PORT"
     )
+    http_port: int | None = _option(
+        None,
+        f"HTTP listener, OpenAI's API and the page (default {DEFAULT_HTTP_PORT} or the next free; 0: none)",
+        metavar="PORT",
+    )
+    http_host: str = _option(
+        "127.0.0.1",
+        "IP address of the HTTP listener; beyond this machine only with --api-key or --http-cert",
+        metavar="IP",
+    )
+    api_key: str = _option("", "what HTTP clients must send; better set in the environment", metavar="KEY[,KEY]")
+    http_cert: str = _option("", "TLS certificate of the HTTP listener (PEM, with its chain)", metavar="FILE")
+    http_key: str = _option("", "its private key (PEM), if it is in a file of its own", metavar="FILE")
     interface: str = _option("", "IP addresses to meet peers on; empty: all interfaces", metavar="IP[,IP]")
     data_dir: str = _option("", "where this node keeps its id and data; empty: the next free default", metavar="DIR")
     token: str = _option("", "the mesh's token; empty: the one of this machine", metavar="clv1-…")
@@ -67,6 +81,11 @@ class Config:
     def join_addresses(self) -> tuple[str, ...]:
         """The HOST:PORT addresses of `join`; none for auto and none."""
         return () if self.join in ("auto", "none") else tuple(a.strip() for a in self.join.split(","))
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys of `api_key`; empty means that none is wanted."""
+        return tuple(k.strip() for k in self.api_key.split(",") if k.strip())
 
     @property
     def interfaces(self) -> tuple[str, ...]:
@@ -137,7 +156,9 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
     bounded("gpu_layers", -1, 10_000)
     bounded("port", 1, 65535, also=(None,))
     bounded("mesh_port", 1, 65535, also=(None,))
+    bounded("http_port", 0, 65535, also=(None,))
     bounded("queue", 1, 100_000)
+    _check_http(c, sources)
     for address in c.join_addresses:
         check_address(address, sources.get("join", "join"))
     for interface in c.interfaces:
@@ -147,6 +168,23 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
             raise InvalidRequest(
                 f"{sources.get('interface', 'interface')} is {interface!r}: give the IP address of an interface"
             ) from None
+
+
+def _check_http(c: Config, sources: Mapping[str, str]) -> None:
+    """A listener that leaves this machine is locked, or does not start."""
+    try:
+        host = ipaddress.ip_address(c.http_host)
+    except ValueError:
+        raise InvalidRequest(
+            f"{sources.get('http_host', 'http_host')} is {c.http_host!r}: give an IP address of this machine"
+        ) from None
+    if any(not k.isascii() or not k.isprintable() for k in c.api_keys):
+        raise InvalidRequest(f"{sources.get('api_key', 'api_key')} must be printable ASCII, as HTTP headers are")
+    if not host.is_loopback and not c.api_keys and not c.http_cert and c.http_port != 0:
+        raise InvalidRequest(
+            f"{sources.get('http_host', 'http_host')} {c.http_host} would let anyone on the network use this node: set "
+            f"CONCLAVE_API_KEY to a secret, or give a certificate with --http-cert"
+        )
 
 
 def check_address(text: str, source: str) -> tuple[str, int]:

@@ -207,7 +207,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """A prompt to be answered. `candidates` 0 is the node's default; `append` continues the topic's conversation."""
+    """A prompt to be answered. `candidates` 0 is the node's default; `append` continues the topic's conversation.
+
+    `early_stop` None is the node's default. With `is_raw`, the last message is the prompt as it stands, without the
+    model's template, and only the node that is asked computes it.
+    """
 
     messages: tuple[Message, ...]
     topic: str = ""
@@ -219,6 +223,8 @@ class GenerateRequest:
     tools: tuple[Tool, ...] = ()
     model: str = ""
     request_id: str = ""
+    early_stop: EarlyStop | None = None
+    is_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,11 @@ VALUES: dict[str, tuple[object, str, str]] = {
     "gpu_layers": (0, "-1", "5"),
     "port": (7001, "7002", "7003"),
     "mesh_port": (7001, "7002", "7003"),
+    "http_port": (7001, "7002", "7003"),
+    "http_host": ("127.0.0.2", "::1", '"127.0.0.3"'),
+    "http_cert": ("/a", "/b", '"/c"'),
+    "http_key": ("/a", "/b", '"/c"'),
+    "api_key": ("a", "b,c", '"d"'),
     "interface": ("10.0.0.1", "10.0.0.2,::1", '"10.0.0.3"'),
     "data_dir": ("/a", "/b", '"/c"'),
     "token": ("a", "b", '"c"'),
@@ -70,6 +75,9 @@ BAD: dict[str, list[object]] = {
     "gpu_layers": [-2, 10_001],
     "port": [0, 65_536, -1],
     "mesh_port": [0, 65_536, "x"],
+    "http_port": [-1, 65_536, "x"],
+    "http_host": ["", "localhost", "0.0.0.0", "192.168.1.7", "::"],
+    "api_key": ["gehe\u00fcm", "a\u0080b"],
     "interface": ["eth0", "10.0.0.1,wlan0"],
     "queue": [0, 100_001],
 }
@@ -121,6 +129,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_other_variables_and_flags_are_no_business_of_ours() -> None:
     assert load({"json": True}, {"CONCLAVE_HOME": "/x", "PATH": "/bin"}) == Config()
+
+
+def test_a_listener_that_leaves_this_machine_is_locked() -> None:
+    for lock in ({"api_key": "secret"}, {"http_cert": "c.pem"}, {"http_port": 0}):
+        assert load({"http_host": "0.0.0.0", **lock}, {}).http_host == "0.0.0.0"
+    with pytest.raises(InvalidRequest, match="set CONCLAVE_API_KEY to a secret, or give a certificate"):
+        load({"http_host": "0.0.0.0"}, {})
 
 
 def test_lists() -> None:

@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from node import wire
+from node.api.status import status_pb
 from node.coordinator import Coordinator, Counted, Event, Planned, Voted, Wrote
 from node.engine.engine import Engine
 from node.errors import InvalidRequest, NotSupported, Unauthenticated
@@ -138,14 +139,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
     async def Status(self, request: mesh_pb2.StatusRequest, context: _Context) -> mesh_pb2.StatusResponse:
         """What `status` shows."""
-        free, total = self._engine.free_sequences, self._engine.info.sequences
-        return mesh_pb2.StatusResponse(
-            nodes=[wire.node_info_pb(n) for n in self._mesh.nodes()],
-            topics=[wire.topic_pb(t) for t in self._store.list()],
-            slots=mesh_pb2.Slots(used=total - free, parked=self._engine.load.topics, free=free),
-            mesh_id=self._mesh.mesh_id,
-            version=self._version,
-        )
+        return status_pb(self._mesh, self._engine, self._store, self._version)
 
     def _caller(self, context: _Context) -> str:
         if not self._is_mesh:

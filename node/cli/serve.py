@@ -152,6 +152,7 @@ def _print_banner(s: Summary, early: list[str]) -> None:
             ),
             ("  speed", f"{s.decode_tokens_per_s:.0f} tokens/s" if s.decode_tokens_per_s else ""),
             ("  clients", s.local_address),
+            ("  http", f"http://{s.http_address}  (the page; OpenAI's API under /v1)" if s.http_address else ""),
             ("  mesh", f"{s.mesh_address}, mesh {s.mesh_id}"),
             ("  peers", peers or "none yet"),
         ],

@@ -128,6 +128,10 @@ class Coordinator:
         committed = self._place.store.commit(topic)
         return committed, self._place.store.version(topic.name)
 
+    def is_busy(self, topic: str) -> bool:
+        """Whether a turn of this topic runs or waits here."""
+        return topic in self._topics
+
     def check_model(self, model: str) -> None:
         """Raises NotFound for a model that is asked for by name and not loaded here."""
         name = self._local.engine.info.name

@@ -56,6 +56,8 @@ class LocalPhase:
         backend = self.engine.backend
 
         def make() -> list[int]:
+            if request.is_raw:
+                return backend.tokenize(request.messages[-1].content)
             return backend.tokenize(backend.render(request.messages, request.tools))
 
         size = _size(request)

@@ -112,8 +112,8 @@ class Turn:
         vote = Vote(
             request.strategy,
             range(1, count + 1),
-            adaptive=self._p.early_stop is EarlyStop.ADAPTIVE,
-            early=self._p.early_stop is not EarlyStop.OFF,
+            adaptive=self._early_stop is EarlyStop.ADAPTIVE,
+            early=self._early_stop is not EarlyStop.OFF,
             strict=self._p.strict,
         )
         yield Planned(request.request_id, request.strategy, tuple(self._shares.items()))
@@ -149,7 +149,7 @@ class Turn:
         return self._request
 
     def _participants(self) -> list[Peer]:
-        if self._request.scope is Scope.LOCAL:
+        if self._request.scope is Scope.LOCAL or self._request.is_raw:
             return []
         fingerprint = self._p.local.engine.info.fingerprint
         return [p for p in self._p.mesh.peers() if p.info.fingerprint == fingerprint]
@@ -172,9 +172,13 @@ class Turn:
         finally:
             self._events.put_nowait(_Over(node, error))
 
+    @property
+    def _early_stop(self) -> EarlyStop:
+        return self._request.early_stop or self._p.early_stop
+
     def _wave(self, node: str) -> int:
         planned = sum(map(len, self._shares.values()))
-        return placement.wave(len(self._shares[node]), planned, self._request.strategy, self._p.early_stop)
+        return placement.wave(len(self._shares[node]), planned, self._request.strategy, self._early_stop)
 
     # ---- the two phases ---------------------------------------------------------------------------------------------
 

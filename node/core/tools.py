@@ -1,6 +1,7 @@
-"""Tool calls in Hermes form: `<tool_call>{"name": …, "arguments": {…}}</tool_call>` in a model's text.
+"""Tool calls in a model's text: in Hermes form, or a text that is nothing but the JSON of one call.
 
-The form is that of NousResearch's Hermes function calling, which Qwen2.5 and many others were trained on.
+`<tool_call>{"name": …, "arguments": {…}}</tool_call>` is NousResearch's Hermes function calling, which Qwen2.5 and many
+others were trained on. `{"name": …, "parameters": {…}}` alone is what Llama 3.1 writes, and what a schema can force.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from node.types import Tool, ToolCall
 MAX_CALLS = 32  # of one answer; what follows stays text
 _OPEN = re.compile(r"<tool_call>\s*(?=\{)")
 _CLOSE = re.compile(r"\s*</tool_call>")
+_OPENS, _CLOSES = "<tool_call>", "</tool_call>"
+_BARE = {"type", "name", "arguments", "parameters"}
 _DECODER = json.JSONDecoder()
 
 
@@ -26,6 +29,14 @@ def parse(text: str, tools: tuple[Tool, ...]) -> tuple[str, tuple[ToolCall, ...]
     if not tools:
         return text, ()
     names = {t.name for t in tools}
+    rest, calls, at = _scan(text, names)
+    if not calls and (bare := _bare(text, names)):
+        return "", (bare,)
+    return (f"{rest}{text[at:]}".strip() if calls else text), calls
+
+
+def _scan(text: str, names: set[str]) -> tuple[str, tuple[ToolCall, ...], int]:
+    """The calls in Hermes form, the text before and between them, and where the last of them ends."""
     calls: list[ToolCall] = []
     rest: list[str] = []
     at = 0
@@ -40,7 +51,81 @@ def parse(text: str, tools: tuple[Tool, ...]) -> tuple[str, tuple[ToolCall, ...]
             rest.append(text[at : opened.start()])
             at = closed.end()
             calls.append(call)
-    return ("".join((*rest, text[at:])).strip() if calls else text), tuple(calls)
+    return "".join(rest), tuple(calls), at
+
+
+class Splitter:
+    """Splits a text while it is written into what it says and the calls it asks for, as `parse` does at its end.
+
+    What may still become a call is held back: from `<tool_call>` on, and a text that begins with a brace.
+    """
+
+    def __init__(self, tools: tuple[Tool, ...]) -> None:
+        self._tools = tools
+        self._held = ""
+        self._is_first = True
+        self._tried = 0  # closing tags that were looked at
+        self.calls = 0
+
+    def feed(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
+        """What has become certain: text to show, and calls that are complete."""
+        self._held += text
+        if self._is_first:
+            begin = self._held.lstrip()
+            if not begin or begin[0] == "{":
+                return "", ()
+            self._is_first = False
+        opened = self._held.find(_OPENS)
+        if opened < 0:
+            return self._show(len(self._held) - _undecided(self._held)), ()
+        closing = self._held.count(_CLOSES)
+        if closing <= self._tried:
+            return self._show(len(self._held[:opened].rstrip())), ()
+        said, calls, at = _scan(self._held, {t.name for t in self._tools})
+        self._held = self._held[at:]
+        self._tried = self._held.count(_CLOSES)  # of no call, or inside one that is not complete
+        return said.strip(), self._numbered(calls)
+
+    def finish(self) -> tuple[str, tuple[ToolCall, ...]]:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        if self._is_first:
+            said, calls = parse(held, self._tools)
+        else:
+            rest, calls, at = _scan(held, {t.name for t in self._tools})
+            said = rest + held[at:]
+        return (said.strip() if self.calls or calls else said), self._numbered(calls)
+
+    def _show(self, length: int) -> str:
+        shown, self._held = self._held[:length], self._held[length:]
+        return shown
+
+    def _numbered(self, calls: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
+        first = self.calls
+        self.calls += len(calls)
+        return tuple(ToolCall(c.name, c.arguments, f"call_{first + i}") for i, c in enumerate(calls))
+
+
+def _undecided(text: str) -> int:
+    """Length of an ending that may be the beginning of a call, with the white space before it."""
+    begun = next((n for n in range(min(len(_OPENS), len(text)), 0, -1) if _OPENS.startswith(text[-n:])), 0)
+    rest = text[: len(text) - begun]
+    return begun + len(rest) - len(rest.rstrip())
+
+
+def _bare(text: str, names: set[str]) -> ToolCall | None:
+    """A text that is one call and nothing else."""
+    text = text.strip()
+    if not text.startswith("{"):
+        return None
+    value, end = _value(text, 0)
+    if end != len(text) or not isinstance(value, dict) or not value.keys() <= _BARE:
+        return None
+    if "parameters" in value and "arguments" not in value:
+        value = {"name": value.get("name"), "arguments": value["parameters"]}
+    elif "arguments" not in value:
+        return None
+    return _call(value, names, 0)
 
 
 def accepted(calls: Sequence[ToolCall], tools: tuple[Tool, ...]) -> bool:

@@ -47,8 +47,10 @@ class Mesh:
         settings: Settings | None = None,
         notice: Callable[[str], None] = lambda _: None,
         rng: random.Random | None = None,
+        http_address: str = "",
     ) -> None:
         self.id = identity.node_id
+        self._http_address = http_address
         self.mesh_id = identity.mesh_id
         self._roster = Roster(identity, self_info, settings, notice, rng or random.Random())
         self._caller = Caller(self._roster)
@@ -105,7 +107,9 @@ class Mesh:
 
     def _meet_here(self, runtime: Path, *, look: bool) -> None:
         info = self._roster.info()
-        me = local.RunningNode(self.id, os.getpid(), self.mesh_id, info.address, info.local_address, time.time())
+        me = local.RunningNode(
+            self.id, os.getpid(), self.mesh_id, info.address, info.local_address, time.time(), self._http_address
+        )
         try:
             self._presence = local.Presence(runtime)
             self._presence.publish(me)

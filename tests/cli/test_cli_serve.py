@@ -37,6 +37,7 @@ class Summary:
     mesh_id: str = "feedfeed"
     peers: tuple[NodeInfo, ...] = ()
     join_line: str = "python -m node --join 127.0.0.1:7421 --token clv1-x"
+    http_address: str = "127.0.0.1:7422"
     notices: tuple[str, ...] = ("mDNS is off: no network",)
 
 
@@ -102,7 +103,7 @@ def test_banner_notices_and_a_clean_stop(run: Run, app: type[StandIn], signal_: 
     assert not any("clv1-" in line for line in lines)
     assert "  mDNS is off: no network" in lines
     assert "peer bob (bbbbbbbbbb) joined[2J" in lines
-    assert len(lines) <= 16
+    assert len(lines) <= 17
 
 
 def test_peers_are_named(run: Run, app: type[StandIn]) -> None:

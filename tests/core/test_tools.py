@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.core.tools import MAX_CALLS, accepted, parse
+from node.core.tools import MAX_CALLS, Splitter, accepted, parse
 from node.types import Tool, ToolCall
 
 TOOLS = (Tool("add"), Tool("weather", "…", '{"type": "object"}'))
@@ -122,3 +122,66 @@ def test_calls_of_another_node_are_checked() -> None:
     assert not accepted((ToolCall("add", "[]"),), TOOLS)
     assert not accepted((ToolCall("add", '{"a":'),), TOOLS)
     assert not accepted((ToolCall("add", "{}"),) * (MAX_CALLS + 1), TOOLS)
+
+
+# ---- while it is written ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"name": "add", "arguments": {"a": 1}}', ToolCall("add", '{"a": 1}', "call_0")),
+        ('\n {"name": "add", "parameters": {"a": 1}} ', ToolCall("add", '{"a": 1}', "call_0")),
+        ('{"type": "function", "name": "add", "parameters": {}}', ToolCall("add", "{}", "call_0")),
+        ('{"name": "add"}', None),
+        ('{"name": "rm", "arguments": {}}', None),
+        ('{"name": "add", "arguments": {}, "why": 1}', None),
+        ('{"name": "add", "arguments": {}} and more', None),
+        ('say {"name": "add", "arguments": {}}', None),
+    ],
+)
+def test_a_text_that_is_one_call_and_nothing_else(text: str, found: ToolCall | None) -> None:
+    said, calls = parse(text, TOOLS)
+    assert calls == ((found,) if found else ())
+    assert said == ("" if found else text)
+
+
+PIECES = st.sampled_from(
+    [
+        call('{"name": "add", "arguments": {"a": 1}}'),
+        call('{"name": "add", "arguments": {"t": "</tool_call>"}}'),
+        call('{"name": "rm", "arguments": {}}'),
+        '{"name": "add", "arguments": {}}',
+        "<tool_call>",
+        "</tool_call>",
+        "<tool",
+        "hello ",
+        " <",
+        "\n",
+        "x < y",
+        "{",
+    ]
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(PIECES, max_size=6).map("".join), st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_a_text_in_pieces_splits_as_the_whole_does(text: str, sizes: list[int]) -> None:
+    splitter, at, said, calls = Splitter(TOOLS), 0, "", []
+    while at < len(text):
+        size = sizes[at % len(sizes)]
+        shown, found = splitter.feed(text[at : at + size])
+        said, calls, at = said + shown, [*calls, *found], at + size
+    shown, found = splitter.finish()
+    said, calls = said + shown, [*calls, *found]
+    whole, expected = parse(text, TOOLS)
+    assert calls == list(expected)
+    assert "".join(said.split()) == "".join(whole.split()), "but for white space at a call"
+    if not expected:
+        assert said == text
+
+
+def test_what_is_no_call_is_shown_as_it_is_written() -> None:
+    splitter = Splitter(TOOLS)
+    shown = [splitter.feed(piece)[0] for piece in ("Sure", ", a <", " b", " ", "<tool", "box>", "!")]
+    assert shown == ["Sure", ", a", " < b", "", "", " <toolbox>", "!"]

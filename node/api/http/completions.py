@@ -1,0 +1,128 @@
+"""POST /v1/completions: texts to go on with, as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from node.api.http import asked, schema, votes
+from node.api.http.asked import MAX_PROMPTS, Asked
+from node.api.http.deltas import Answered, Called, Ended, Said, reason
+from node.api.http.here import Here, now, read, request_id
+from node.api.http.wait import Stream, Whole
+from node.errors import InvalidRequest
+
+_DECODER = msgspec.json.Decoder(schema.CompletionRequest)
+_encode = msgspec.json.encode
+
+
+class Completions:
+    """The endpoint."""
+
+    def __init__(self, here: Here) -> None:
+        self._here = here
+
+    async def __call__(self, request: Request) -> Response:
+        """Go on with one text or several. Raises ConclaveError."""
+        body = await read(request, _DECODER)
+        texts = asked.prompts(body.prompt, self._here.engine.backend.piece)
+        if not 1 <= len(texts) <= MAX_PROMPTS:
+            raise InvalidRequest(f"{len(texts)} prompts: send 1 to {MAX_PROMPTS}")
+        id = request_id(request)
+        all_of_them = [
+            asked.completion(body, text, self._here.node, f"{id}/{i}" if id and i else id)
+            for i, text in enumerate(texts)
+        ]
+        completion = _Completion(self._here, all_of_them, echo=bool(body.echo))
+        return Stream(completion.stream) if body.stream else Whole(completion.whole)
+
+
+class _Completion:
+    """The texts of one request; choices are numbered through."""
+
+    def __init__(self, here: Here, texts: list[Asked], *, echo: bool) -> None:
+        self._here = here
+        self._texts = texts
+        self._echo = echo
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": now(),
+            "model": texts[0].model,
+            "system_fingerprint": here.fingerprint,
+        }
+
+    async def whole(self) -> bytes:
+        """All texts as one object."""
+        choices: list[dict[str, Any]] = []
+        found: list[Answered] = []
+        for wanted in self._texts:
+            said: dict[int, str] = {}
+            async with contextlib.aclosing(self._here.answer(wanted)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Said):
+                        said[piece.choice] = said.get(piece.choice, "") + piece.text
+                    elif isinstance(piece, Answered):
+                        found.append(piece)
+            for index, candidate in enumerate(found[-1].choices):
+                text = self._before(wanted) + said.get(index, "")
+                choices.append(_choice(len(choices), text, reason(candidate)))
+        return _encode(self._head | {"choices": choices, "usage": _usage(found)} | self._votes(found))
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """All texts as events."""
+
+        def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
+            return b"data: " + _encode(self._head | {"choices": choices} | more) + b"\n\n"
+
+        found: list[Answered] = []
+        first = 0
+        for wanted in self._texts:
+            if self._echo:
+                for index in range(wanted.choices):
+                    yield chunk([_choice(first + index, self._before(wanted), None)])
+            async with contextlib.aclosing(self._here.answer(wanted)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Said):
+                        yield chunk([_choice(first + piece.choice, piece.text, None)])
+                    elif isinstance(piece, Ended):
+                        yield chunk([_choice(first + piece.choice, "", reason(piece.candidate))])
+                    elif isinstance(piece, Answered):
+                        found.append(piece)
+                    elif not isinstance(piece, Called):
+                        yield chunk([], conclave=votes.event(piece))
+            first += wanted.choices
+        if extra := self._votes(found):
+            yield chunk([], **extra)
+        if self._texts[0].include_usage:
+            yield chunk([], usage=_usage(found))
+
+    def _before(self, wanted: Asked) -> str:
+        return wanted.request.messages[-1].content if self._echo else ""
+
+    def _votes(self, found: list[Answered]) -> dict[str, Any]:
+        if not self._texts[0].is_vote or len(found) != 1:
+            return {}
+        return {"conclave": votes.outcome(found[0].result)}
+
+
+def _choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+
+
+def _usage(found: list[Answered]) -> dict[str, Any]:
+    prompt = sum(f.result.usage.prompt for f in found)
+    written = sum(c.tokens for f in found for c in f.choices)
+    cached = sum(f.result.usage.cached for f in found)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }

@@ -1,0 +1,88 @@
+"""What the endpoints use of this node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from node import wire
+from node.api.http.asked import Asked, Node
+from node.api.http.deltas import Delta, deltas
+from node.coordinator import Coordinator
+from node.engine.engine import Engine
+from node.errors import InvalidRequest, NotReady
+from node.mesh.mesh import Mesh
+from node.store import Store
+
+MAX_BODY_BYTES = 16 << 20  # far more than a prompt that fits any context
+MAX_ID_BYTES = 128
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """This node's parts. `started` is Unix time in seconds."""
+
+    id: str
+    coordinator: Coordinator
+    engine: Engine
+    mesh: Mesh
+    store: Store
+    defaults: wire.Defaults
+    version: str
+    started: int = 0
+
+    @property
+    def node(self) -> Node:
+        """What reading a request takes from the node."""
+        return Node(self.engine.info.name, self.defaults)
+
+    @property
+    def fingerprint(self) -> str:
+        """What OpenAI calls a system's fingerprint: equal ones give equal answers for equal seeds, as far as any do."""
+        return f"b-{self.engine.info.fingerprint[:12]}"
+
+    def answer(self, asked: Asked, cache_key: str | None = None) -> AsyncGenerator[Delta, None]:
+        """The pieces of an answer. With a cache key it has a topic of that name, unless a turn of that is under way."""
+        request = asked.request
+        if cache_key and not request.topic and not request.is_raw:
+            topic = wire.name("prompt_cache_key", f"cache:{cache_key}")
+            if not self.coordinator.is_busy(topic):
+                request = replace(request, topic=topic)
+        return deltas(self.coordinator.stream(request), asked, self.id)
+
+
+async def read(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
+    """The body of a request, bounded and checked. Raises InvalidRequest."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise InvalidRequest(f"the request is longer than {MAX_BODY_BYTES >> 20} MiB")
+        return decoder.decode(body)
+    except msgspec.MsgspecError as e:
+        raise InvalidRequest(f"the request is not valid: {e}") from None
+    except (UnicodeError, RecursionError, ValueError) as e:
+        raise InvalidRequest(f"the request is not valid JSON: {type(e).__name__}") from None
+
+
+def request_id(request: Request) -> str:
+    """The key by which a client that asks again gets the same answer; empty if it gave none. Raises InvalidRequest."""
+    return wire.name("Idempotency-Key", request.headers.get("idempotency-key", "")[:MAX_ID_BYTES])
+
+
+def now() -> int:
+    """Unix time in seconds."""
+    return int(time.time())
+
+
+def check_ready(here: Here) -> None:
+    """Raises NotReady while the node starts or stops."""
+    if not here.started:
+        raise NotReady("the node is starting")

@@ -1,0 +1,106 @@
+"""For looking at a node: health, metrics, models, what `status` shows, and the page."""
+
+from __future__ import annotations
+
+import importlib.resources
+from typing import Any
+
+import msgspec
+from google.protobuf import json_format
+from starlette.requests import Request
+from starlette.responses import Response
+
+from node import metrics
+from node.api.http import names
+from node.api.http.here import Here
+from node.api.status import status_pb
+from node.errors import NotFound
+from node.types import NodeState
+
+_encode = msgspec.json.encode
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+
+
+class Look:
+    """The endpoints."""
+
+    def __init__(self, here: Here) -> None:
+        self._here = here
+        self.is_stopping = False
+
+    async def health(self, _: Request) -> Response:
+        """Whether the node serves: 200, or 503 while it stops."""
+        if self.is_stopping:
+            return _json({"status": "stopping"}, 503)
+        return _json({"status": "ok"})
+
+    async def metrics(self, _: Request) -> Response:
+        """Prometheus' text format."""
+        self._gauge()
+        return Response(metrics.exposition(), headers={"content-type": metrics.CONTENT_TYPE})
+
+    async def models(self, _: Request) -> Response:
+        """The names that requests may give."""
+        found = [self._model(n) for n in names.listed(self._here.engine.info.name)]
+        return _json({"object": "list", "data": found})
+
+    async def model(self, request: Request) -> Response:
+        """One of them. Raises NotFound."""
+        name = request.path_params["name"]
+        if not name:
+            raise NotFound("the name of a model is missing")
+        names.mode(name, self._here.engine.info.name)
+        return _json(self._model(name))
+
+    async def status(self, _: Request) -> Response:
+        """The mesh as this node sees it: `node.v1.StatusResponse` as JSON, as `status --json` prints it."""
+        here = self._here
+        found = json_format.MessageToDict(
+            status_pb(here.mesh, here.engine, here.store, here.version),
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+        )
+        return _json(found)
+
+    async def page(self, request: Request) -> Response:
+        """The page for people, and its parts."""
+        name = request.url.path.strip("/") or "index.html"
+        body = (importlib.resources.files("node.api.http") / "page" / name).read_bytes()
+        headers = {
+            "content-security-policy": _POLICY,
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+            "cache-control": "no-cache",
+        }
+        return Response(body, headers=headers, media_type=_KINDS[name.rpartition(".")[2]])
+
+    def _model(self, name: str) -> dict[str, Any]:
+        info = self._here.engine.info
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._here.started,
+            "owned_by": "conclave",
+            "context_length": info.context,
+        }
+
+    def _gauge(self) -> None:
+        here, load, info = self._here, self._here.engine.load, self._here.engine.info
+        metrics.QUEUED.set(load.queued)
+        metrics.SLOTS.labels("used").set(info.sequences - load.free)
+        metrics.SLOTS.labels("free").set(load.free)
+        metrics.SLOTS.labels("parked").set(load.topics)
+        metrics.TOPICS.set(len(here.store.list()))
+        metrics.DECODE_SPEED.set(here.engine.decode_tokens_per_s)
+        metrics.INFO.labels(here.id, info.name, info.backend, here.version).set(1)
+        nodes = here.mesh.nodes()[1:]
+        for state in NodeState:
+            metrics.PEERS.labels(state.value).set(sum(n.state is state for n in nodes))
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(_encode(value), status, media_type="application/json")

@@ -1,0 +1,116 @@
+"""/openapi.json: the description of the API, made from what reads its requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from node.api.http import schema
+
+_POSTS: dict[str, tuple[type, str]] = {
+    "/v1/chat/completions": (schema.ChatRequest, "Answer a conversation"),
+    "/v1/completions": (schema.CompletionRequest, "Go on with a text"),
+    "/v1/responses": (schema.ResponsesRequest, "Answer, by the Responses API"),
+    "/v1/embeddings": (schema.EmbeddingRequest, "Vectors of texts"),
+}
+_GETS = {
+    "/v1/models": ("The names of models, which carry how an answer is found", "application/json"),
+    "/v1/status": ("The mesh as this node sees it", "application/json"),
+    "/health": ("Whether the node serves", "application/json"),
+    "/metrics": ("Prometheus' text format", "text/plain"),
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def document(version: str) -> bytes:
+    """The whole description."""
+    _, components = msgspec.json.schema_components(
+        [kind for kind, _ in _POSTS.values()], ref_template="#/components/schemas/{name}"
+    )
+    paths: dict[str, Any] = {}
+    for path, (kind, summary) in _POSTS.items():
+        body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
+        answers = {"200": _answer("The answer, or its events", "application/json", "text/event-stream")}
+        for code, why in (
+            ("400", "The request cannot be served as asked"),
+            ("404", "No such model, topic or response"),
+            ("429", "Every sequence is in use and the queue is full"),
+            ("500", "The model failed"),
+            ("503", "The node stops, or too few candidates finished"),
+        ):
+            answers[code] = _error(why)
+        paths[path] = {
+            "post": {
+                "summary": summary,
+                "operationId": path.removeprefix("/v1/").replace("/", "_"),
+                "requestBody": {"required": True, "content": body},
+                "responses": answers | {"401": _error("An API key is wanted"), "403": _error("Another site's page")},
+            }
+        }
+    for path, (summary, kind_of_text) in _GETS.items():
+        paths[path] = {
+            "get": {
+                "summary": summary,
+                "operationId": path.removeprefix("/v1").strip("/"),
+                "responses": {
+                    "200": _answer(summary, kind_of_text),
+                    "401": _error("An API key is wanted"),
+                    "403": _error("Another site's page"),
+                },
+            }
+        }
+    paths["/health"]["get"]["responses"]["503"] = _answer("It stops", "application/json")
+    paths["/v1/models/{name}"] = {
+        "get": {
+            "summary": "One name of a model",
+            "operationId": "model",
+            "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
+            "responses": {
+                "200": _answer("The model", "application/json"),
+                "401": _error("An API key is wanted"),
+                "403": _error("Another site's page"),
+                "404": _error("No such model"),
+            },
+        }
+    }
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Conclave",
+                "version": version,
+                "description": "OpenAI's API over a swarm of local models that vote.",
+            },
+            "paths": paths,
+            "components": {
+                "schemas": components | {"Error": _ERROR},
+                "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            },
+            "security": [{}, {"key": []}],
+        }
+    )
+
+
+def _answer(description: str, *kinds: str) -> dict[str, Any]:
+    return {"description": description, "content": {kind: {"schema": {}} for kind in kinds}}
+
+
+def _error(description: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {"description": description, "content": content}

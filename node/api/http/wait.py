@@ -1,0 +1,125 @@
+"""Answers that take time: whole or streamed, and ended as soon as the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from node.api.http import errors
+
+# A stream that says nothing for so long gets a comment, which clients skip: proxies and clients give up on silence
+# (nginx after 60 s), and a long prompt takes minutes on a small machine.
+KEEP_ALIVE_S = 5.0
+_COMMENT = b": still working\n\n"
+
+
+class Whole(Response):
+    """A JSON answer that is worked on until it is there."""
+
+    def __init__(self, work: Callable[[], Awaitable[bytes]]) -> None:
+        super().__init__(media_type="application/json")
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Work, and answer unless the client has left."""
+
+        async def answer() -> None:
+            try:
+                found = Response(await self._work(), media_type="application/json")
+            except Exception as e:
+                found = errors.response(e)
+            await found(scope, receive, send)
+
+        await _unless_left(answer(), receive)
+
+
+class Stream(Response):
+    """Server-sent events. An error before the first one is an answer of its own; later, it is an event."""
+
+    def __init__(self, pieces: Callable[[], AsyncGenerator[bytes, None]], end: bytes = b"data: [DONE]\n\n") -> None:
+        super().__init__(media_type="text/event-stream")
+        self._pieces = pieces
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events as they come, comments when none come."""
+        out = _Out(send)
+
+        async def write() -> None:
+            try:
+                async with contextlib.aclosing(self._pieces()) as pieces:
+                    async for piece in pieces:
+                        await out.send(piece)
+            except Exception as e:
+                if not out.started:
+                    await errors.response(e)(scope, receive, send)
+                    return
+                _, body = errors.rendered(e)
+                await out.send(b"data: " + body + b"\n\n")
+            await out.end(self._end)
+
+        await _unless_left(write(), receive, out)
+
+
+class _Out:
+    """The body of a stream on its way out."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._last = time.monotonic()
+        self.started = False
+
+    async def send(self, data: bytes) -> None:
+        """Send some of it, the head first."""
+        self._last = time.monotonic()
+        if not self.started:
+            self.started = True
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),  # nginx would collect it otherwise
+            ]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes) -> None:
+        """Send the last of it."""
+        await self.send(data)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def keep_alive(self) -> None:
+        """Say something if nothing was said for long."""
+        if time.monotonic() - self._last >= KEEP_ALIVE_S:
+            await self.send(_COMMENT)
+
+
+async def _unless_left(work: Any, receive: Receive, out: _Out | None = None) -> None:
+    """Work to the end, or until the client leaves; then the work is cancelled, and all candidates with it."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_left(receive))
+    try:
+        while not task.done():
+            every = KEEP_ALIVE_S if out is not None else None
+            await asyncio.wait((task, gone), timeout=every, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() or gone.done():
+                break
+            if out is not None:
+                await out.keep_alive()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.wait((task,))
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, OSError):
+            raise error
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

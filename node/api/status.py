@@ -1,0 +1,21 @@
+"""What `status` shows, for every listener."""
+
+from __future__ import annotations
+
+from node import wire
+from node.engine.engine import Engine
+from node.mesh.mesh import Mesh
+from node.store import Store
+from node.v1 import mesh_pb2
+
+
+def status_pb(mesh: Mesh, engine: Engine, store: Store, version: str) -> mesh_pb2.StatusResponse:
+    """The nodes known, the topics and the sequences of this one."""
+    free, total = engine.free_sequences, engine.info.sequences
+    return mesh_pb2.StatusResponse(
+        nodes=[wire.node_info_pb(n) for n in mesh.nodes()],
+        topics=[wire.topic_pb(t) for t in store.list()],
+        slots=mesh_pb2.Slots(used=total - free, parked=engine.load.topics, free=free),
+        mesh_id=mesh.mesh_id,
+        version=version,
+    )

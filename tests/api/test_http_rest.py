@@ -1,0 +1,335 @@
+"""The other endpoints, who may ask, and the code and line of everything that goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from web import SLOW, asked, web
+
+from node.api.http import names
+from node.api.http.guard import is_this_machine
+from node.api.http.responses import Remembered
+from node.engine.fake import FakeSpec
+from node.errors import NotFound
+from node.types import Strategy
+from node.v1 import types_pb2
+
+CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS = (
+    f"/v1/{name}" for name in ("chat/completions", "completions", "responses", "embeddings")
+)
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+ADD = {"type": "function", "name": "add", "parameters": {"type": "object"}}
+
+
+# ---- names of models -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("", names.Mode(True)),
+        ("conclave", names.Mode(True)),
+        ("conclave:fast", names.Mode(True, Strategy.FASTEST)),
+        ("conclave:majority-9", names.Mode(True, Strategy.MAJORITY, 9)),
+        ("conclave:similarity", names.Mode(True, Strategy.SIMILARITY)),
+        ("conclave:7", names.Mode(True, None, 7)),
+        ("m", names.Mode(False)),
+    ],
+)
+def test_names_carry_the_mode(name: str, mode: names.Mode) -> None:
+    assert names.mode(name, "m") == mode
+
+
+@given(st.one_of(st.text(max_size=30), st.text("conlavefst:-0123456789", max_size=20).map(lambda s: f"conclave:{s}")))
+def test_any_other_name_is_not_found(name: str) -> None:
+    try:
+        found = names.mode(name, "m")
+    except NotFound:
+        return
+    assert found.candidates <= 64
+    assert name in ("", "m") or name.startswith("conclave")
+
+
+async def test_models() -> None:
+    async with web() as node:
+        listed = [m["id"] for m in (await node.get("/v1/models")).json["data"]]
+        assert listed[0] == "conclave"
+        assert listed[-1] == "fake"
+        for name in (*listed, "conclave:majority-9"):
+            assert (await node.get(f"/v1/models/{name}")).json["id"] == name
+        found = await node.get("/v1/models/gpt-4o")
+        assert (found.status, found.json["error"]["code"]) == (404, "model_not_found")
+
+
+# ---- completions, embeddings -----------------------------------------------------------------------------------------
+
+
+async def test_completions() -> None:
+    async with web(FakeSpec(answers=("and so on",))) as node:
+        body = (await node.post(COMPLETIONS, {"model": "fake", "prompt": "once", "max_tokens": 2})).json
+        assert (body["object"], body["choices"][0]["text"]) == ("text_completion", "and so")
+        assert body["choices"][0]["finish_reason"] == "length"
+        assert body["usage"]["prompt_tokens"] == 1, "no template"
+        both = {"model": "fake", "prompt": ["one", "two"], "echo": True, "n": 2}
+        body = (await node.post(COMPLETIONS, both)).json
+        assert [c["text"] for c in body["choices"]] == ["oneand so on"] * 2 + ["twoand so on"] * 2
+        assert [c["index"] for c in body["choices"]] == [0, 1, 2, 3]
+        streamed = (await node.post(COMPLETIONS, both | {"stream": True})).events[:-1]
+        for index in range(4):
+            text = "".join(c["text"] for e in streamed for c in e["choices"] if c["index"] == index)
+            assert text == body["choices"][index]["text"]
+        [vote] = (await node.post(COMPLETIONS, {"prompt": "x"})).json["choices"]
+        assert vote["text"] == "and so on"
+        assert (await node.post(COMPLETIONS, {"model": "fake", "prompt": ["a", [1, 2]]})).status == 200
+        found = await node.post(COMPLETIONS, {"model": "fake", "prompt": [10**12]})
+        assert (found.status, "none of this model's" in found.error) == (400, True)
+
+
+async def test_embeddings() -> None:
+    async with web() as node:
+        body = (await node.post(EMBEDDINGS, {"model": "fake", "input": ["red sky", "blue"]})).json
+        vectors = [d["embedding"] for d in body["data"]]
+        assert [d["index"] for d in body["data"]] == [0, 1]
+        assert sum(x * x for x in vectors[0]) == pytest.approx(1)
+        assert body["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+        packed = await node.post(EMBEDDINGS, {"model": "conclave", "input": "red sky", "encoding_format": "base64"})
+        raw = base64.b64decode(packed.json["data"][0]["embedding"])
+        assert struct.unpack(f"<{len(raw) // 4}f", raw) == pytest.approx(vectors[0])
+        for bad, why in (
+            ({"input": []}, "send 1 to 256"),
+            ({"input": [""]}, "none of them empty"),
+            ({"input": ["x"] * 257}, "257 texts"),
+            ({"input": "x", "dimensions": 3}, "dimensions cannot be chosen"),
+            ({"input": "x " * 9000}, "does not fit"),
+        ):
+            found = await node.post(EMBEDDINGS, bad)
+            assert (found.status, why in found.error) == (400, True), found.error
+
+
+# ---- responses -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_response_and_the_one_that_follows() -> None:
+    async with web() as node:
+        first = (await node.post(RESPONSES, {"model": "fake", "input": "one two", "instructions": "brief"})).json
+        assert (first["object"], first["status"], first["error"]) == ("response", "completed", None)
+        [message] = first["output"]
+        assert message["content"] == [
+            {"type": "output_text", "text": "echo: one two", "annotations": [], "logprobs": []}
+        ]
+        second = {"model": "fake", "input": "three", "previous_response_id": first["id"]}
+        usage = (await node.post(RESPONSES, second)).json["usage"]
+        assert usage["input_tokens_details"]["cached_tokens"] > 0 or usage["input_tokens"] > 8
+        unkept = (await node.post(RESPONSES, {"model": "fake", "input": "x", "store": False})).json
+        for id in (unkept["id"], "resp_0"):
+            found = await node.post(RESPONSES, {"input": "y", "previous_response_id": id})
+            assert (found.status, "not remembered" in found.error) == (404, True)
+        cut = (await node.post(RESPONSES, {"model": "fake", "input": "a b c d", "max_output_tokens": 2})).json
+        assert (cut["status"], cut["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+        vote = (await node.post(RESPONSES, {"input": "hello"})).json
+        assert vote["conclave"]["planned"] == 4
+
+
+async def test_a_response_as_events() -> None:
+    async with web(FakeSpec(answers=("one two three",))) as node:
+        found = await node.post(RESPONSES, {"model": "fake", "input": "hi", "stream": True})
+        events = found.events
+        assert [e["sequence_number"] for e in events] == list(range(len(events)))
+        named = [line[7:] for line in found.body.decode().splitlines() if line.startswith("event: ")]
+        assert named == [e["type"] for e in events]
+        assert named == [
+            *("response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"),
+            *["response.output_text.delta"] * 3,
+            *("response.output_text.done", "response.content_part.done", "response.output_item.done"),
+            "response.completed",
+        ]
+        text = "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")
+        assert text == "one two three" == events[-1]["response"]["output"][0]["content"][0]["text"]
+
+
+async def test_function_calls_of_a_response() -> None:
+    async with web(FakeSpec(answers=(f"Let me see. {CALL}",))) as node:
+        body = (await node.post(RESPONSES, {"model": "fake", "input": "hi", "tools": [ADD]})).json
+        message, call = body["output"]
+        assert message["content"][0]["text"].strip() == "Let me see."
+        assert (call["type"], call["name"], call["arguments"]) == ("function_call", "add", '{"a": 1}')
+        output = {"type": "function_call_output", "call_id": call["call_id"], "output": "2"}
+        more = {"model": "fake", "input": [output], "previous_response_id": body["id"], "tools": [ADD]}
+        assert (await node.post(RESPONSES, more)).status == 200
+        whole = [{"role": "user", "content": "hi"}, {"type": "reasoning", "summary": []}, call, output]
+        assert (await node.post(RESPONSES, {"model": "fake", "input": whole})).status == 200
+        events = (await node.post(RESPONSES, {"model": "fake", "input": "hi", "tools": [ADD], "stream": True})).events
+        done = [e for e in events if e["type"] == "response.output_item.done"]
+        assert [d["item"]["type"] for d in done] == ["function_call", "message"]
+        assert {d["output_index"]: d["item"]["type"] for d in done} == {0: "message", 1: "function_call"}
+        arguments = [e for e in events if e["type"] == "response.function_call_arguments.done"]
+        assert arguments[0]["arguments"] == '{"a": 1}'
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    held = Remembered()
+    for i in range(1100):
+        held.keep(str(i), [types_pb2.Message(role="user", content="x")])
+    assert held.get("1099")
+    with pytest.raises(NotFound):
+        held.get("3")
+    held.keep("big", [types_pb2.Message(role="user", content="x" * (65 << 20))])
+    assert held.get("big")
+    with pytest.raises(NotFound):
+        held.get("1099")
+
+
+# ---- who may ask -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_where_there_is_one() -> None:
+    async with web(keys=("secret", "other")) as node:
+        for path in ("/v1/models", "/v1/status", "/metrics", "/v1/chat/completions"):
+            for wrong in ({}, {"authorization": "Bearer nope"}, {"authorization": "secret"}, {"x_api_key": "secre"}):
+                found = await node.call("GET", path, **wrong)
+                assert (found.status, found.json["error"]["code"]) == (401, "invalid_api_key")
+                assert found.headers["www-authenticate"] == "Bearer"
+        for right in ({"authorization": "Bearer secret"}, {"authorization": "bearer other"}, {"x_api_key": "other"}):
+            assert (await node.get("/v1/models", **right)).status == 200
+            assert (await node.post(CHAT, asked(), **right)).status == 200
+        for path in ("/", "/health", "/page.js", "/page.css"):
+            assert (await node.get(path)).status == 200, "which tell nothing of the mesh"
+        far = await node.get(
+            "/v1/models", origin="https://far.example", host="far.example", authorization="Bearer secret"
+        )
+        assert (far.status, far.headers["access-control-allow-origin"]) == (200, "https://far.example")
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("127.0.0.1:7422", True),
+        ("[::1]:7422", True),
+        ("localhost", True),
+        ("app.localhost:80", True),
+        ("192.168.1.7:7422", True),
+        ("evil.example:7422", False),
+        ("127.0.0.1.evil.example", False),
+        ("", False),
+        ("localhost.evil.example", False),
+        ("[::1", False),
+    ],
+)
+def test_hosts_of_this_machine(host: str, ours: bool) -> None:
+    assert is_this_machine(host) is ours
+
+
+async def test_pages_of_other_sites_may_not_ask() -> None:
+    async with web() as node:
+        for headers in ({"origin": "https://evil.example"}, {"origin": "null"}, {"host": "evil.example"}):
+            found = await node.post(CHAT, asked(), **headers)
+            assert found.status == 403
+            assert "access-control-allow-origin" not in found.headers
+        own = f"http://localhost:{node.port}"
+        preflight = await node.call("OPTIONS", CHAT, origin=own, access_control_request_headers="content-type")
+        assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, own)
+        assert preflight.headers["access-control-allow-headers"] == "content-type"
+        assert (await node.post(CHAT, asked(), origin=own)).status == 200
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x"}}
+BAD: list[tuple[Any, int, str]] = [
+    (b"{", 400, "the request is not valid"),
+    (b"\xff\xfe", 400, "the request is not valid"),
+    (b"[" * 100_000, 400, "the request is not valid"),
+    (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "the request is not valid"),
+    ({}, 400, "missing required field `messages`"),
+    (asked(temperature="hot"), 400, "Expected `float | null`, got `str` - at `$.temperature`"),
+    (asked(temperature=11), 400, "at `$.temperature`"),
+    (asked(n=65), 400, "at `$.n`"),
+    (asked(seed=2**70), 400, "seed"),
+    (asked(max_tokens=0), 400, "max_tokens is 0"),
+    (asked(stop=["x"] * 17), 400, "at `$.stop`"),
+    (asked(stop=[""]), 400, "stop takes at most"),
+    (asked(""), 400, "empty prompt"),
+    (asked(topic="x" * 300), 400, "topic is 300 bytes"),
+    (asked(topic="a\nb"), 400, "control characters"),
+    (asked("w " * 9000, model="fake"), 400, "a sequence holds 4096"),
+    (asked("w " * 9000, model="fake", stream=True), 400, "a sequence holds 4096"),
+    (asked(model="gpt-4o"), 404, "does not exist here"),
+    (asked(model="conclave:fats"), 404, "there are conclave"),
+    (asked(response_format={"type": "sound"}), 400, "it must be text, json_object or json_schema"),
+    (asked(response_format=SCHEMA), 400, "has no schema"),
+    (asked(tools=[{"type": "web_search"}]), 400, "only function tools"),
+    (asked(tools=[{"type": "function", "function": {}}]), 400, "has no name"),
+    (asked(tool_choice="required"), 400, "there are no tools"),
+    (asked(tool_choice="maybe"), 400, "tool_choice is 'maybe'"),
+    (asked(tool_choice={"type": "function", "function": {"name": "f"}}), 400, "none of the tools"),
+    (asked(conclave={"strategy": "guess"}), 400, "strategy 'guess' is unknown"),
+    (asked(conclave={"scope": "moon"}), 400, "conclave.scope"),
+    (asked(conclave={"early_stop": "x"}), 400, "conclave.early_stop"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "this node takes text only"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role is 'robot'"),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "the last message is from 'assistant'"),
+    ({"messages": "hi"}, 400, "Expected `array`, got `str`"),
+]
+
+
+async def test_every_error_has_its_code_and_one_line() -> None:
+    async with web() as node:
+        for body, status, why in BAD:
+            found = await node.post(CHAT, body)
+            assert found.status == status, (body if len(str(body)) < 200 else "", found.body)
+            assert why in found.error
+            assert set(found.json["error"]) == {"message", "type", "param", "code"}
+            assert "\n" not in found.error
+        found = await node.post(CHAT, b"x" * (17 << 20))
+        assert (found.status, "longer than 16 MiB" in found.error) == (400, True)
+        for method, path, status in (("GET", "/v1/nothing", 404), ("GET", CHAT, 405), ("POST", "/v1/models", 405)):
+            found = await node.call(method, path)
+            assert (found.status, "/openapi.json" in found.error) == (status, True)
+
+
+async def test_a_defect_is_no_traceback(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    async with web() as node:
+        monkeypatch.setattr(node.engine, "run", lambda job: 1 // 0)
+        found = await node.post(CHAT, asked(model="fake"))
+        assert (found.status, "internal error: ZeroDivisionError" in found.error) == (500, True)
+        assert "Traceback" not in found.body.decode()
+
+
+# ---- looking ---------------------------------------------------------------------------------------------------------
+
+
+async def test_health_metrics_status_and_the_description() -> None:
+    async with web() as node:
+        await node.post(CHAT, asked(topic="t"))
+        assert (await node.get("/health")).json == {"status": "ok"}
+        status = (await node.get("/v1/status")).json
+        assert (status["nodes"][0]["name"], status["slots"]["free"], status["topics"][0]["topic"]) == ("me", 16, "t")
+        found = await node.get("/metrics")
+        assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
+        families = {f.name: f for f in text_string_to_metric_families(found.body.decode())}
+        slots = {s.labels["state"]: s.value for s in families["conclave_slots"].samples}
+        assert slots["free"] == 16
+        assert families["conclave_topics"].samples[0].value == 1
+        labels = families["conclave_node_info"].samples[0].labels
+        assert (labels["model"], labels["version"]) == ("fake", "1.2.3")
+        described = (await node.get("/openapi.json")).json
+        assert described["openapi"] == "3.1.0"
+        text = json.dumps(described)
+        for ref in {r.split('"')[0] for r in text.split("#/components/schemas/")[1:]}:
+            assert ref in described["components"]["schemas"]
+
+
+async def test_a_stop_ends_what_runs() -> None:
+    async with web(SLOW) as node:
+        conversation = await node.open("POST", CHAT, asked(model="fake", stream=True, max_tokens=4000))
+        await conversation.event()
+        await node.gateway.stop()
+        await node.free()
+        await conversation.close()
