@@ -86,7 +86,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one candidate is sampled. Temperature 0 is greedy; top_k 0 and top_p 1 are off; seed None is random."""
+    """How one candidate is sampled. Temperature 0 is greedy; top_k 0 and top_p 1 are off; seed None is random.
+
+    Penalties look back on the last 64 tokens, the prompt's included, as llama.cpp's do: `repeat_penalty` divides or
+    multiplies, `presence_penalty` is subtracted once, `frequency_penalty` for each time. `logit_bias` adds to logits of
+    (token id, bias). With `logprobs` each token comes with its log probability and the `top_logprobs` most probable
+    ones. `ignore_eos` never ends an answer by itself, for benchmarks.
+    """
 
     max_tokens: int = 512
     temperature: float = 0.8
@@ -98,6 +104,12 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     json_schema: str = ""
     grammar: str = ""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -110,8 +122,28 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and its natural-log probability under the model's plain distribution: at temperature 1, before any
+    penalty or filter; at most 0.
+
+    `token` is for people to read; `bytes` are what it adds to the text, none for control tokens; `id` is the model's.
+    `top` are the most probable tokens in its place, the best first, if they were asked for.
+    """
+
+    token: str
+    logprob: float
+    bytes: bytes
+    id: int
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """One finished answer. `mean_logprob` is the mean natural-log probability of its tokens, at most 0."""
+    """One finished answer. `mean_logprob` is the mean natural-log probability of its tokens, at most 0.
+
+    `logprobs` has an entry for each token of the text if they were asked for: not for the one that ends an answer, nor
+    for those of a stop string.
+    """
 
     id: int
     node: str
@@ -121,6 +153,7 @@ class Candidate:
     finish_reason: FinishReason
     latency_ms: float
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ from node.types import (
     Scope,
     Strategy,
     Timings,
+    TokenLogprob,
     Tool,
     ToolCall,
     Usage,
@@ -53,6 +55,13 @@ PARAMS = st.builds(
     seed=st.integers(0, 2**64 - 1),
     stop=st.lists(NAMES, max_size=16).map(tuple),
     json_schema=st.sampled_from(["", '{"type": "object"}']),
+    presence_penalty=st.integers(-200, 200).map(lambda n: n / 100),
+    frequency_penalty=st.integers(-200, 200).map(lambda n: n / 100),
+    logit_bias=st.dictionaries(st.integers(0, 2**32 - 1), st.integers(-100, 100).map(float), max_size=9).map(
+        lambda d: tuple(sorted(d.items()))
+    ),
+    logprobs=st.just(True),
+    top_logprobs=st.integers(0, 20),
 )
 TOOLS = st.lists(
     st.builds(Tool, NAMES, TEXTS, st.sampled_from(["{}", '{"a": [1]}'])), max_size=3, unique_by=lambda t: t.name
@@ -78,6 +87,7 @@ def test_a_request_comes_back(request: GenerateRequest) -> None:
     assert wire.generate_request(generate_pb2.GenerateRequest.FromString(sent), wire.Defaults()) == request
 
 
+LOGPROBS = st.builds(TokenLogprob, TEXTS, st.floats(-9999, 0), st.binary(max_size=4), st.integers(0, 2**32 - 1))
 CANDIDATES = st.builds(
     Candidate,
     id=st.integers(1, 2**32 - 1),
@@ -88,6 +98,7 @@ CANDIDATES = st.builds(
     finish_reason=st.sampled_from(FinishReason),
     latency_ms=st.floats(0, 1e300),
     tool_calls=st.lists(CALLS, max_size=2).map(tuple),
+    logprobs=st.lists(st.builds(replace, LOGPROBS, top=st.tuples(LOGPROBS)), max_size=2).map(tuple),
 )
 
 
@@ -242,6 +253,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *[(number("top_p", v), f"top_p is {v:g}") for v in (0.0, -1.0, 1.1, math.nan, -math.inf)],
     *[(number("repeat_penalty", v), f"repeat_penalty is {v:g}") for v in (0.0, -1.0, 11.0, math.nan)],
     *[(number("top_k", v), "top_k is ") for v in (-1, 1_000_001)],
+    *[(number(f"{f}_penalty", v), f"{f}_penalty is") for f in ("presence", "frequency") for v in (-2.1, 3.0, math.nan)],
+    *[(number("top_logprobs", v), f"top_logprobs is {v}: it must be 0 to 20") for v in (-1, 21)],
+    (number("top_logprobs", 3), "top_logprobs is 3, but logprobs is false"),
+    ({"params": {"logit_bias": {7: 101.0}}}, "logit_bias of token 7 is 101: it must be -100 to 100"),
+    ({"params": {"logit_bias": {7: math.nan}}}, "logit_bias of token 7 is nan"),
+    ({"params": {"logit_bias": dict.fromkeys(range(1025), 1.0)}}, "logit_bias has 1025 tokens: at most 1024"),
+    ({"params": {"ignore_eos": True, "json_schema": "{}"}}, "ignore_eos excludes json_schema and grammar"),
+    ({"params": {"ignore_eos": True, "grammar": "root ::= x"}}, "ignore_eos excludes json_schema and grammar"),
     ({"params": {"stop": ["x"] * 17}}, "stop takes at most 16"),
     ({"params": {"stop": [""]}}, "stop takes at most 16 texts of 1 to 256"),
     ({"params": {"stop": ["x" * 257]}}, "stop takes at most 16 texts of 1 to 256"),
@@ -324,6 +343,14 @@ def test_numbers_of_a_peers_candidate_are_bounded(pb: types_pb2.Candidate) -> No
     assert got.mean_logprob <= 0
     assert math.isfinite(got.latency_ms)
     assert got.latency_ms >= 0
+
+
+@given(st.floats())
+def test_a_peers_log_probabilities_are_bounded(logprob: float) -> None:
+    alike = types_pb2.TopLogprob(logprob=logprob)
+    pb = types_pb2.Candidate(logprobs=[types_pb2.TokenLogprob(logprob=logprob, top_logprobs=[alike])])
+    [got] = wire.candidate(pb).logprobs
+    assert got.logprob == got.top[0].logprob == (logprob if -math.inf < logprob <= 0 else -9999.0)
 
 
 @given(

@@ -203,7 +203,9 @@ def _event_pb(event: Event) -> generate_pb2.StreamResponse:
         plan = generate_pb2.Plan(request_id=event.request_id, strategy=event.strategy.value, shares=shares)
         return generate_pb2.StreamResponse(plan=plan)
     if isinstance(event, Wrote):
-        return generate_pb2.StreamResponse(token=generate_pb2.Token(candidate_id=event.candidate, text=event.text))
+        logprobs = [wire.token_logprob_pb(t) for t in event.logprobs]
+        token = generate_pb2.Token(candidate_id=event.candidate, text=event.text, logprobs=logprobs)
+        return generate_pb2.StreamResponse(token=token)
     if isinstance(event, Voted):
         return generate_pb2.StreamResponse(candidate=wire.candidate_pb(event.ballot.candidate, event.ballot.key))
     if isinstance(event, Counted):

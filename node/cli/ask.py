@@ -42,6 +42,8 @@ def run(options: Namespace) -> int:
         )
         return 0
     turn.after(response, address, votes=bool(options.votes))
+    if options.top_logprobs is not None:
+        render.tokens(render.console(sys.stdout), response)
     return 0
 
 

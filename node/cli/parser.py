@@ -215,6 +215,12 @@ def _turns(p: _Parser) -> None:
     p.switch("--votes", "show how the vote went")
     p.value("--max-tokens", "longest answer, in tokens", "N", _whole(1, 2**31 - 1))
     p.value("--temperature", "0 is greedy", "T", _number(0, 10))
+    p.value("--top-p", "nucleus: most probable tokens of so much probability; 1 is off", "P", _number(0.001, 1))
+    p.value("--top-k", "so many most probable tokens; 0 is off", "N", _whole(0, 1_000_000))
+    p.value("--min-p", "least probability relative to the best token; 0 is off", "P", _number(0, 1))
+    p.value("--repeat-penalty", "above 1: discourages what is among the last 64 tokens", "X", _number(0.01, 10))
+    p.value("--presence-penalty", "above 0: the same, subtracted once", "X", _number(-2, 2))
+    p.value("--frequency-penalty", "above 0: the same, subtracted for each time", "X", _number(-2, 2))
     p.value("--seed", "for answers that can be repeated", "N", _whole(0, 2**64 - 1))
     p.value("--system", "a system prompt, at the start of the conversation", "TEXT", utf8)
     # CONCLAVE_MODEL is what a node serves, and that may be a path.
@@ -225,6 +231,8 @@ def _turns(p: _Parser) -> None:
 def _ask(p: _Parser) -> None:
     p.add_argument("prompt", nargs="*", metavar="PROMPT", help="the question; `-`, or none and a pipe: standard input")
     _turns(p)
+    p.value("--top-logprobs", "show how probable each token was, and the N best in its place", "N", _whole(0, 20))
+    p.switch("--ignore-eos", "for benchmarks: write --max-tokens tokens, whatever they are")
     p.switch("--json", "print the whole response as JSON")
     _verbose(p)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import Counter
@@ -191,6 +192,21 @@ def _facts(response: generate_pb2.GenerateResponse, names: Mapping[str, str]) ->
 def _loss(loss: types_pb2.Loss, names: Mapping[str, str]) -> str:
     ids = " ".join(str(i) for i in loss.candidates)
     return f"{ids} of {names.get(loss.node, one_line(loss.node))}: {one_line(loss.reason, 200)}".strip()
+
+
+def tokens(to: Console, response: generate_pb2.GenerateResponse) -> None:
+    """Each token of the winner with its probability, and the most probable ones in its place."""
+
+    def share(logprob: float) -> str:
+        return f"{math.exp(logprob):.1%}"
+
+    def others(t: types_pb2.TokenLogprob) -> str:
+        return "  ".join(f"{one_line(repr(o.token))} {share(o.logprob)}" for o in t.top_logprobs)
+
+    winner = [c for c in response.candidates if c.id == response.outcome.winner]
+    rows = [(one_line(repr(t.token)), share(t.logprob), others(t)) for c in winner for t in c.logprobs]
+    to.print()
+    table(to, ("token", "probability", "most probable"), rows, right=(1,))
 
 
 def warnings(response: generate_pb2.GenerateResponse, names: Mapping[str, str], *, with_votes: bool) -> None:

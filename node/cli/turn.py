@@ -20,6 +20,8 @@ from node.v1 import generate_pb2, types_pb2
 
 DEFAULT_TIMEOUT = 300.0
 PREVIEW_LINES = 3
+# Fields of SamplingParams that are options of the same name, and that 0 does not leave to the node.
+NUMBERS = "temperature top_p top_k min_p repeat_penalty presence_penalty frequency_penalty seed".split()
 
 
 def request(
@@ -27,10 +29,15 @@ def request(
 ) -> generate_pb2.GenerateRequest:
     """The request that the options of `ask` and `chat` mean."""
     params = types_pb2.SamplingParams(max_tokens=options.max_tokens or 0)
-    if options.temperature is not None:
-        params.temperature = options.temperature
-    if options.seed is not None:
-        params.seed = options.seed
+    for name in NUMBERS:
+        value = getattr(options, name)
+        if value is not None:
+            setattr(params, name, value)
+    # What only `ask` has.
+    top = getattr(options, "top_logprobs", None)
+    if top is not None:
+        params.logprobs, params.top_logprobs = True, top
+    params.ignore_eos = bool(getattr(options, "ignore_eos", None))
     return generate_pb2.GenerateRequest(
         topic=topic,
         messages=messages,

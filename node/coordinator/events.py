@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from node.types import Ballot, GenerateResult, Strategy, Tally
+from node.types import Ballot, GenerateResult, Strategy, Tally, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,11 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """A piece of text of a candidate of this node."""
+    """A piece of text of a candidate of this node, with the log probabilities of its tokens if they were asked for."""
 
     candidate: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from node.coordinator.local import VOTING, ballot, with_calls
 from node.core import consensus, tools
 from node.errors import InvalidRequest
 from node.mesh.peer import Peer
-from node.types import Ballot, Candidate, FinishReason, GenerateRequest
+from node.types import Ballot, Candidate, FinishReason, GenerateRequest, SamplingParams, TokenLogprob
 from node.v1 import types_pb2, vote_pb2
 
 # The most text that a peer may call one token, far above what vocabularies have, and the most for a whole candidate.
@@ -70,12 +70,30 @@ def checked(candidate: Candidate, request: GenerateRequest) -> Candidate:
         raise InvalidRequest(f"{which} of {size} bytes, more than {request.params.max_tokens} tokens can be")
     if not tools.accepted(candidate.tool_calls, request.tools):
         raise InvalidRequest(f"{which} with calls of tools that were not offered")
-    candidate = replace(candidate, tokens=min(candidate.tokens, request.params.max_tokens))
+    candidate = replace(
+        candidate,
+        tokens=min(candidate.tokens, request.params.max_tokens),
+        logprobs=_logprobs(candidate, request.params),
+    )
     if candidate.tool_calls:
         return replace(candidate, finish_reason=FinishReason.TOOL_CALLS)
     if candidate.finish_reason is FinishReason.TOOL_CALLS:
         candidate = replace(candidate, finish_reason=FinishReason.STOP)
     return with_calls(candidate, request)
+
+
+def _logprobs(candidate: Candidate, params: SamplingParams) -> tuple[TokenLogprob, ...]:
+    """A peer's log probabilities, if they were asked for. Raises InvalidRequest."""
+    if not params.logprobs:
+        return ()
+    if len(candidate.logprobs) > params.max_tokens:
+        raise InvalidRequest(f"it sent candidate {candidate.id} with {len(candidate.logprobs)} log probabilities")
+    for token in candidate.logprobs:
+        if len(token.top) > params.top_logprobs:
+            raise InvalidRequest(f"it sent candidate {candidate.id} with {len(token.top)} tokens in place of one")
+        if any(max(len(t.token), len(t.bytes)) > MAX_TOKEN_BYTES for t in (token, *token.top)):
+            raise InvalidRequest(f"it sent candidate {candidate.id} with a token of more than {MAX_TOKEN_BYTES} bytes")
+    return candidate.logprobs
 
 
 def _problem(counted: types_pb2.Tally, request: GenerateRequest, ballots: dict[int, Ballot]) -> str | None:

@@ -61,6 +61,7 @@ STOP_TIMEOUT_S = 0.5
 # candidates, and at least this long: without a deadline of the client's nothing else would end the wait.
 PATIENCE = 3.0
 PATIENCE_S = 30.0
+MAX_LOGPROBS = 500_000  # of an answer; some 30 bytes each, and a message is 64 MiB at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class Turn:
         me = placement.Participant(self._p.id, engine.decode_tokens_per_s, engine.free_sequences)
         others = [placement.Participant(p.id, p.info.decode_tokens_per_s, p.info.free_sequences) for p in participants]
         shares = placement.share(count, [me, *others])
+        _check_logprobs(request, count)
         ids = iter(range(1, count + 1))
         self._shares = {node: tuple(next(ids) for _ in range(n)) for node, n in shares.items()}
         vote = Vote(
@@ -256,7 +258,8 @@ class Turn:
         if isinstance(news, scheduler.Text):
             if self._first_token is None:
                 self._first_token = self._p.clock()
-            return [Wrote(candidate, text) for candidate, text in news.pieces]
+            texts, logprobs = dict(news.pieces), dict(news.logprobs)
+            return [Wrote(c, texts.get(c, ""), logprobs.get(c, ())) for c in {**texts, **logprobs}]
         if isinstance(news, scheduler.Prefilled):
             self._prefilled = news
         elif isinstance(news, scheduler.Done):
@@ -413,6 +416,17 @@ def _count(outcome: Outcome) -> None:
     if outcome.stopped_early:
         metrics.EARLY_STOPS.inc()
         metrics.SAVED_CANDIDATES.inc(max(outcome.planned - outcome.finished - lost, 0))
+
+
+def _check_logprobs(request: GenerateRequest, candidates: int) -> None:
+    """Raises InvalidRequest where log probabilities could make an answer that is too large to send."""
+    params = request.params
+    entries = candidates * params.max_tokens * (1 + params.top_logprobs)
+    if params.logprobs and entries > MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"{candidates} candidates of {params.max_tokens} tokens with {params.top_logprobs} top_logprobs are "
+            f"{entries} log probabilities: at most {MAX_LOGPROBS}; ask for fewer candidates, max_tokens or top_logprobs"
+        )
 
 
 async def _ended(tasks: Collection[asyncio.Task[None]], timeout_s: float = STOP_TIMEOUT_S) -> None:

@@ -1,8 +1,8 @@
 """What the scheduler needs of whatever computes: a `Backend`, driven by one thread.
 
 A backend knows tokens, positions and sequences; it knows nothing of requests. Sequence ids are 0 <= id < `sequences`.
-`render`, `tokenize`, `piece` and `is_end` only read the vocabulary and may be called from any thread; everything else
-belongs to the decode thread.
+`render`, `tokenize`, `piece`, `label` and `is_end` only read the vocabulary and may be called from any thread;
+everything else belongs to the decode thread.
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ class Backend(Protocol):
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; not always whole UTF-8 characters; empty for control tokens."""
 
+    def label(self, token: int) -> str:
+        """The token as a person reads it: control tokens have a name, bytes that are no UTF-8 are U+FFFD."""
+
     def is_end(self, token: int) -> bool:
         """Whether the token ends an answer."""
 
@@ -75,10 +78,17 @@ class Backend(Protocol):
         """Compute the rows. Raises CacheFull (nothing changed) or BackendError (drop the batch's sequences)."""
 
     def sampler(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Sampler:
-        """A sampler for one candidate; penalties see the prompt. Raises InvalidRequest for a bad grammar."""
+        """A sampler for one candidate; penalties see the prompt. Raises InvalidRequest for a bad grammar or token."""
 
     def sample(self, sampler: Sampler, row: int) -> tuple[int, float]:
-        """Draw from the logits of a row of the last decode: token and its natural-log probability at temperature 1."""
+        """Draw from the logits of a row of the last decode: token and its natural-log probability at temperature 1.
+
+        Raises InvalidRequest where the sampler's grammar has come to a dead end.
+        """
+
+    def top(self, row: int, count: int) -> Sequence[tuple[int, float]]:
+        """The most probable tokens of a row of the last decode, the best first, with their log probabilities as from
+        `sample`."""
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Let `target`, which must be empty, share the first `length` tokens of `source`."""

@@ -75,6 +75,7 @@ class FakeSpec:
 @dataclass(slots=True)
 class _FakeSampler:
     seed: int
+    repeats: bool = False
     plan: list[int] = field(default_factory=list)
     at: int = -1
 
@@ -113,6 +114,7 @@ class FakeBackend:
         self._ids: dict[str, int] = {}
         self._sequences: list[list[int]] = [[] for _ in range(sequences)]
         self._rows: list[Row] = []
+        self._drawn: dict[int, int] = {}  # by row, of the last decode
         self._decodes = 0
         self._info = ModelInfo(
             name=spec.name,
@@ -145,6 +147,10 @@ class FakeBackend:
         """The word."""
         return self._words[token].encode()
 
+    def label(self, token: int) -> str:
+        """The word, or <end>."""
+        return self._words[token] if token else "<end>"
+
     def is_end(self, token: int) -> bool:
         """Whether the token is 0."""
         return token == _END
@@ -162,6 +168,7 @@ class FakeBackend:
             assert row.position < self._info.context, f"position {row.position} is past the context"
             tokens.append(row.token)
         self._rows = list(rows)
+        self._drawn.clear()
         if self._spec.prefill_per_s and prompt_rows:
             self._sleep(prompt_rows / self._spec.prefill_per_s)
         if self._spec.tokens_per_s and prompt_rows < len(rows):
@@ -169,7 +176,7 @@ class FakeBackend:
 
     def sampler(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Sampler:
         """A sampler that will say one of the answers."""
-        return _FakeSampler(seed)
+        return _FakeSampler(seed, params.ignore_eos)
 
     def sample(self, sampler: Sampler, row: int) -> tuple[int, float]:
         """The next token of the sampler's answer; checks that the answer so far is what its sequence holds."""
@@ -182,9 +189,18 @@ class FakeBackend:
         else:
             held = tokens[len(tokens) - sampler.at :]
             assert held == sampler.plan[: sampler.at], "the sequence does not hold what was sampled"
+        if sampler.repeats and sampler.at == len(sampler.plan):
+            sampler.plan *= 2
         token = sampler.plan[sampler.at] if sampler.at < len(sampler.plan) else _END
         sampler.at += 1
+        self._drawn[row] = token
         return token, self._spec.logprob
+
+    def top(self, row: int, count: int) -> list[tuple[int, float]]:
+        """What was drawn from the row, then other words, each half as probable as the one before."""
+        drawn = self._drawn[row]
+        others = [t for t in range(count) if t != drawn]
+        return [(t, self._spec.logprob - i * math.log(2)) for i, t in enumerate([drawn, *others][:count])]
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Copy the first tokens of a sequence into an empty one."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from node.errors import ConclaveError
-from node.types import Candidate, SamplingParams
+from node.types import Candidate, SamplingParams, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,14 @@ class Prefilled:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Candidates wrote; one event a step, (candidate id, text) each."""
+    """Candidates wrote; one event a step, (candidate id, text) each.
+
+    `logprobs` are those of tokens whose text has come, where they were asked for: (candidate id, tokens) each.
+    """
 
     job: str
     pieces: tuple[tuple[int, str], ...]
+    logprobs: tuple[tuple[int, tuple[TokenLogprob, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from node.engine.backend import Sampler
 from node.engine.job import Job
+from node.engine.logprobs import Logprobs
 from node.engine.text import TextStream
 
 
@@ -23,6 +24,7 @@ class Branch:
     position: int = -1  # where it goes
     written: list[int] = field(default_factory=list)
     logprob: float = 0.0
+    logprobs: Logprobs | None = None  # where they were asked for
     row: int = -1  # of the current batch, with the logits to draw from
 
 

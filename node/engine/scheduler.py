@@ -25,11 +25,12 @@ from dataclasses import replace
 
 from node.engine.backend import Backend, Row
 from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Text, derive_seed, job
+from node.engine.logprobs import Logprobs
 from node.engine.request import Branch, Request
 from node.engine.slots import Pool, Slots
 from node.engine.text import TextStream
 from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
-from node.types import Candidate, FinishReason
+from node.types import Candidate, FinishReason, TokenLogprob
 
 __all__ = ["Done", "Ended", "Event", "Failed", "Job", "Prefilled", "Scheduler", "Text", "derive_seed", "job"]
 
@@ -246,6 +247,8 @@ class Scheduler:
         else:
             sequence, request.base = request.base, -1
         branch = Branch(candidate, sequence, sampler, TextStream(params.stop), request.admitted)
+        if params.logprobs:
+            branch.logprobs = Logprobs(self._backend, params.top_logprobs)
         request.branches.append(branch)
         return branch
 
@@ -290,13 +293,16 @@ class Scheduler:
             if not request.was_prefilled:
                 events.append(self._prefilled(request))
         pieces: list[tuple[int, str]] = []
+        logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = []
         done: list[Event] = []
         for branch in list(request.branches):
             if branch.row >= 0:
                 done += self._advance(request, branch, pieces)
                 branch.row = -1
-        if pieces:
-            events.append(Text(request.job.id, tuple(pieces)))
+                if branch.logprobs is not None and (news := branch.logprobs.news()):
+                    logprobs.append((branch.id, news))
+        if pieces or logprobs:
+            events.append(Text(request.job.id, tuple(pieces), tuple(logprobs)))
         return events + done + (self._settle(request) if done else [])
 
     def _fork_first(self, request: Request) -> None:
@@ -333,6 +339,8 @@ class Scheduler:
         if self._backend.is_end(token):
             reason = FinishReason.STOP
         else:
+            if branch.logprobs is not None:
+                branch.logprobs.add(token, logprob, branch.row, branch.text)
             text = branch.text.feed(self._backend.piece(token))
             if branch.text.stopped:
                 reason = FinishReason.STOP
@@ -340,6 +348,8 @@ class Scheduler:
                 reason = FinishReason.LENGTH
         if reason is not None:
             text += branch.text.finish()
+        if branch.logprobs is not None:
+            branch.logprobs.settle(branch.text, over=reason is not None)
         if text:
             pieces.append((branch.id, text))
         return [self._finish(request, branch, reason)] if reason is not None else []
@@ -361,6 +371,7 @@ class Scheduler:
                 mean_logprob=branch.logprob / tokens if tokens else 0.0,
                 finish_reason=reason,
                 latency_ms=(self._clock() - branch.started) * 1e3,
+                logprobs=branch.logprobs.given if branch.logprobs is not None else (),
             ),
         )
 
@@ -392,6 +403,8 @@ class Scheduler:
         events: list[Event] = []
         for branch in [b for b in request.branches if b.id in wanted]:
             branch.text.finish()
+            if branch.logprobs is not None:
+                branch.logprobs.settle(branch.text, over=True)
             events.append(self._finish(request, branch, reason))
         for candidate in [c for c, _ in request.waiting if c in wanted]:
             events.append(Done(request.job.id, Candidate(candidate, self._node, "", 0, 0.0, reason, 0.0)))

@@ -19,11 +19,17 @@ class TextStream:
         self._held = ""
         self._parts: list[str] = []
         self.stopped = False
+        self.given = 0  # characters that were given out
 
     @property
     def text(self) -> str:
         """All text that was given out."""
         return "".join(self._parts)
+
+    @property
+    def decoded(self) -> int:
+        """Characters that were given out or are held."""
+        return self.given + len(self._held)
 
     def feed(self, data: bytes) -> str:
         """Text that has become safe. After a stop string was met, `stopped` is set and nothing more comes."""
@@ -46,6 +52,7 @@ class TextStream:
             safe, self._held = pending[: len(pending) - hold], pending[len(pending) - hold :]
         if safe:
             self._parts.append(safe)
+            self.given += len(safe)
         return safe
 
 

@@ -15,6 +15,7 @@ from node.wire.channel import (
     status_code,
 )
 from node.wire.read import (
+    MAX_BIASES,
     MAX_CALLS,
     MAX_CANDIDATES,
     MAX_MESSAGES,
@@ -23,6 +24,7 @@ from node.wire.read import (
     MAX_STOPS,
     MAX_TEXTS,
     MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
     MAX_TURN,
     ROLES,
     Defaults,
@@ -53,6 +55,7 @@ from node.wire.write import (
     request_pb,
     response_pb,
     tally_pb,
+    token_logprob_pb,
     tool_call_pb,
     tool_pb,
     topic_pb,
@@ -61,6 +64,7 @@ from node.wire.write import (
 
 __all__ = [
     "CHANNEL_OPTIONS",
+    "MAX_BIASES",
     "MAX_CALLS",
     "MAX_CANDIDATES",
     "MAX_DETAIL",
@@ -71,6 +75,7 @@ __all__ = [
     "MAX_STOPS",
     "MAX_TEXTS",
     "MAX_TOOLS",
+    "MAX_TOP_LOGPROBS",
     "MAX_TURN",
     "ROLES",
     "SERVER_OPTIONS",
@@ -100,6 +105,7 @@ __all__ = [
     "strategy",
     "tally",
     "tally_pb",
+    "token_logprob_pb",
     "tool_call",
     "tool_call_pb",
     "tool_pb",

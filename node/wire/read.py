@@ -25,6 +25,7 @@ from node.types import (
     Scope,
     Strategy,
     Tally,
+    TokenLogprob,
     Tool,
     ToolCall,
     Version,
@@ -39,6 +40,8 @@ MAX_TOOLS = 128
 MAX_TEXTS = 256
 MAX_NAME_BYTES = 256
 MAX_RULES_BYTES = 1 << 16  # of a JSON schema or a grammar, which native code takes apart
+MAX_BIASES = 1024
+MAX_TOP_LOGPROBS = 20  # OpenAI's limit
 MAX_TURN = 1 << 53  # of a version: beyond any count of turns, and far from where a uint64 ends
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -165,6 +168,12 @@ def sampling_params(pb: types_pb2.SamplingParams, defaults: SamplingParams) -> S
             raise InvalidRequest(f"{what} is {len(rules.encode())} bytes long: at most {MAX_RULES_BYTES}")
     if pb.json_schema:
         _object("json_schema", pb.json_schema)
+    if pb.ignore_eos and (pb.json_schema or pb.grammar):
+        raise InvalidRequest("ignore_eos excludes json_schema and grammar: these say where an answer ends")
+    if not 0 <= pb.top_logprobs <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest(f"top_logprobs is {pb.top_logprobs}: it must be 0 to {MAX_TOP_LOGPROBS}")
+    if pb.top_logprobs and not pb.logprobs:
+        raise InvalidRequest(f"top_logprobs is {pb.top_logprobs}, but logprobs is false: set it too")
     top_p = bounded("top_p", 0.0, 1.0, defaults.top_p)
     if top_p == 0.0:
         raise InvalidRequest("top_p is 0: it must be greater than 0 and at most 1 (temperature 0 is greedy)")
@@ -179,7 +188,22 @@ def sampling_params(pb: types_pb2.SamplingParams, defaults: SamplingParams) -> S
         stop=tuple(pb.stop),
         json_schema=pb.json_schema,
         grammar=pb.grammar,
+        presence_penalty=bounded("presence_penalty", -2.0, 2.0, defaults.presence_penalty),
+        frequency_penalty=bounded("frequency_penalty", -2.0, 2.0, defaults.frequency_penalty),
+        logit_bias=_logit_bias(pb),
+        logprobs=pb.logprobs,
+        top_logprobs=pb.top_logprobs,
+        ignore_eos=pb.ignore_eos,
     )
+
+
+def _logit_bias(pb: types_pb2.SamplingParams) -> tuple[tuple[int, float], ...]:
+    if len(pb.logit_bias) > MAX_BIASES:
+        raise InvalidRequest(f"logit_bias has {len(pb.logit_bias)} tokens: at most {MAX_BIASES}")
+    for token, bias in pb.logit_bias.items():
+        if not -100.0 <= bias <= 100.0:  # not a number is refused too
+            raise InvalidRequest(f"logit_bias of token {token} is {bias:g}: it must be -100 to 100")
+    return tuple(sorted(pb.logit_bias.items()))
 
 
 def strategy(text: str) -> Strategy:
@@ -243,7 +267,14 @@ def candidate(pb: types_pb2.Candidate) -> Candidate:
         finish_reason=reason,
         latency_ms=pb.latency_ms if math.isfinite(pb.latency_ms) and pb.latency_ms >= 0 else 0.0,
         tool_calls=tuple(tool_call(c) for c in pb.tool_calls),
+        logprobs=tuple(_token_logprob(t) for t in pb.logprobs),
     )
+
+
+def _token_logprob(pb: types_pb2.TokenLogprob | types_pb2.TopLogprob) -> TokenLogprob:
+    logprob = pb.logprob if math.isfinite(pb.logprob) and pb.logprob <= 0 else -9999.0
+    top = pb.top_logprobs if isinstance(pb, types_pb2.TokenLogprob) else ()
+    return TokenLogprob(pb.token, logprob, pb.bytes, pb.id, tuple(map(_token_logprob, top)))
 
 
 def tally(pb: types_pb2.Tally, ballots: dict[int, Ballot]) -> Tally:

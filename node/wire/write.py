@@ -15,6 +15,7 @@ from node.types import (
     SamplingParams,
     Scope,
     Tally,
+    TokenLogprob,
     Tool,
     ToolCall,
     TopicInfo,
@@ -56,6 +57,12 @@ def params_pb(p: SamplingParams) -> types_pb2.SamplingParams:
         stop=p.stop,
         json_schema=p.json_schema,
         grammar=p.grammar,
+        presence_penalty=p.presence_penalty,
+        frequency_penalty=p.frequency_penalty,
+        logit_bias=dict(p.logit_bias),
+        logprobs=p.logprobs,
+        top_logprobs=p.top_logprobs,
+        ignore_eos=p.ignore_eos,
     )
 
 
@@ -92,7 +99,14 @@ def candidate_pb(c: Candidate, answer: str) -> types_pb2.Candidate:
         latency_ms=c.latency_ms,
         finish_reason=c.finish_reason.value,
         tool_calls=[tool_call_pb(t) for t in c.tool_calls],
+        logprobs=[token_logprob_pb(t) for t in c.logprobs],
     )
+
+
+def token_logprob_pb(t: TokenLogprob) -> types_pb2.TokenLogprob:
+    """A token's log probability for the wire."""
+    top = [types_pb2.TopLogprob(token=x.token, logprob=x.logprob, bytes=x.bytes, id=x.id) for x in t.top]
+    return types_pb2.TokenLogprob(token=t.token, logprob=t.logprob, bytes=t.bytes, id=t.id, top_logprobs=top)
 
 
 def ballot_pb(b: Ballot) -> types_pb2.Ballot:

@@ -146,6 +146,23 @@ async def test_generate_stream_embed() -> None:
         assert (embedded.model, embedded.usage.prompt_tokens) == ("fake", 5)
 
 
+async def test_log_probabilities_are_streamed_with_their_text() -> None:
+    async with served() as node:
+        params = types_pb2.SamplingParams(logprobs=True, top_logprobs=2)
+        stream = node.generate.Stream(generate_pb2.StreamRequest(request=asked("a b c", candidates=1, params=params)))
+        events = [event async for event in stream]
+        tokens = [event.token for event in events if event.WhichOneof("event") == "token"]
+        assert "".join(t.text for t in tokens) == events[-1].done.text == "echo: a b c"
+        streamed = [entry for t in tokens for entry in t.logprobs]
+        assert [(e.token, e.bytes) for e in streamed] == [(w, w.encode()) for w in ("echo:", " a", " b", " c")]
+        assert all(e.logprob == pytest.approx(-0.1) and len(e.top_logprobs) == 2 for e in streamed)
+        assert all(e.top_logprobs[0].id == e.id for e in streamed)
+        [candidate] = events[-1].done.candidates
+        assert list(candidate.logprobs) == streamed
+        with refused("INVALID_ARGUMENT", "top_logprobs is 2, but logprobs is false"):
+            await node.generate.Generate(asked(params=types_pb2.SamplingParams(top_logprobs=2)))
+
+
 async def test_status() -> None:
     async with served() as node:
         node.store.commit(Topic("t", Version(0, 3, OURS), (Message("user", "hi"),), 7, (OURS, OTHERS)))

@@ -44,6 +44,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         self.text = "The answer is 42."
         self.warnings: list[str] = []
         self.lost: list[types_pb2.Loss] = []
+        self.logprobs: list[types_pb2.TokenLogprob] = []
         self.hang = hang
         self.name = name
         self.other_state = "alive"
@@ -95,7 +96,12 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
     def _candidate(self, id: int, node: str, count: int) -> types_pb2.Candidate:
         is_odd = id == count > 1
         return types_pb2.Candidate(
-            id=id, node=node, text="It is 41." if is_odd else self.text, answer="41" if is_odd else "42", tokens=7
+            id=id,
+            node=node,
+            text="It is 41." if is_odd else self.text,
+            answer="41" if is_odd else "42",
+            tokens=7,
+            logprobs=self.logprobs,
         )
 
     def _done(

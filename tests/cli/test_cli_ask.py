@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import socket
 
 import grpc
@@ -23,14 +24,36 @@ def test_piped_it_is_the_answer_and_nothing_else(run: Run, node: FakeNode) -> No
 
 
 def test_every_option_reaches_the_node(run: Run, node: FakeNode) -> None:
-    argv = "-n 3 --strategy confidence --local --max-tokens 9 --temperature 0 --seed 0 --model tiny --system Short."
+    argv = (
+        "-n 3 --strategy confidence --local --max-tokens 9 --temperature 0 --seed 0 --model tiny --system Short. "
+        "--top-p 0.5 --top-k 0 --min-p 0 --repeat-penalty 1.5 --presence-penalty -1 --frequency-penalty 0.25 "
+        "--top-logprobs 0 --ignore-eos"
+    )
     assert run("ask", "x", "--address", node.address, *argv.split()).code == 0
     asked = node.requests[0]
     assert (asked.candidates, asked.strategy, asked.scope, asked.model) == (3, "confidence", 1, "tiny")
     assert asked.params.max_tokens == 9
     assert asked.params.HasField("temperature")
     assert asked.params.HasField("seed")
+    assert asked.params.HasField("top_k")
+    assert asked.params.HasField("min_p")
+    params = asked.params
+    assert (params.top_p, params.top_k, params.min_p, params.repeat_penalty) == (0.5, 0, 0, 1.5)
+    assert (params.presence_penalty, params.frequency_penalty) == (-1, 0.25)
+    assert (params.logprobs, params.top_logprobs, params.ignore_eos) == (True, 0, True)
     assert [(m.role, m.content) for m in asked.messages] == [("system", "Short."), ("user", "x")]
+
+
+def test_tokens_and_their_probabilities(run: Run, node: FakeNode) -> None:
+    top = [types_pb2.TopLogprob(token=t, logprob=math.log(p)) for t, p in (("42", 0.75), ("\n\x1b[2J", 0.125))]
+    node.logprobs = [types_pb2.TokenLogprob(token="42", logprob=math.log(0.75), top_logprobs=top)]
+    done = run("ask", "x", "--top-logprobs", "2", "--address", node.address)
+    assert done.out.splitlines()[1:] == [
+        "",
+        "token  probability  most probable",
+        r"'42'         75.0%  '42' 75.0%  '\n\x1b[2J' 12.5%",
+    ]
+    assert (node.requests[0].params.logprobs, node.requests[0].params.top_logprobs) == (True, 2)
 
 
 def test_one_candidate_is_the_same_text(run: Run, node: FakeNode) -> None:

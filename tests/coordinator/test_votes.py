@@ -150,6 +150,51 @@ async def test_a_lie_costs_the_liar_its_part(lie: str) -> None:
         assert {c.node for c in result.candidates if c.id in (1, 2, 5, 6)} == {"me", "honest"}
 
 
+def entries(n: int = 1, top: int = 0, token: str = "42") -> list[types_pb2.TokenLogprob]:
+    alternatives = [types_pb2.TopLogprob(token=str(i), logprob=-2.0, bytes=b"x", id=i) for i in range(top)]
+    each = types_pb2.TokenLogprob(token=token, logprob=-0.5, bytes=b"42", id=9, top_logprobs=alternatives)
+    return [each] * n
+
+
+async def test_log_probabilities_come_from_peers_too_when_they_are_asked_for() -> None:
+    async with swarm(**ALL) as made:
+        peer = made.join("a", says("42", logprobs=entries(2, top=3)))
+        result = await made.coordinator.generate(request(params={"logprobs": True, "top_logprobs": 3}))
+        assert (peer.wishes[0].params.logprobs, peer.wishes[0].params.top_logprobs) == (True, 3)
+        for candidate in result.candidates:
+            assert [len(t.top) for t in candidate.logprobs] == [3, 3] if candidate.node == "a" else [3]
+        theirs = next(c for c in result.candidates if c.node == "a").logprobs[0]
+        assert (theirs.token, theirs.logprob, theirs.bytes, theirs.id, theirs.top[2].id) == ("42", -0.5, b"42", 9, 2)
+        ours = next(c for c in result.candidates if c.node == "me").logprobs[0]
+        assert (ours.token, ours.bytes, ours.logprob) == ("42", b"42", pytest.approx(-0.1))
+        unasked = await made.coordinator.generate(request())
+        assert all(c.logprobs == () for c in unasked.candidates)
+
+
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (entries(11), "11 log probabilities"),
+        (entries(top=3), "3 tokens in place of one"),
+        (entries(token="x" * 300), "more than 256 bytes"),
+    ],
+)
+async def test_a_peer_that_sends_too_many_log_probabilities(sent: list[types_pb2.TokenLogprob], why: str) -> None:
+    async with swarm(**ALL) as made:
+        made.join("liar", says("42", logprobs=sent))
+        asked = request(params={"logprobs": True, "top_logprobs": 2, "max_tokens": 10})
+        result = await made.coordinator.generate(asked)
+        assert why in result.outcome.lost[0].reason
+        assert {c.node for c in result.candidates} == {"me"}
+
+
+async def test_more_log_probabilities_than_an_answer_holds_are_refused() -> None:
+    async with swarm(**ALL) as made:
+        asked = request(candidates=64, params={"logprobs": True, "top_logprobs": 20, "max_tokens": 4096})
+        with pytest.raises(InvalidRequest, match=r"64 candidates of 4096 tokens .* at most 500000"):
+            await made.coordinator.generate(asked)
+
+
 async def test_numbers_that_make_no_sense_are_harmless() -> None:
     async with swarm(**ALL) as made:
         nonsense = {"tokens": 2**32 - 1, "mean_logprob": math.nan, "latency_ms": -math.inf, "finish_reason": "because"}

@@ -9,10 +9,10 @@ logits, two threads on one context) cannot be asked for through this class.
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 
 from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
-from node.engine.grammar import check_grammar, check_schema
 from node.engine.llamacpp import native
 from node.engine.llamacpp.embedding import Embedder
+from node.engine.llamacpp.sampling import Candidates, Chain, Logits
 from node.engine.template import ChatTemplate
 from node.errors import BackendError, InvalidRequest
 from node.types import Message, SamplingParams, Tool
@@ -32,7 +32,6 @@ from node.types import Message, SamplingParams, Tool
 STATE_FORMAT = f"llama-cpp-python {ll.__version__}"
 _KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
-_PENALTY_WINDOW = 64  # tokens; llama.cpp's default for repeat_penalty
 _DEFAULT_CONTEXT = 4096
 _KV_BUDGET = 512 << 20  # bytes of KV that may be reserved so that every sequence can be full at once
 
@@ -65,6 +64,7 @@ class LlamaBackend:
         self._vocab: Any = None
         self._embedder: Embedder | None = None
         self._pieces: dict[int, bytes] = {}
+        self._rows: dict[int, Logits] = {}  # of the last batch, made when first drawn from
         try:
             self._load(options)
         except BaseException:
@@ -129,6 +129,8 @@ class LlamaBackend:
         self._memory = ll.llama_get_memory(self._ctx)
         batch = min(ll.llama_n_batch(self._ctx), ll.llama_n_ctx(self._ctx))  # llama.cpp may give less than was asked
         self._batch = ll.llama_batch_init(batch, 0, 1)
+        self._candidates = Candidates(self._n_vocab)
+        self._scratch = np.empty(self._n_vocab, dtype=np.float32)
         description = ctypes.create_string_buffer(128)
         ll.llama_model_desc(self._model, description, len(description))
         self._info = ModelInfo(
@@ -174,6 +176,10 @@ class LlamaBackend:
             data = self._pieces[token] = self._piece(token, special=False)
         return data
 
+    def label(self, token: int) -> str:
+        """A token as a person reads it, control tokens too."""
+        return self._piece(token, special=True).decode(errors="replace")
+
     def is_end(self, token: int) -> bool:
         """Whether the token is one of the model's end-of-generation tokens."""
         return bool(ll.llama_vocab_is_eog(self._vocab, token))
@@ -201,6 +207,7 @@ class LlamaBackend:
             batch.seq_id[i][0] = row.sequence
             batch.logits[i] = row.wants_logits
         batch.n_tokens = len(rows)
+        self._rows.clear()
         code = ll.llama_decode(self._ctx, batch)
         if code == 1:
             raise CacheFull("no KV cells are left for the batch")
@@ -208,53 +215,36 @@ class LlamaBackend:
             raise BackendError(f"llama_decode failed with {code}: {native.reason()}")
 
     def sampler(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Sampler:
-        """llama.cpp's sampler chain, in the order of its own default (common/sampling.cpp)."""
-        sampler = _Chain()
-        try:
-            if params.repeat_penalty != 1.0:
-                penalties = ll.llama_sampler_init_penalties(
-                    self._n_vocab, _PENALTY_WINDOW, params.repeat_penalty, 0.0, 0.0
-                )
-                for token in prompt[-_PENALTY_WINDOW:]:
-                    ll.llama_sampler_accept(penalties, token)
-                sampler.add(penalties)
-            grammar = _grammar(params)
-            if grammar:
-                check_grammar(grammar, self._n_vocab)
-                native.forget_errors()
-                compiled = ll.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
-                if not compiled:
-                    raise InvalidRequest(f"the grammar cannot be parsed: {native.reason()}")
-                sampler.add(compiled)
-            if params.temperature <= 0.0:
-                sampler.add(ll.llama_sampler_init_greedy())
-                return sampler
-            if params.top_k > 0:
-                sampler.add(ll.llama_sampler_init_top_k(params.top_k))
-            if params.top_p < 1.0:
-                sampler.add(ll.llama_sampler_init_top_p(params.top_p, 1))
-            if params.min_p > 0.0:
-                sampler.add(ll.llama_sampler_init_min_p(params.min_p, 1))
-            sampler.add(ll.llama_sampler_init_temp(params.temperature))
-            sampler.add(ll.llama_sampler_init_dist(seed))
-            return sampler
-        except BaseException:
-            sampler.close()
-            raise
+        """llama.cpp's samplers, in the order of its own default."""
+        ends = self._ends if params.ignore_eos else ()
+        return Chain(self._vocab, self._n_vocab, params, seed, prompt, ends)
 
     def sample(self, sampler: Sampler, row: int) -> tuple[int, float]:
         """Draw a token; its log probability is under the model's plain distribution, before any sampler."""
-        assert isinstance(sampler, _Chain)
-        pointer = ll.llama_get_logits_ith(self._ctx, row)
-        if not pointer:
-            raise BackendError(f"row {row} has no logits")
-        logits = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
-        top = float(logits.max())
-        if not math.isfinite(top):
-            raise BackendError("the model computed no numbers: was its file changed meanwhile? start the node again")
-        total = float(np.exp(logits - top).sum())
-        token = int(ll.llama_sampler_sample(sampler.chain, self._ctx, row))
-        return token, float(logits[token]) - top - math.log(total)
+        assert isinstance(sampler, Chain)
+        logits = self._logits(row)
+        token = sampler.draw(logits, self._candidates)
+        return token, logits.logprob(token)
+
+    def top(self, row: int, count: int) -> list[tuple[int, float]]:
+        """The most probable tokens of a row under the plain distribution."""
+        return self._logits(row).top(count)
+
+    def _logits(self, row: int) -> Logits:
+        """Of the last batch; candidates that fork from a prompt draw from the same row."""
+        found = self._rows.get(row)
+        if found is None:
+            pointer = ll.llama_get_logits_ith(self._ctx, row)
+            if not pointer:
+                raise BackendError(f"row {row} has no logits")
+            values = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+            found = self._rows[row] = Logits(values, self._scratch)
+        return found
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        """All tokens that end an answer: a look at each of the vocabulary."""
+        return tuple(token for token in range(self._n_vocab) if self.is_end(token))
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Mark cells as the target's too."""
@@ -310,23 +300,6 @@ class LlamaBackend:
         self._embedder = self._ctx = self._model = self._batch = None
 
 
-class _Chain:
-    """A sampler chain of one candidate."""
-
-    def __init__(self) -> None:
-        params = ll.llama_sampler_chain_default_params()
-        params.no_perf = True
-        self.chain = ll.llama_sampler_chain_init(params)
-
-    def add(self, sampler: Any) -> None:
-        ll.llama_sampler_chain_add(self.chain, sampler)  # the chain owns it from here
-
-    def close(self) -> None:
-        if self.chain:
-            ll.llama_sampler_free(self.chain)
-            self.chain = None
-
-
 def probe(options: LlamaOptions) -> None:
     """Load a model for one sequence, compute a prompt and draw a token. Raises what `LlamaBackend` raises."""
     backend = LlamaBackend(replace(options, sequences=1))
@@ -342,18 +315,6 @@ def probe(options: LlamaOptions) -> None:
         sampler.close()
     finally:
         backend.close()
-
-
-def _grammar(params: SamplingParams) -> str:
-    if not params.json_schema:
-        return params.grammar
-    check_schema(params.json_schema)
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        return str(json_schema_to_gbnf(params.json_schema))
-    except Exception as e:  # The converter raises whatever a malformed schema makes it raise.
-        raise InvalidRequest(f"json_schema cannot be used: {e!r}") from None
 
 
 def _kv_bytes_per_token(model: Any, kv_type: str) -> int:
