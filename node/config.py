@@ -7,13 +7,13 @@ TOML key `mesh_port`.
 from __future__ import annotations
 
 import ipaddress
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from node.address import split_address
 from node.errors import InvalidRequest
 from node.types import EarlyStop, Strategy
 
@@ -159,8 +159,8 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
     bounded("http_port", 0, 65535, also=(None,))
     bounded("queue", 1, 100_000)
     _check_http(c, sources)
-    for address in c.join_addresses:
-        check_address(address, sources.get("join", "join"))
+    for peer in c.join_addresses:
+        check_address(peer, sources.get("join", "join"))
     for interface in c.interfaces:
         try:
             ipaddress.ip_address(interface)
@@ -189,9 +189,9 @@ def _check_http(c: Config, sources: Mapping[str, str]) -> None:
 
 def check_address(text: str, source: str) -> tuple[str, int]:
     """Split HOST:PORT ([v6]:PORT for IPv6). Raises InvalidRequest with `source` named."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
-    if match is None or not 1 <= int(match[3]) <= 65535:
+    found = split_address(text)
+    if found is None:
         raise InvalidRequest(
             f"{source}: {text!r} is not an address; write HOST:PORT, such as 192.168.1.7:{DEFAULT_MESH_PORT}"
         )
-    return match[1] or match[2], int(match[3])
+    return found

@@ -244,6 +244,7 @@ class GenerateRequest:
 
     `early_stop` None is the node's default. With `is_raw`, the last message is the prompt as it stands, without the
     model's template, and only the node that is asked computes it.
+    `parent` is the version that it continues, at the least; the zero version is any.
     """
 
     messages: tuple[Message, ...]
@@ -258,6 +259,7 @@ class GenerateRequest:
     request_id: str = ""
     early_stop: EarlyStop | None = None
     is_raw: bool = False
+    parent: Version = Version()
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ async def _abort(error: Exception, context: _Context) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, ConclaveError):
-        await context.abort(wire.status_code(error), wire.one_line(error.message, wire.MAX_DETAIL))
+        said = wire.one_line(error.message, wire.MAX_DETAIL)
+        await context.abort(wire.status_code(error), said, wire.error_metadata(error))
     log.error("a call failed", exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}; the node's log has more")

@@ -2,67 +2,64 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from argparse import Namespace
 
 from node import wire
-from node.cli import client, render, turn
+from node.cli import reach, render, turn
 from node.cli.parser import utf8
+from node.client import Client
 from node.errors import InvalidRequest, NotFound
 from node.v1 import generate_pb2
 
 
 def run(options: Namespace) -> int:
     """Ask, print the answer. Raises ConclaveError."""
-    prompt = _prompt(options.prompt)
-    timeout = options.timeout or turn.DEFAULT_TIMEOUT
-    id = turn.new_id()  # the same on every node that is tried: what was answered already is not answered twice
-    tried = client.addresses(options.address)
-    with turn.View(quiet=bool(options.json)) as view:
+    return asyncio.run(_run(options, _prompt(options.prompt)))
 
-        def one(address: str) -> tuple[str, generate_pb2.GenerateResponse]:
-            if address != tried[0]:
-                view.restart(f"note: going on at {address}")
-            return address, _ask(address, options, prompt, id, timeout, view)
 
-        address, response = client.first(tried, one)
+async def _run(options: Namespace, prompt: str) -> int:
+    async with Client(reach.addresses(options.address)) as client:
+        with turn.View(quiet=bool(options.json)) as view:
+            response = await _ask(client, options, prompt, view)
+            if not options.json:
+                view.finish(response)
         if not options.json:
-            view.finish(response)
-    if options.json:
-        from google.protobuf import json_format
+            await turn.after(response, client, votes=bool(options.votes))
+            if options.top_logprobs is not None:
+                render.tokens(render.console(sys.stdout), response)
+            return 0
+    from google.protobuf import json_format
 
-        sys.stdout.write(
-            json_format.MessageToJson(
-                response,
-                preserving_proto_field_name=True,
-                always_print_fields_with_no_presence=True,
-                ensure_ascii=False,
-            )
-            + "\n"
+    sys.stdout.write(
+        json_format.MessageToJson(
+            response,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+            ensure_ascii=False,
         )
-        return 0
-    turn.after(response, address, votes=bool(options.votes))
-    if options.top_logprobs is not None:
-        render.tokens(render.console(sys.stdout), response)
+        + "\n"
+    )
     return 0
 
 
-def _ask(
-    address: str, options: Namespace, prompt: str, id: str, timeout: float, view: turn.View
-) -> generate_pb2.GenerateResponse:
+async def _ask(client: Client, options: Namespace, prompt: str, view: turn.View) -> generate_pb2.GenerateResponse:
     message = turn.user(prompt)
     if options.topic:
         try:
-            asked = turn.request(options, [message], topic=options.topic, append=True, id=id)
-            response = client.stream(address, asked, timeout, view.on_event)
+            asked = turn.asked(options, [message], topic=options.topic, append=True)
+            response = await turn.answer(client, options, asked, view)
         except NotFound:
-            pass  # a new topic: the same question begins it
+            if view.has_moved:  # it is known where we asked first, and that node is gone
+                raise
+            # A new topic: the same question begins it.
         else:
             if options.system:
                 render.note(f"note: topic {options.topic} exists already: --system counts only where one begins")
             return response
-    asked = turn.request(options, [*turn.system(options), message], topic=options.topic or "", id=id)
-    return client.stream(address, asked, timeout, view.on_event)
+    asked = turn.asked(options, [*turn.system(options), message], topic=options.topic or "")
+    return await turn.answer(client, options, asked, view)
 
 
 def _prompt(words: list[str]) -> str:

@@ -1,7 +1,8 @@
-"""`chat`: a conversation. It keeps the messages itself, so it can go on at another node when its node goes away."""
+"""`chat`: a conversation. It keeps the messages itself, so it can go on at a node that does not know them."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -10,8 +11,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from node import home
-from node.cli import client, render, turn
+from node.cli import reach, render, turn
 from node.cli.parser import utf8
+from node.client import Client
 from node.errors import ConclaveError, InvalidRequest, NotFound
 from node.v1 import generate_pb2, types_pb2
 
@@ -29,10 +31,9 @@ HISTORY_LINES = 1000
 class Chat:
     """The conversation as this side knows it. `messages` holds acknowledged turns only."""
 
-    def __init__(self, options: Namespace, addresses: list[str]) -> None:
+    def __init__(self, options: Namespace, client: Client) -> None:
         self.options = options
-        self.given = addresses
-        self.address = addresses[0]
+        self.client = client
         self.last: generate_pb2.GenerateResponse | None = None
         self.failed = ""  # the message whose turn failed, for /retry
         self.open(options.topic or f"chat-{secrets.token_hex(3)}", is_new=not options.topic)
@@ -42,18 +43,16 @@ class Chat:
         self.topic = topic
         self.messages: list[types_pb2.Message] = turn.system(self.options)
         self.is_whole = is_new  # whether `messages` is all that the topic holds
-        self.is_held = not is_new  # whether our node's topic ends with `messages`, so that a turn may continue it
+        self.is_held = not is_new  # whether the topic ends with `messages`, so that a turn may continue it
         self.last, self.failed = None, ""
 
-    def say(self, text: str) -> None:
+    async def say(self, text: str) -> None:
         """One turn: ask, print the answer, keep both. Raises ConclaveError, and then nothing was kept."""
         self.failed = text
         message = turn.user(text)
-        id = turn.new_id()  # the same on every node that is tried, so that no turn counts twice
-        timeout = self.options.timeout or turn.DEFAULT_TIMEOUT
         try:
             with turn.View() as view:
-                response = self._anywhere(message, id, timeout, view)
+                response = await self._ask(message, view)
                 view.finish(response)
         except BaseException:
             # The node may have kept a turn that we never saw; the whole conversation, if we have it, is right anyway.
@@ -62,12 +61,12 @@ class Chat:
         self.messages += [message, turn.assistant(response.text)]
         self.is_held = True
         self.last, self.failed = response, ""
-        turn.after(response, self.address, votes=bool(self.options.votes))
+        await turn.after(response, self.client, votes=bool(self.options.votes))
 
-    def retry(self) -> None:
+    async def retry(self) -> None:
         """The last turn again: the one that failed, or the one that was answered. Raises ConclaveError."""
         if self.failed:
-            self.say(self.failed)
+            await self.say(self.failed)
             return
         if len(self.messages) < 2 or self.messages[-1].role != "assistant":
             raise InvalidRequest("nothing was said yet")
@@ -77,61 +76,47 @@ class Chat:
             )
         kept, self.messages, self.is_held = self.messages, self.messages[:-2], False
         try:
-            self.say(kept[-2].content)
+            await self.say(kept[-2].content)
         except BaseException:
             self.messages, self.failed = kept, ""
             raise
 
-    def _anywhere(
-        self, message: types_pb2.Message, id: str, timeout: float, view: turn.View
-    ) -> generate_pb2.GenerateResponse:
-        """Ask our node, and when it is gone the others in turn. Raises the first error if none is left."""
-        tried: list[str] = []
-        gone: client.NodeGone | None = None
-        while True:
-            try:
-                return self._here(message, id, timeout, view)
-            except client.NodeGone as e:
-                gone = gone or e
-                tried.append(self.address)
-                known = dict.fromkeys([*self.given, *client.local_addresses()])
-                following = next((a for a in known if a not in tried), None)
-                if following is None:
-                    self.address = tried[0]
-                    raise gone from None
-                self.address = following
-                # The other node may know the topic as it was some turns ago: then the whole conversation is right.
-                self.is_held = not self.is_whole
-                view.restart(f"{e.message.split(': start one')[0]}; going on at {self.address}")
-
-    def _here(
-        self, message: types_pb2.Message, id: str, timeout: float, view: turn.View
-    ) -> generate_pb2.GenerateResponse:
+    async def _ask(self, message: types_pb2.Message, view: turn.View) -> generate_pb2.GenerateResponse:
         if self.is_held:
-            asked = turn.request(self.options, [message], topic=self.topic, append=True, id=id)
+            # Said with it is what it continues: a node that was not told the last turn must not go on without it.
+            parent = self.last.version if self.last is not None else None
+            asked = turn.asked(self.options, [message], topic=self.topic, append=True, parent=parent)
             try:
-                return client.stream(self.address, asked, timeout, view.on_event)
+                return await turn.answer(self.client, self.options, asked, view)
             except NotFound:
                 if not self.is_whole and self.last is not None:
-                    what = f"note: {self.address} does not know topic {self.topic}: going on with what was said here"
+                    what = (
+                        f"note: the node now asked does not know topic {self.topic}: going on with what was said here"
+                    )
                     render.note(what)
                 self.is_whole = True
-        asked = turn.request(self.options, [*self.messages, message], topic=self.topic, id=id)
-        return client.stream(self.address, asked, timeout, view.on_event)
+        asked = turn.asked(self.options, [*self.messages, message], topic=self.topic)
+        return await turn.answer(self.client, self.options, asked, view)
 
 
 def run(options: Namespace) -> int:
     """Talk until the input ends. Raises ConclaveError if there is nobody to talk to, or a turn of a script fails."""
-    chat = Chat(options, client.addresses(options.address))
-    if not sys.stdin.isatty():
-        return _script(chat)
-    chat.address, status = client.first(chat.given, lambda address: (address, client.status(address)))
-    _greet(chat, status.nodes[0] if status.nodes else types_pb2.NodeInfo())
-    with _history():
-        return _converse(chat)
+    # One loop for the whole chat, so that its connection lasts; an interrupt cancels what it runs, and only that.
+    with asyncio.Runner() as runner:
+        client = Client(reach.addresses(options.address))
+        try:
+            chat = Chat(options, client)
+            if not sys.stdin.isatty():
+                return _script(runner, chat)
+            status = runner.run(client.status())
+            _greet(chat, status.nodes[0] if status.nodes else types_pb2.NodeInfo())
+            with _history():
+                return _converse(runner, chat)
+        finally:
+            runner.run(client.close())
 
 
-def _script(chat: Chat) -> int:
+def _script(runner: asyncio.Runner, chat: Chat) -> int:
     """Lines of a pipe: each one a message or a command. The first failure ends it, as what follows builds on it."""
     for raw in sys.stdin.buffer:
         try:
@@ -140,12 +125,12 @@ def _script(chat: Chat) -> int:
             raise InvalidRequest(f"standard input is not valid UTF-8 (byte {e.start} of a line)") from None
         if not line.strip():
             continue
-        if not _act(chat, line):
+        if not runner.run(_act(chat, line)):
             return 0
     return 0
 
 
-def _converse(chat: Chat) -> int:
+def _converse(runner: asyncio.Runner, chat: Chat) -> int:
     while True:
         try:
             line = utf8("what you typed", input(">>> "))
@@ -161,7 +146,7 @@ def _converse(chat: Chat) -> int:
         if not line.strip():
             continue
         try:
-            if not _act(chat, line):
+            if not runner.run(_act(chat, line)):
                 return 0
         except KeyboardInterrupt:
             render.note("stopped; /retry asks again")
@@ -169,10 +154,10 @@ def _converse(chat: Chat) -> int:
             render.note(f"error: {e.message}" + ("; /retry asks again" if chat.failed else ""))
 
 
-def _act(chat: Chat, line: str) -> bool:
+async def _act(chat: Chat, line: str) -> bool:
     """Do what a line says; False to leave. Raises ConclaveError."""
     if not line.startswith("/"):
-        chat.say(line.removeprefix(" ") if line.startswith(" /") else line)
+        await chat.say(line.removeprefix(" ") if line.startswith(" /") else line)
         return True
     command, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -185,11 +170,11 @@ def _act(chat: Chat, line: str) -> bool:
             chat.open(rest, is_new=False)
         print(f"topic {chat.topic}")
     elif command == "/retry":
-        chat.retry()
+        await chat.retry()
     elif command == "/votes":
         if chat.last is None:
             raise InvalidRequest("nothing was voted on yet")
-        render.votes(render.console(sys.stdout), chat.last, turn.node_names(chat.address))
+        render.votes(render.console(sys.stdout), chat.last, await turn.node_names(chat.client))
     else:
         raise InvalidRequest(f"{command} is not a command: there are {', '.join(COMMANDS)}")
     sys.stdout.flush()
@@ -197,8 +182,9 @@ def _act(chat: Chat, line: str) -> bool:
 
 
 def _greet(chat: Chat, node: types_pb2.NodeInfo) -> None:
+    address = render.one_line(node.local_address) or chat.client.addresses[0]
     name, model = render.one_line(node.name or node.id), render.one_line(node.model)
-    print(f"{model} on {name} ({chat.address}), topic {chat.topic}. /help lists the commands.")
+    print(f"{model} on {name} ({address}), topic {chat.topic}. /help lists the commands.")
 
 
 @contextlib.contextmanager

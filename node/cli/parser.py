@@ -190,9 +190,9 @@ def _verbose(p: _Parser) -> None:
     p.switch("--verbose", "log to stderr, and show where an error came from", short="-v")
 
 
-def _address(p: _Parser, *, several: bool = False) -> None:
-    more = "; several, with commas, are tried in turn" if several else ""
-    p.value("--address", f"the node to ask (default: this machine's){more}", "HOST:PORT", _addresses)
+def _address(p: _Parser) -> None:
+    what = "the node to ask (default: this machine's); more with commas, for when it dies"
+    p.value("--address", what, "HOST:PORT[,…]", _addresses)
 
 
 def _serve(p: _Parser) -> None:
@@ -207,7 +207,7 @@ def _serve(p: _Parser) -> None:
 
 def _turns(p: _Parser) -> None:
     """What one turn may be asked with, in `ask` and in `chat`."""
-    _address(p, several=True)
+    _address(p)
     p.value("--topic", "the conversation to continue; begun if it is new", "NAME", _name)
     p.value("--candidates", "answers to vote on, over the mesh", "N", _whole(1, MAX_CANDIDATES), short="-n")
     p.value("--strategy", "how votes are counted: " + ", ".join(Strategy), "NAME", _strategy)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from node.cli import client, render
+from node.cli import reach, render
 from node.errors import ConclaveError
 from node.v1 import mesh_pb2
 
@@ -21,8 +21,7 @@ EVERY_S = 1.0
 
 def run(options: Namespace) -> int:
     """Show it once, or each second. Raises ConclaveError when no node answers at the start."""
-    tried = client.addresses(options.address)
-    response = client.first(tried, client.status)
+    response = reach.status(options.address)
     if options.watch and sys.stdout.isatty() and not options.json:
         return _watch(options, response)
     is_first = True
@@ -40,7 +39,7 @@ def run(options: Namespace) -> int:
         is_first = False
         try:
             time.sleep(EVERY_S)
-            response = client.first(client.addresses(options.address), client.status)
+            response = reach.status(options.address)
         except KeyboardInterrupt:
             return 0
 
@@ -64,7 +63,7 @@ def _watch(options: Namespace, response: mesh_pb2.StatusResponse) -> int:
                 live.update(_picture(response, to), refresh=True)
                 time.sleep(EVERY_S)
                 try:
-                    response = client.first(client.addresses(options.address), client.status)
+                    response = reach.status(options.address)
                 except ConclaveError as e:
                     live.update(Text(f"{e.message}\n\nStill looking; ^C ends this."), refresh=True)
                     time.sleep(EVERY_S)

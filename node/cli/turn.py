@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-import uuid
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,24 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from node.cli import client, render
-from node.errors import ConclaveError
+from node.cli import render
+from node.client import TIMEOUT_S, Client, Moved, request
+from node.errors import ConclaveError, DeadlineExceeded
 from node.v1 import generate_pb2, types_pb2
 
-DEFAULT_TIMEOUT = 300.0
 PREVIEW_LINES = 3
 # Fields of SamplingParams that are options of the same name, and that 0 does not leave to the node.
 NUMBERS = "temperature top_p top_k min_p repeat_penalty presence_penalty frequency_penalty seed".split()
 
 
-def request(
-    options: Namespace, messages: Sequence[types_pb2.Message], *, topic: str = "", append: bool = False, id: str = ""
+def asked(
+    options: Namespace,
+    messages: Sequence[types_pb2.Message],
+    *,
+    topic: str = "",
+    append: bool = False,
+    parent: types_pb2.Version | None = None,
+    id: str = "",
 ) -> generate_pb2.GenerateRequest:
     """The request that the options of `ask` and `chat` mean."""
     params = types_pb2.SamplingParams(max_tokens=options.max_tokens or 0)
@@ -38,22 +44,36 @@ def request(
     if top is not None:
         params.logprobs, params.top_logprobs = True, top
     params.ignore_eos = bool(getattr(options, "ignore_eos", None))
-    return generate_pb2.GenerateRequest(
+    return request(
+        messages,
         topic=topic,
-        messages=messages,
         append=append,
+        parent=parent,
         candidates=options.candidates or 0,
         strategy=options.strategy or "",
-        scope=generate_pb2.SCOPE_LOCAL if options.local else generate_pb2.SCOPE_MESH,
+        local=bool(options.local),
         params=params,
         model=options.model or "",
-        request_id=id or new_id(),
+        request_id=id,
     )
 
 
-def new_id() -> str:
-    """A fresh request id: the same id again gets the same answer, on any node that knows it."""
-    return uuid.uuid4().hex
+async def answer(
+    client: Client, options: Namespace, wish: generate_pb2.GenerateRequest, view: View
+) -> generate_pb2.GenerateResponse:
+    """Ask, and show what comes while it comes. Raises ConclaveError."""
+    try:
+        async with contextlib.aclosing(client.stream(wish, options.timeout or TIMEOUT_S)) as events:
+            async for event in events:
+                if isinstance(event, Moved):
+                    view.restart(f"note: {event.reason}; going on at another node")
+                    continue
+                view.on_event(event)
+                if event.WhichOneof("event") == "done":
+                    return event.done
+    except DeadlineExceeded as e:
+        raise DeadlineExceeded(e.message + (": allow more with --timeout" if ":" not in e.message else "")) from None
+    raise AssertionError("a stream ends with its result or an error")
 
 
 def user(content: str) -> types_pb2.Message:
@@ -79,6 +99,7 @@ class View:
         self._streams = sys.stdout.isatty() and not quiet
         self._progress = sys.stderr.isatty() and not quiet
         self._live: Live | None = None
+        self.has_moved = False
         self._begin()
 
     def _begin(self) -> None:
@@ -137,6 +158,7 @@ class View:
 
     def restart(self, reason: str) -> None:
         """The answer begins anew, on another node."""
+        self.has_moved = True
         if self._written:
             self._out.write("\n")
             self._out.flush()
@@ -173,11 +195,11 @@ class View:
         return Group(Spinner("dots", text=lines[0]), *lines[1:])
 
 
-def after(response: generate_pb2.GenerateResponse, address: str, *, votes: bool) -> None:
+async def after(response: generate_pb2.GenerateResponse, client: Client, *, votes: bool) -> None:
     """What follows an answer: warnings, and the votes if they are asked for."""
     names: Mapping[str, str] = {}
     if votes or response.outcome.lost:
-        names = node_names(address)
+        names = await node_names(client)
     render.warnings(response, names, with_votes=votes)
     if votes:
         to = render.console(sys.stdout)
@@ -188,9 +210,9 @@ def after(response: generate_pb2.GenerateResponse, address: str, *, votes: bool)
     sys.stdout.flush()
 
 
-def node_names(address: str) -> dict[str, str]:
+async def node_names(client: Client) -> dict[str, str]:
     """Names of the nodes by id; empty if the node does not say."""
     try:
-        return render.labels(client.status(address, timeout=2.0).nodes)
+        return render.labels((await client.status(2.0)).nodes)
     except ConclaveError:
         return {}

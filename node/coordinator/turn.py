@@ -24,6 +24,7 @@ from node.errors import (
     DeadlineExceeded,
     InvalidRequest,
     NoQuorum,
+    NotFound,
     Overloaded,
     PeerUnavailable,
 )
@@ -142,7 +143,13 @@ class Turn:
         request = self._asked
         messages = request.messages
         if request.append:
-            messages = self._p.store.get(request.topic).messages + messages
+            topic = self._p.store.get(request.topic)
+            if topic.version < request.parent:
+                raise NotFound(
+                    f"topic {request.topic!r} is known here up to turn {topic.version.turn}, not to turn "
+                    f"{request.parent.turn}: send the whole conversation"
+                )
+            messages = topic.messages + messages
         params = request.params
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(63))

@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Sequence
 
+from node.address import is_address
 from node.core.members import Alive
 from node.errors import ConclaveError, InvalidRequest, PeerUnavailable, Unauthenticated
 from node.mesh.discovery import Found
 from node.mesh.identity import NODE_ID
-from node.mesh.peer import Peer, is_address
+from node.mesh.peer import Peer
 from node.mesh.roster import PROTOCOL, Roster, checked
 from node.types import NodeInfo, NodeState
 from node.v1 import mesh_pb2

@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from node import wire
+from node.address import is_address
 from node.core.members import Change, Dead, Settings
 from node.errors import ConclaveError, InvalidRequest, NotFound, NotReady
 from node.mesh import local
 from node.mesh.caller import Caller
 from node.mesh.discovery import Discovery, Found
 from node.mesh.identity import Identity
-from node.mesh.peer import Peer, is_address
+from node.mesh.peer import Peer
 from node.mesh.prober import Prober
 from node.mesh.roster import MAX_NEWS, PROTOCOL, Roster, caller
 from node.types import NodeInfo

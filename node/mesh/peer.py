@@ -17,14 +17,7 @@ from node.mesh.identity import ANY_NODE, Identity, server_name
 from node.types import NodeInfo
 from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2, mesh_pb2_grpc, vote_pb2, vote_pb2_grpc
 
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,16})?\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 _T = TypeVar("_T")
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is HOST:PORT with a port that can be dialled."""
-    match = _ADDRESS.fullmatch(text)
-    return match is not None and 1 <= int(match[1]) <= 65535
 
 
 class Peer:

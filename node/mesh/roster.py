@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from node import wire
+from node.address import is_address
 from node.core.members import Alive, Change, Dead, Failed, Kind, Members, Settings, Tick
 from node.errors import Unauthenticated
 from node.mesh.identity import NODE_ID, Identity
-from node.mesh.peer import Peer, is_address
+from node.mesh.peer import Peer
 from node.types import NodeInfo, NodeState
 from node.v1 import mesh_pb2, types_pb2
 

@@ -60,6 +60,7 @@ class GenerateRequest(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """Name of the conversation. Default (empty): none, nothing is kept."""
     append: _builtins.bool
@@ -88,6 +89,12 @@ class GenerateRequest(_message.Message):
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Tool]:
         """Tools the model may call. Default: none."""
 
+    @_builtins.property
+    def parent(self) -> _types_pb2.Version:
+        """With append: the version that the messages continue, from the last answer. A node that holds an older one answers
+        NOT_FOUND, so that a client that changed nodes does not go on without a turn. Default: whatever the node holds.
+        """
+
     def __init__(
         self,
         *,
@@ -101,10 +108,11 @@ class GenerateRequest(_message.Message):
         tools: _abc.Iterable[_types_pb2.Tool] | None = ...,
         model: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        parent: _types_pb2.Version | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "candidates", b"candidates", "messages", b"messages", "model", b"model", "params", b"params", "request_id", b"request_id", "scope", b"scope", "strategy", b"strategy", "tools", b"tools", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "candidates", b"candidates", "messages", b"messages", "model", b"model", "params", b"params", "parent", b"parent", "request_id", b"request_id", "scope", b"scope", "strategy", b"strategy", "tools", b"tools", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,10 +7,12 @@ write      what goes to the wire
 
 from node.wire.channel import (
     CHANNEL_OPTIONS,
+    ERROR_KEY,
     MAX_DETAIL,
     MAX_MESSAGE_BYTES,
     SERVER_OPTIONS,
     error_from_rpc,
+    error_metadata,
     one_line,
     status_code,
 )
@@ -64,6 +66,7 @@ from node.wire.write import (
 
 __all__ = [
     "CHANNEL_OPTIONS",
+    "ERROR_KEY",
     "MAX_BIASES",
     "MAX_CALLS",
     "MAX_CANDIDATES",
@@ -86,6 +89,7 @@ __all__ = [
     "candidate_pb",
     "cluster_pb",
     "error_from_rpc",
+    "error_metadata",
     "generate_request",
     "loss_pb",
     "message",

@@ -8,6 +8,7 @@ from node import errors
 from node.errors import ConclaveError
 
 MAX_MESSAGE_BYTES = 64 << 20  # Larger than any prompt that fits a context; snapshots travel in chunks.
+ERROR_KEY = "conclave-error"  # Metadata of a failed call: the error's name. Without it the connection failed.
 MAX_DETAIL = 2000  # characters of an error on the wire: as metadata it may have 8 KiB
 
 CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
@@ -15,7 +16,10 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A killed machine sends no FIN: without pings a stream to it hangs until TCP gives up (minutes).
     ("grpc.keepalive_time_ms", 5000),
-    ("grpc.keepalive_timeout_ms", 2500),
+    ("grpc.keepalive_timeout_ms", 4000),
+    # What really ends a connection whose ping is not answered: gRPC 1.85 takes its default, a minute, where this is not
+    # said, whatever the line above says (measured with a stopped process).
+    ("grpc.http2.ping_timeout_ms", 4000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 250),
@@ -56,6 +60,15 @@ _CODES: dict[str, type[ConclaveError]] = {
 def status_code(error: ConclaveError) -> grpc.StatusCode:
     """The gRPC code of an error."""
     return grpc.StatusCode[error.code]
+
+
+def error_metadata(error: ConclaveError) -> tuple[tuple[str, str], ...]:
+    """What a failed call says beside its code: that the node itself answered so, and whether to ask again elsewhere.
+
+    gRPC's retry policies know UNAVAILABLE only. A node that stops is worth another attempt, a vote that failed is not.
+    """
+    name = ((ERROR_KEY, type(error).__name__),)
+    return name if isinstance(error, errors.NotReady) else (*name, ("grpc-retry-pushback-ms", "-1"))
 
 
 def error_from_rpc(error: grpc.RpcError) -> ConclaveError:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from node import wire
+from node.errors import ConclaveError
 from node.v1 import generate_pb2, generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
 
 
@@ -31,6 +32,7 @@ def nobody() -> str:
         return f"127.0.0.1:{s.getsockname()[1]}"
 
 
+DIE = "die"
 HERE, THERE = "aaaaaaaaaa", "bbbbbbbbbb"
 
 
@@ -40,7 +42,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
     def __init__(self, *, hang: bool = False, name: str = "hal") -> None:
         self.requests: list[generate_pb2.GenerateRequest] = []
         self.topics: dict[str, int] = {}
-        self.fail: list[tuple[grpc.StatusCode, str] | None] = []
+        self.fail: list[tuple[grpc.StatusCode, str] | ConclaveError | str | None] = []
         self.text = "The answer is 42."
         self.warnings: list[str] = []
         self.lost: list[types_pb2.Loss] = []
@@ -60,9 +62,9 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         self.cancelled.set()
         self.server.stop(0).wait(5)
 
-    def fail_later(self, call: int, detail: str) -> None:
-        """The connection seems to break at that call, the first being 1."""
-        self.fail = [None] * (call - 1) + [(grpc.StatusCode.UNAVAILABLE, detail)]
+    def die_at(self, call: int) -> None:
+        """Its listener and connections close at that call, the first being 1."""
+        self.fail = [None] * (call - 1) + [DIE]
 
     def Stream(
         self, request: generate_pb2.StreamRequest, context: grpc.ServicerContext
@@ -70,7 +72,13 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         r = request.request
         self.requests.append(r)
         failure = self.fail.pop(0) if self.fail else None
-        if failure is not None:
+        if failure == DIE:
+            self.server.stop(0).wait(5)
+            return
+        if isinstance(failure, ConclaveError):
+            context.set_trailing_metadata(wire.error_metadata(failure))
+            context.abort(wire.status_code(failure), failure.message)
+        if isinstance(failure, tuple):
             context.abort(*failure)
         if r.append and r.topic not in self.topics:
             context.abort(grpc.StatusCode.NOT_FOUND, f"topic {r.topic} is not known")

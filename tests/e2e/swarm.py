@@ -129,11 +129,16 @@ class Swarm:
         )
         return Ran(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
-    def popen(self, *argv: str) -> subprocess.Popen[bytes]:
+    def popen(self, *argv: str, stdin: bool = False) -> subprocess.Popen[bytes]:
         """Start a command; for the test to end it."""
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            [*NODE, *argv], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=self.env(), cwd=ROOT
+            [*NODE, *argv],
+            stdin=pipe if stdin else subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            env=self.env(),
+            cwd=ROOT,
         )
 
     def start(self, *argv: str, **env: str) -> Node:
