@@ -71,6 +71,8 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
     ) -> Iterator[generate_pb2.StreamResponse]:
         r = request.request
         self.requests.append(r)
+        if self.hang:  # before anything is said: whoever hears it may leave at once
+            context.add_callback(self.cancelled.set)
         failure = self.fail.pop(0) if self.fail else None
         if failure == DIE:
             self.server.stop(0).wait(5)
@@ -90,7 +92,6 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         for piece in ("The answer", " is"):
             yield generate_pb2.StreamResponse(token=generate_pb2.Token(candidate_id=1, text=piece))
         if self.hang:
-            context.add_callback(self.cancelled.set)
             self.hanging.set()
             self.cancelled.wait(30)
             return
