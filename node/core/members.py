@@ -139,6 +139,9 @@ class Members:
         self.settings = settings or Settings()
         self._rng = rng
         self._members: dict[str, _Member] = {}
+        # Which are suspects or dead, in that order of time: a look at those few each tick, and not at a thousand.
+        self._suspects: dict[str, None] = {}
+        self._dead_ones: dict[str, None] = {}
         self._order: list[str] = []
         self._at = 0
         self._checks: set[str] = set()
@@ -207,9 +210,8 @@ class Members:
 
     def stalled(self, seconds: float) -> None:
         """This process could not run for so long; suspects are given that time on top, for it proves nothing."""
-        for member in self._members.values():
-            if member.state is NodeState.SUSPECT:
-                member.since += seconds
+        for id in self._suspects:
+            self._members[id].since += seconds
 
     # ---- what to do ----
 
@@ -220,7 +222,7 @@ class Members:
         if now >= self._next_probe:
             self._next_probe = _following(self._next_probe, self.settings.probe_s, now)
             # Whoever holds a suspicion keeps asking the suspect itself, so it cannot miss the refutation by bad luck.
-            suspects = [id for id, m in self._members.items() if m.state is NodeState.SUSPECT][:MAX_SUSPECTS]
+            suspects = list(self._suspects)[:MAX_SUSPECTS]
             turn = self._turn()
             probe = tuple(dict.fromkeys((*probe, *suspects, *([turn] if turn else []))))
         gossip: tuple[str, ...] = ()
@@ -233,7 +235,7 @@ class Members:
         reconnect: tuple[str, ...] = ()
         if now >= self._next_reconnect:
             self._next_reconnect = _following(self._next_reconnect, self.settings.reconnect_s, now)
-            dead = [id for id, m in self._members.items() if m.state is NodeState.DEAD and not m.left]
+            dead = [id for id in self._dead_ones if not self._members[id].left]
             reconnect = (self._rng.choice(dead),) if dead else ()
         return Due(probe, gossip, reconnect)
 
@@ -287,8 +289,9 @@ class Members:
             member.info = info
         else:
             member.info = replace(member.info, incarnation=info.incarnation, address=info.address)
-        was, member.state = member.state, NodeState.ALIVE
-        member.since, member.left = now, False
+        was = member.state
+        self._enter(info.id, NodeState.ALIVE, now)
+        member.left = False
         member.witnesses.clear()
         self._checks.discard(info.id)
         self._rumours.add(info.id)
@@ -312,7 +315,7 @@ class Members:
             self._rumours.add(id)
         if member.state is NodeState.SUSPECT:
             return []
-        member.state, member.since = NodeState.SUSPECT, now
+        self._enter(id, NodeState.SUSPECT, now)
         if by != self.id:
             self._checks.add(id)
         return [Change(Kind.SUSPECTED, _told(member))]
@@ -330,7 +333,7 @@ class Members:
         member.left = member.left or left
         if member.state is NodeState.DEAD:
             return []
-        member.state, member.since = NodeState.DEAD, now
+        self._enter(id, NodeState.DEAD, now)
         member.witnesses.clear()
         self._checks.discard(id)
         self._rumours.add(id)
@@ -345,18 +348,30 @@ class Members:
 
     def _tick(self, now: float) -> list[Change]:
         changes: list[Change] = []
-        for id, member in list(self._members.items()):
-            age = now - member.since
-            if member.state is NodeState.SUSPECT and age >= self.suspicion_s(len(member.witnesses)):
+        for id in list(self._suspects):
+            member = self._members[id]
+            if now - member.since >= self.suspicion_s(len(member.witnesses)):
                 changes += self._dead(id, member.info.incarnation, False, now)
-            elif member.state is NodeState.DEAD and age >= self.settings.forget_s:
-                self._remove(id)
+        for id in list(self._dead_ones):
+            if now - self._members[id].since < self.settings.forget_s:
+                break  # Those after it died later.
+            self._remove(id)
         return changes
+
+    def _enter(self, id: str, state: NodeState, now: float) -> None:
+        member = self._members[id]
+        member.state, member.since = state, now
+        self._suspects.pop(id, None)
+        self._dead_ones.pop(id, None)
+        if state is NodeState.SUSPECT:
+            self._suspects[id] = None
+        elif state is NodeState.DEAD:
+            self._dead_ones[id] = None
 
     def suspicion_s(self, witnesses: int) -> float:
         """How long a suspect of so many witnesses may take to refute, in seconds (Lifeguard's formula)."""
         s = self.settings
-        living = 1 + sum(m.state is not NodeState.DEAD for m in self._members.values())
+        living = 1 + len(self._members) - len(self._dead_ones)
         scale = max(1.0, math.log10(living))
         # Fewer can bear witness in a small mesh; alone, one gets the long time: there is nobody to confirm it.
         needed = min(s.witnesses, living - 1)
@@ -378,13 +393,15 @@ class Members:
         return None
 
     def _drop_one_dead(self) -> bool:
-        dead = [(m.since, id) for id, m in self._members.items() if m.state is NodeState.DEAD]
-        if dead:
-            self._remove(min(dead)[1])
-        return bool(dead)
+        longest = next(iter(self._dead_ones), None)
+        if longest is not None:
+            self._remove(longest)
+        return longest is not None
 
     def _remove(self, id: str) -> None:
         del self._members[id]
+        self._suspects.pop(id, None)
+        self._dead_ones.pop(id, None)
         self._order.remove(id)
         self._rumours.drop(id)
 

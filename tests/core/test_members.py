@@ -1,14 +1,13 @@
 """Membership: the rules one by one, as properties, and many nodes together in simulated time."""
 
-import heapq
 import itertools
 import statistics
-from collections.abc import Callable
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulate.network import Network
 
 from node.core.members import (
     MAX_INCARNATION,
@@ -288,110 +287,9 @@ def test_whatever_happens_the_books_are_in_order(script: list[Event]) -> None:
 # ---- many nodes together ------------------------------------------------------------------------------------------
 
 
-class Network:
-    """Nodes that probe, help and gossip as `node.mesh` does, in simulated time, over a network that loses messages."""
-
-    def __init__(self, n: int, seed: int, loss: float = 0.0) -> None:
-        self.rng = Random(seed)
-        self.loss = loss
-        self.now = 0.0
-        self.silent: set[int] = set()  # Dead or unplugged: nothing comes in or out.
-        self.sides: dict[int, int] = {}
-        self.died: list[tuple[float, int, str]] = []
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = itertools.count()
-        self.nodes = [Members(str(i), Random(seed * 1000 + i)) for i in range(n)]
-        for i, members in enumerate(self.nodes):
-            for j in range(n):
-                if i != j:
-                    members.apply(Alive(info(str(j)), direct=True), 0.0)
-            self.at(self.rng.uniform(0, 1.0), lambda i=i: self.tick(i))  # type: ignore[misc]
-
-    def at(self, delay: float, act: Callable[[], None]) -> None:
-        heapq.heappush(self._queue, (self.now + delay, next(self._count), act))
-
-    def run(self, until: float) -> None:
-        while self._queue and self._queue[0][0] <= until:
-            self.now, _, act = heapq.heappop(self._queue)
-            act()
-        self.now = until
-
-    def passes(self, a: int, b: int) -> bool:
-        cut = a in self.silent or b in self.silent or self.sides.get(a, 0) != self.sides.get(b, 0)
-        return not cut and self.rng.random() >= self.loss
-
-    def apply(self, i: int, event: Event) -> None:
-        self.note(i, self.nodes[i].apply(event, self.now))
-
-    def note(self, i: int, changes: list[Change]) -> None:
-        self.died += [(self.now, i, c.info.id) for c in changes if c.kind is Kind.DIED]
-
-    def tick(self, i: int) -> None:
-        self.at(0.1, lambda: self.tick(i))
-        if i in self.silent:
-            return
-        self.apply(i, Tick())
-        due = self.nodes[i].due(self.now)
-        for id in due.probe:
-            self.probe(i, int(id))
-        for id in (*due.gossip, *due.reconnect):
-            self.exchange(i, int(id))
-
-    def exchange(self, a: int, b: int) -> bool:
-        """A request and its answer, 1 to 10 ms each way: whether it came back."""
-        me = info(str(a), self.nodes[a].incarnation)
-        news = self.nodes[a].news(str(b))
-        if not self.passes(a, b):
-            return False
-        self.apply(b, Alive(me, direct=True))
-        self.note(b, self.nodes[b].hear(news, str(a), self.now))
-        answer, me = self.nodes[b].news(str(a)), info(str(b), self.nodes[b].incarnation)
-        if not self.passes(b, a):
-            return False
-
-        def arrives() -> None:
-            self.apply(a, Alive(me, direct=True))
-            self.note(a, self.nodes[a].hear([n for n in answer if n.id != str(a)], str(b), self.now))
-
-        self.at(self.rng.uniform(0.002, 0.02), arrives)
-        return True
-
-    def probe(self, a: int, b: int) -> None:
-        if not self.exchange(a, b):
-            self.at(self.nodes[a].settings.timeout_s, lambda: self.indirect(a, b))
-
-    def indirect(self, a: int, b: int) -> None:
-        if a in self.silent:
-            return
-        # Of a suspect others have found already that no other path leads to it.
-        suspected = state(self.nodes[a], str(b))[1] is SUSPECT
-        helpers = [] if suspected else [int(h) for h in self.nodes[a].helpers(str(b))]
-        answered = False
-        for h in helpers:
-            if self.exchange(a, h):
-                reached = self.exchange(h, b)
-                answered = answered or reached
-                if not reached:
-                    self.nodes[h].check(str(b))
-        if not answered:
-            self.at(self.nodes[a].settings.timeout_s if helpers else 0.0, lambda: self.apply(a, Failed(str(b))))
-
-
-def detection(n: int, seed: int) -> float:
-    """Seconds from a node's falling silent (no FIN, no refusal) until every other one holds it for dead."""
-    network = Network(n, seed)
-    network.run(5.0 + seed % 10 / 10)
-    fell = network.now
-    network.silent.add(0)
-    network.run(fell + 30.0)
-    found = {i: t for t, i, id in network.died if id == "0"}
-    assert len(found) == n - 1
-    return max(found.values()) - fell
-
-
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_a_silent_node_is_out_within_5_s(n: int) -> None:
-    times = sorted(detection(n, seed) for seed in range(60))
+    times = sorted(Network(n, seed).detection(5.0 + seed % 10 / 10)[1] for seed in range(60))
     print(f"{n} nodes: median {statistics.median(times):.2f} s, p95 {times[57]:.2f} s, worst {times[-1]:.2f} s")
     assert times[-1] <= 5.0
 
