@@ -16,9 +16,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-from simulate.network import Network  # noqa: E402
-
 from node.core.members import Settings  # noqa: E402
+from simulate.network import Network  # noqa: E402
 
 LOSS = 0.05
 QUIET_S = 10.0
@@ -72,8 +71,8 @@ def main() -> None:
             f = measure(n, settings, options.seeds, options.lossy)
             found.setdefault(str(n), {})[name] = f
             print(
-                f"{n:5}  {name:14} {f['first_s']:6.2f} {f['all_s']:6.2f} {f['worst_s']:6.2f}  {f['messages_quiet']:6.1f}"
-                f"  {f['messages_death']:8.1f}  {f['messages_lossy']:11.1f}  {f['false_deaths']:12.0f}"
+                f"{n:5}  {name:14} {f['first_s']:6.2f} {f['all_s']:6.2f} {f['worst_s']:6.2f}  "
+                f"{f['messages_quiet']:6.1f}  {f['messages_death']:8.1f}  {f['messages_lossy']:11.1f}  {f['false_deaths']:12.0f}"
                 f"  {f['false_suspicions_pair_hour']:10.3f}   ({time.monotonic() - began:.0f} s)",
                 flush=True,
             )
