@@ -86,6 +86,7 @@ class Node:
     id: str = ""
     address: str = ""
     mesh_address: str = ""
+    http_address: str = ""
     client: Client = field(init=False, repr=False)
 
     def signal(self, number: signal.Signals) -> None:
@@ -161,6 +162,7 @@ class Swarm:
                 found = [n for n in running_nodes(self.home / "run") if n.pid == node.process.pid]
                 for n in found:
                     node.id, node.address, node.mesh_address = n.node_id, n.local_address, n.mesh_address
+                    node.http_address = n.http_address
                 return bool(found)
 
             until(here, "a node starts")
