@@ -1,19 +1,22 @@
-"""Our matrix product gives what arithmetic says, in every shape that takes another path through it.
+"""Our matrix product and our attention give what arithmetic says, in every shape that takes another path through them.
 
-The numbers are whole and the scales powers of two, so that sums are exact whatever their order: results must be equal,
-not near. Where the processor has no kernel of ours, llama.cpp's own must pass the same.
+The product's numbers are whole and its scales powers of two, so that sums are exact whatever their order: results must
+be equal, not near. Where the processor has no kernel of ours, llama.cpp's own must pass the same, attention less
+exactly: it keeps sums in 16 bits and quantizes queries.
 """
 
 import ctypes
 import platform
 from pathlib import Path
 
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
 
 LIB = Path(llama_cpp.__file__).parent / "lib"
-F32, Q8_0, BLOCK = 0, 8, 32
+F32, F16, Q8_0, BLOCK = 0, 1, 8, 32
+QUANTIZED = gguf.GGMLQuantizationType.Q8_0
 BLOCK_TYPE = np.dtype([("d", "<f2"), ("qs", "i1", BLOCK)])
 
 
@@ -26,27 +29,77 @@ def library(name: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(LIB / f"lib{name}.{suffix}"))
 
 
+HAS_KERNELS = hasattr(library("ggml-cpu"), "__wrap_ggml_compute_forward_flash_attn_ext")
+
+
+class Graph:
+    """A few tensors and one result, computed by ggml's CPU backend; freed at the end of the block."""
+
+    def __init__(self, size: int) -> None:
+        self.base, self.cpu = library("ggml-base"), library("ggml-cpu")
+        for name in ("init", "new_tensor_3d", "mul_mat", "flash_attn_ext", "new_graph", "get_data"):
+            getattr(self.base, f"ggml_{name}").restype = ctypes.c_void_p
+        self._context = ctypes.c_void_p(self.base.ggml_init(InitParams(size + (16 << 20), None, False)))
+
+    def __enter__(self) -> "Graph":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.base.ggml_free(self._context)
+
+    def tensor(self, kind: int, data: np.ndarray, *shape: int) -> ctypes.c_void_p:
+        """`shape` has the fastest dimension first, as ggml's."""
+        sizes = [ctypes.c_int64(n) for n in (*shape, 1, 1)[:3]]
+        tensor = ctypes.c_void_p(self.base.ggml_new_tensor_3d(self._context, kind, *sizes))
+        ctypes.memmove(self.base.ggml_get_data(tensor), np.ascontiguousarray(data).tobytes(), data.nbytes)
+        return tensor
+
+    def compute(self, threads: int, operation: str, *operands: object, shape: tuple[int, ...]) -> np.ndarray:
+        out = ctypes.c_void_p(getattr(self.base, f"ggml_{operation}")(self._context, *operands))
+        graph = ctypes.c_void_p(self.base.ggml_new_graph(self._context))
+        self.base.ggml_build_forward_expand(graph, out)
+        assert self.cpu.ggml_graph_compute_with_ctx(self._context, graph, threads) == 0
+        data = ctypes.string_at(self.base.ggml_get_data(out), 4 * int(np.prod(shape)))
+        return np.frombuffer(data, "<f4").reshape(shape)
+
+
 def product(weights: np.ndarray, activations: np.ndarray, threads: int) -> np.ndarray:
     """ggml's mul_mat of Q8_0 rows (m, k / 32 blocks) and float rows (n, k): (n, m)."""
-    base, cpu = library("ggml-base"), library("ggml-cpu")
-    for function in ("ggml_init", "ggml_new_tensor_2d", "ggml_mul_mat", "ggml_new_graph", "ggml_get_data"):
-        getattr(base, function).restype = ctypes.c_void_p
-    (m, blocks), (n, k) = weights.shape, activations.shape
-    assert k == blocks * BLOCK
-    size = weights.nbytes + activations.nbytes + 4 * m * n + (16 << 20)
-    context = ctypes.c_void_p(base.ggml_init(InitParams(size, None, False)))
-    shape = [ctypes.c_int64(each) for each in (k, m, n)]
-    a = ctypes.c_void_p(base.ggml_new_tensor_2d(context, Q8_0, shape[0], shape[1]))
-    b = ctypes.c_void_p(base.ggml_new_tensor_2d(context, F32, shape[0], shape[2]))
-    ctypes.memmove(base.ggml_get_data(a), weights.tobytes(), weights.nbytes)
-    ctypes.memmove(base.ggml_get_data(b), activations.astype("<f4").tobytes(), 4 * n * k)
-    out = ctypes.c_void_p(base.ggml_mul_mat(context, a, b))
-    graph = ctypes.c_void_p(base.ggml_new_graph(context))
-    base.ggml_build_forward_expand(graph, out)
-    assert cpu.ggml_graph_compute_with_ctx(context, graph, threads) == 0
-    data = ctypes.string_at(base.ggml_get_data(out), 4 * m * n)
-    base.ggml_free(context)
-    return np.frombuffer(data, "<f4").reshape(n, m)
+    (m, _), (n, k) = weights.shape, activations.shape
+    with Graph(weights.nbytes + 4 * (n * k + n * m)) as graph:
+        a = graph.tensor(Q8_0, weights, k, m)
+        b = graph.tensor(F32, activations.astype("<f4"), k, n)
+        return graph.compute(threads, "mul_mat", a, b, shape=(n, m))
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, threads: int, kind: int) -> np.ndarray:
+    """ggml's flash attention of queries (heads, tokens, size), keys and values (KV heads, cells, size)."""
+    heads, tokens, size = q.shape
+    kv_heads, cells, width = v.shape
+    with Graph(8 * (q.size + k.size + v.size + mask.size) + 4 * heads * tokens * width) as graph:
+        tensors = (
+            graph.tensor(F32, q.astype("<f4"), size, tokens, heads),
+            graph.tensor(kind, _stored(k, kind), size, cells, kv_heads),
+            graph.tensor(kind, _stored(v, kind), width, cells, kv_heads),
+            graph.tensor(F16, mask.astype("<f2"), cells, tokens),
+        )
+        scale, none = ctypes.c_float(size**-0.5), ctypes.c_float(0)
+        out = graph.compute(threads, "flash_attn_ext", *tensors, scale, none, none, shape=(tokens, heads, width))
+    return out.transpose(1, 0, 2)
+
+
+def _stored(values: np.ndarray, kind: int) -> np.ndarray:
+    return values.astype("<f2") if kind == F16 else gguf.quants.quantize(values.astype("<f4"), QUANTIZED)
+
+
+def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The same by its definition, in 64 bits; a token that sees nothing gives zeros."""
+    group = q.shape[0] // k.shape[0]
+    k, v = (np.repeat(each.astype(np.float64), group, axis=0) for each in (k, v))
+    scores = np.where(mask == -np.inf, -np.inf, q @ np.where(np.isfinite(k), k, 0).swapaxes(1, 2) * q.shape[2] ** -0.5)
+    top = np.where(np.isfinite(scores), scores, -np.inf).max(axis=2, keepdims=True)
+    weights = np.where(mask == -np.inf, 0.0, np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
+    return weights @ np.where(np.isfinite(v), v, 0) / np.maximum(weights.sum(axis=2, keepdims=True), 1e-300)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 8, 15, 16, 17, 33, 513])
@@ -63,8 +116,45 @@ def test_products_are_exact(rows: int, k: int, columns: int) -> None:
         np.testing.assert_array_equal(product(weights, activations, threads), activations @ plain.T)
 
 
-@pytest.mark.skipif(
-    platform.system() != "Linux" or platform.machine() != "x86_64", reason="the kernel is for x86-64 on Linux"
+@pytest.mark.parametrize("kind", [F16, Q8_0])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(14, 2, 64), (8, 8, 32), (12, 3, 128), (64, 1, 32), (6, 2, 96)]
 )
-def test_the_kernel_is_built_in() -> None:
-    assert hasattr(library("ggml-cpu"), "__wrap_llamafile_sgemm")
+@pytest.mark.parametrize(("tokens", "cells"), [(1, 256), (1, 1024), (2, 70), (8, 544), (23, 96)])
+def test_attention_is_what_its_definition_says(
+    heads: int, kv_heads: int, size: int, tokens: int, cells: int, kind: int
+) -> None:
+    rng = np.random.default_rng(heads * size + tokens * cells)
+    q = rng.standard_normal((heads, tokens, size)) * 3
+    k, v = (rng.standard_normal((kv_heads, cells, size)).astype("<f2") for _ in range(2))
+    if kind == Q8_0:
+        k, v = (gguf.quants.dequantize(_stored(each, kind), QUANTIZED) for each in (k, v))
+    # What a batch of branches looks like: a shared beginning, then cells of their own; and cells of others in between.
+    mask = np.where(rng.random((tokens, cells)) < 0.5, 0.0, -np.inf)
+    mask[:, : cells // 2] = 0.0
+    mask[:, cells // 4 : cells // 4 + 40] = -np.inf
+    for threads in (1, 2, 3):
+        is_ours = HAS_KERNELS and tokens * kv_heads >= threads
+        out = attention(q, k, v, mask, threads, kind)
+        np.testing.assert_allclose(out, plain_attention(q, k, v, mask), atol=2e-5 if is_ours else 0.1)
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="llama.cpp's own makes a difference of it")
+def test_attention_never_lets_damage_through_that_it_may_not_see() -> None:
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal(shape).astype("<f2") for shape in ((14, 4, 64), (2, 128, 64), (2, 128, 64)))
+    mask = np.zeros((4, 128))
+    mask[:, 64:] = -np.inf
+    mask[0, 70] = 0.0  # so that the block is looked at
+    clean = attention(q, k, v, mask, 2, F16)
+    for damage in (np.nan, np.inf, -np.inf):
+        k[:, 71:], v[:, 71:] = damage, damage
+        np.testing.assert_array_equal(attention(q, k, v, mask, 2, F16), clean)
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() != "x86_64", reason="the kernels are for x86-64 on Linux"
+)
+@pytest.mark.parametrize("function", ["llamafile_sgemm", "ggml_compute_forward_flash_attn_ext"])
+def test_the_kernels_are_built_in(function: str) -> None:
+    assert hasattr(library("ggml-cpu"), f"__wrap_{function}")
