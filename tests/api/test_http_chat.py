@@ -8,7 +8,7 @@ import pytest
 from web import SLOW, asked, web
 
 from node.api.http import wait
-from node.engine.fake import FakeSpec
+from node.engine.fake import FakeBackend, FakeSpec
 
 CHAT = "/v1/chat/completions"
 TOOL = {
@@ -130,6 +130,42 @@ async def test_what_agents_send_is_understood() -> None:
         choice = (await node.post(CHAT, body, authorization="Bearer whatever")).json["choices"][0]
         assert choice["message"]["content"] == "echo: one two"
         assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("model", ["fake", "conclave"])
+async def test_log_probabilities(model: str) -> None:
+    async with web(FakeSpec(answers=("one two",), logprob=-0.5)) as node:
+        wish = asked(model=model, logprobs=True, top_logprobs=2)
+        content = (await node.post(CHAT, wish)).json["choices"][0]["logprobs"]["content"]
+        assert "".join(bytes(t["bytes"]).decode() for t in content) == "one two"
+        assert {t["logprob"] for t in content} == {-0.5}
+        assert all(len(t["top_logprobs"]) <= 2 for t in content)
+        *events, _ = (await node.post(CHAT, wish | {"stream": True})).events
+        streamed = [t for e in events for c in e["choices"] if c["logprobs"] for t in c["logprobs"]["content"]]
+        assert streamed == content
+        assert said(events) == "one two"
+        text = {"model": model, "prompt": "x", "logprobs": 1, "echo": True}
+        for found in (
+            [(await node.post("/v1/completions", text)).json],
+            (await node.post("/v1/completions", text | {"stream": True})).events[:-1],
+        ):
+            told = [c["logprobs"] for e in found for c in e["choices"] if c["logprobs"]]
+            tokens = [t for each in told for t in each["tokens"]]
+            offsets = [o for each in told for o in each["text_offset"]]
+            assert tokens[:2] == ["one", " two"]
+            assert offsets[:2] == [1, 4]
+
+
+async def test_penalties_and_biases_reach_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    sampler = FakeBackend.sampler
+    monkeypatch.setattr(FakeBackend, "sampler", lambda *a: seen.append(a[1]) or sampler(*a))
+    async with web() as node:
+        wish = asked(model="fake", presence_penalty=0.5, frequency_penalty=-1, logit_bias={"7": -100}, seed=-1, top_k=3)
+        assert (await node.post(CHAT, wish | {"ignore_eos": True, "max_tokens": 5})).status == 200
+    [params] = seen
+    assert (params.presence_penalty, params.frequency_penalty, params.logit_bias) == (0.5, -1, ((7, -100),))
+    assert (params.seed, params.top_k, params.ignore_eos) == (2**64 - 1, 3, True)
 
 
 # ---- tools -----------------------------------------------------------------------------------------------------------

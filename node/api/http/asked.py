@@ -17,6 +17,10 @@ from node.v1 import generate_pb2, types_pb2
 # which is what a sequence's room is reserved for, leaves room for others.
 DEFAULT_MAX_TOKENS = 2048
 MAX_PROMPTS = 64  # texts of one request for completions
+_SAID = (
+    *("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+    "ignore_eos",
+)
 _ROLES = {"developer": "system", "function": "tool"}
 
 
@@ -48,6 +52,7 @@ def chat(body: schema.ChatRequest, node: Node, request_id: str = "") -> Asked:
     tools = tools_pb(body.tools or [])
     params = _params(body, body.max_completion_tokens or body.max_tokens, body.stop)
     params.json_schema = _schema(body.response_format, body.json_schema)
+    params.logprobs, params.top_logprobs = bool(body.logprobs), body.top_logprobs or 0
     forced = _forced(choice, tools)
     if forced and not params.json_schema:
         params.json_schema = forced
@@ -70,6 +75,7 @@ def completion(body: schema.CompletionRequest, prompt: str, node: Node, request_
         raise InvalidRequest("the prompt is empty: send some text to go on with")
     params = _params(body, body.max_tokens, body.stop)
     params.json_schema = json.dumps(body.json_schema) if body.json_schema is not None else ""
+    params.logprobs, params.top_logprobs = body.logprobs is not None, body.logprobs or 0
     pb = generate_pb2.GenerateRequest(messages=[types_pb2.Message(role="user", content="-")], params=params)
     made = _asked(body, pb, node, body.n or 1, request_id)
     request = replace(made.request, messages=(Message("user", prompt),), is_raw=True, scope=Scope.LOCAL)
@@ -211,7 +217,7 @@ def _params(body: schema.Sampling, max_tokens: int | None, stop: schema.Stops | 
         raise InvalidRequest("max_tokens is 0: an answer needs at least one token")
     limit = DEFAULT_MAX_TOKENS if max_tokens is None else 2**31 - 1 if max_tokens < 0 else max_tokens
     params = types_pb2.SamplingParams(max_tokens=limit, grammar=body.grammar or "")
-    for field in ("temperature", "top_p", "top_k", "min_p", "repeat_penalty"):
+    for field in _SAID:
         value = getattr(body, field)
         if value is not None:
             setattr(params, field, value)
@@ -219,6 +225,10 @@ def _params(body: schema.Sampling, max_tokens: int | None, stop: schema.Stops | 
         params.top_k, params.top_p = 1, 1.0  # OpenAI allows 0, and means the best token
     if body.seed is not None:
         params.seed = body.seed % 2**64
+    for token, bias in (body.logit_bias or {}).items():
+        if not token.isascii() or not token.isdigit() or len(token) > 9:
+            raise InvalidRequest(f"logit_bias names {token[:40]!r}: it must be the number of a token")
+        params.logit_bias[int(token)] = bias
     params.stop.extend([stop] if isinstance(stop, str) else stop or [])
     return params
 

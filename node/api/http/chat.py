@@ -16,7 +16,7 @@ from node.api.http.asked import Asked
 from node.api.http.deltas import Answered, Called, Ended, Said, reason
 from node.api.http.here import Here, now, read, request_id
 from node.api.http.wait import Stream, Whole
-from node.types import Candidate, GenerateResult, ToolCall
+from node.types import Candidate, GenerateResult, TokenLogprob, ToolCall
 
 _DECODER = msgspec.json.Decoder(schema.ChatRequest)
 _encode = msgspec.json.encode
@@ -59,11 +59,13 @@ class _Completion:
         """The completion as one object."""
         calls: dict[int, list[dict[str, Any]]] = {}
         texts: dict[int, str] = {}
+        logprobs: dict[int, list[dict[str, Any]]] = {}
         found: Answered | None = None
         async with contextlib.aclosing(self._here.answer(self._asked, self._cache_key)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Said):
                     texts[piece.choice] = texts.get(piece.choice, "") + piece.text
+                    logprobs.setdefault(piece.choice, []).extend(map(logprob, piece.logprobs))
                 elif isinstance(piece, Called):
                     calls.setdefault(piece.choice, []).append(_call(piece.call))
                 elif isinstance(piece, Answered):
@@ -75,8 +77,14 @@ class _Completion:
             if index in calls:
                 message["tool_calls"] = calls[index]
                 message["content"] = message["content"] or None
-            choice = {"index": index, "message": message, "logprobs": None, "finish_reason": reason(candidate)}
-            choices.append(choice)
+            choices.append(
+                {
+                    "index": index,
+                    "message": message,
+                    "logprobs": _logprobs(logprobs.get(index)),
+                    "finish_reason": reason(candidate),
+                }
+            )
         body = self._head("chat.completion") | {"choices": choices, "usage": usage(found)}
         return _encode(body | self._votes(found.result))
 
@@ -105,7 +113,11 @@ class _Completion:
         ends: list[tuple[int, Candidate]] = []
         async with contextlib.aclosing(self._here.answer(self._asked, self._cache_key)) as pieces:
             async for piece in pieces:
-                if isinstance(piece, Said):
+                if isinstance(piece, Said) and piece.logprobs:
+                    content = _logprobs([logprob(t) for t in piece.logprobs])
+                    choice = {"index": piece.choice, "delta": {"content": piece.text}}
+                    yield begin(piece.choice) + chunk([choice | {"logprobs": content, "finish_reason": None}])
+                elif isinstance(piece, Said):
                     yield begin(piece.choice) + befores[piece.choice] + _encode(piece.text) + after
                 elif isinstance(piece, Called):
                     call = {"index": piece.number} | _call(piece.call)
@@ -146,6 +158,19 @@ def usage(found: Answered) -> dict[str, Any]:
         "total_tokens": u.prompt + written,
         "prompt_tokens_details": {"cached_tokens": u.cached},
     }
+
+
+def logprob(t: TokenLogprob) -> dict[str, Any]:
+    """A token's log probability, with those of the most probable tokens in its place."""
+    return _token(t) | {"top_logprobs": [_token(other) for other in t.top]}
+
+
+def _token(t: TokenLogprob) -> dict[str, Any]:
+    return {"token": t.token, "logprob": t.logprob, "bytes": list(t.bytes)}
+
+
+def _logprobs(content: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    return {"content": content, "refusal": None} if content else None
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from node.api.http.deltas import Answered, Called, Ended, Said, reason
 from node.api.http.here import Here, now, read, request_id
 from node.api.http.wait import Stream, Whole
 from node.errors import InvalidRequest
+from node.types import TokenLogprob
 
 _DECODER = msgspec.json.Decoder(schema.CompletionRequest)
 _encode = msgspec.json.encode
@@ -64,15 +65,19 @@ class _Completion:
         found: list[Answered] = []
         for wanted in self._texts:
             said: dict[int, str] = {}
+            tokens: dict[int, list[TokenLogprob]] = {}
             async with contextlib.aclosing(self._here.answer(wanted)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Said):
                         said[piece.choice] = said.get(piece.choice, "") + piece.text
+                        tokens.setdefault(piece.choice, []).extend(piece.logprobs)
                     elif isinstance(piece, Answered):
                         found.append(piece)
             for index, candidate in enumerate(found[-1].choices):
                 text = self._before(wanted) + said.get(index, "")
-                choices.append(_choice(len(choices), text, reason(candidate)))
+                before = len(self._before(wanted))
+                logprobs = _logprobs(tokens.get(index, []), before)
+                choices.append(_choice(len(choices), text, reason(candidate), logprobs))
         return _encode(self._head | {"choices": choices, "usage": _usage(found)} | self._votes(found))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -84,13 +89,18 @@ class _Completion:
         found: list[Answered] = []
         first = 0
         for wanted in self._texts:
+            sent: dict[int, int] = {}
             if self._echo:
                 for index in range(wanted.choices):
+                    sent[index] = len(self._before(wanted))
                     yield chunk([_choice(first + index, self._before(wanted), None)])
             async with contextlib.aclosing(self._here.answer(wanted)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Said):
-                        yield chunk([_choice(first + piece.choice, piece.text, None)])
+                        at = sent.get(piece.choice, 0)
+                        sent[piece.choice] = at + len(piece.text)
+                        logprobs = _logprobs(piece.logprobs, at)
+                        yield chunk([_choice(first + piece.choice, piece.text, None, logprobs)])
                     elif isinstance(piece, Ended):
                         yield chunk([_choice(first + piece.choice, "", reason(piece.candidate))])
                     elif isinstance(piece, Answered):
@@ -112,8 +122,24 @@ class _Completion:
         return {"conclave": votes.outcome(found[0].result)}
 
 
-def _choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+def _choice(index: int, text: str, finish: str | None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+    """Log probabilities as this older endpoint says them; `offset` is where the first token's text begins."""
+    if not tokens:
+        return None
+    offsets = []
+    for t in tokens:
+        offsets.append(offset)
+        offset += len(t.bytes.decode(errors="ignore"))
+    return {
+        "tokens": [t.token for t in tokens],
+        "token_logprobs": [t.logprob for t in tokens],
+        "top_logprobs": [{other.token: other.logprob for other in t.top} for t in tokens],
+        "text_offset": offsets,
+    }
 
 
 def _usage(found: list[Answered]) -> dict[str, Any]:

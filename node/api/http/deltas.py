@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from node.api.http.asked import Asked
 from node.coordinator import Event, Planned, Voted, Wrote
 from node.core.tools import Splitter
-from node.types import Candidate, FinishReason, GenerateResult, ToolCall
+from node.types import Candidate, FinishReason, GenerateResult, TokenLogprob, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A piece of a choice's text."""
+    """A piece of a choice's text, with the log probabilities of its tokens where they were asked for."""
 
     choice: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +60,35 @@ class _Choice:
         self._index = index
         self._splitter = Splitter(asked.request.tools) if asked.request.tools else None
         self._most = 1 if asked.one_call else None
-        self._sent = 0
+        self._has_begun = False
         self._calls = 0
         self.is_over = False
 
-    def write(self, text: str) -> Iterator[Delta]:
+    def write(self, event: Wrote) -> Iterator[Delta]:
         """More text of its candidate."""
-        self._sent += len(text)
+        self._has_begun = True
         if self._splitter is None:
-            yield Said(self._index, text)
+            yield Said(self._index, event.text, event.logprobs)
         else:
-            yield from self._pieces(*self._splitter.feed(text))
+            text, calls = self._splitter.feed(event.text)
+            yield from self._pieces(text, calls, event.logprobs)
 
     def end(self, candidate: Candidate) -> Iterator[Delta]:
         """Its candidate as it ended: what is missing of it."""
         if self.is_over:
             return
         self.is_over = True
-        if not self._sent:
-            yield from self._pieces(candidate.text, candidate.tool_calls)
+        if not self._has_begun:
+            yield from self._pieces(candidate.text, candidate.tool_calls, candidate.logprobs)
         elif self._splitter is not None:
             yield from self._pieces(*self._splitter.finish())
         yield Ended(self._index, candidate)
 
-    def _pieces(self, text: str, calls: tuple[ToolCall, ...]) -> Iterator[Delta]:
-        if text:
-            yield Said(self._index, text)
+    def _pieces(
+        self, text: str, calls: tuple[ToolCall, ...], logprobs: tuple[TokenLogprob, ...] = ()
+    ) -> Iterator[Delta]:
+        if text or logprobs:
+            yield Said(self._index, text, logprobs)
         for call in calls:
             if self._most is None or self._calls < self._most:
                 yield Called(self._index, self._calls, call)
@@ -99,7 +103,7 @@ async def deltas(events: AsyncGenerator[Event, None], asked: Asked, here: str) -
         async for event in events:
             if isinstance(event, Wrote):
                 if (choice := by_id.get(event.candidate)) is not None:
-                    for delta in choice.write(event.text):
+                    for delta in choice.write(event):
                         yield delta
             elif isinstance(event, Voted):
                 candidate = event.ballot.candidate

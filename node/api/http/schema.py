@@ -17,6 +17,8 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Temperature = Annotated[float, Meta(ge=0, le=10)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Alternatives = Annotated[int, Meta(ge=0, le=20)]
 Stops = str | Annotated[list[str], Meta(max_length=16)]
 
 
@@ -120,11 +122,15 @@ class Sampling(Struct, kw_only=True):
     temperature: Temperature | None = None
     top_p: Share | None = None
     seed: Seed | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
     prompt_cache_key: str | None = None
     top_k: Count | None = None
     min_p: Share | None = None
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     grammar: str | None = None
+    ignore_eos: bool | None = None
     topic: str | None = None
     conclave: Conclave | None = None
 
@@ -136,6 +142,8 @@ class ChatRequest(Sampling, kw_only=True):
     max_tokens: Limit | None = None
     max_completion_tokens: Limit | None = None
     n: Several | None = None
+    logprobs: bool | None = None
+    top_logprobs: Alternatives | None = None
     stop: Stops | None = None
     stream_options: StreamOptions | None = None
     response_format: Format | None = None
@@ -151,6 +159,7 @@ class CompletionRequest(Sampling, kw_only=True):
     prompt: str | list[str | int | list[int]]
     max_tokens: Limit | None = None
     n: Several | None = None
+    logprobs: Alternatives | None = None
     stop: Stops | None = None
     stream_options: StreamOptions | None = None
     echo: bool | None = None
