@@ -320,13 +320,15 @@ async def _backend(config: Config, directory: Path) -> Callable[[], Backend]:
         from node.engine import llamacpp
     except (ImportError, OSError) as e:
         raise BackendError(f"llama.cpp cannot be loaded ({e}): run `make run` again, or use --backend fake") from None
+    kv = (config.kv_type, "flash-attention", *(["small window"] if config.swa == "small" else []))
     options = llamacpp.LlamaOptions(
         path=file.path,
         name=file.name,
-        fingerprint=file.head.fingerprint("llama.cpp", llamacpp.STATE_FORMAT, config.kv_type, "flash-attention"),
+        fingerprint=file.head.fingerprint("llama.cpp", llamacpp.STATE_FORMAT, *kv),
         sequences=config.slots,
         context=config.ctx,
         kv_type=config.kv_type,
+        swa=config.swa,
         threads=config.threads or _threads(),
         gpu_layers=config.gpu_layers,
         is_demo=file.is_demo,

@@ -21,6 +21,7 @@ DEFAULT_PORT = 7420
 DEFAULT_MESH_PORT = 7421
 DEFAULT_HTTP_PORT = 7422
 KV_TYPES = ("f16", "q8_0")
+SWA = ("full", "small")
 BACKENDS = ("auto", "llama", "fake")
 
 
@@ -50,6 +51,11 @@ class Config:
     ctx: int = _option(0, "tokens a sequence may hold; 0: 4096 or what the model was trained for", metavar="TOKENS")
     kv_memory: int = _option(1024, "MiB of memory for the KV of idle topics; 0: none is kept outside", metavar="MIB")
     kv_type: str = _option("f16", "precision of the KV cache", choices=KV_TYPES)
+    swa: str = _option(
+        "full",
+        "KV of sliding-window layers: full (fast to fork and to go back in), or small (less memory)",
+        choices=SWA,
+    )
     threads: int = _option(0, "threads that compute; 0: one for each physical core", metavar="N")
     gpu_layers: int = _option(-1, "layers on the GPU; -1: all, where llama.cpp was built for one", metavar="N")
     port: int | None = _option(

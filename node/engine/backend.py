@@ -90,8 +90,9 @@ class Backend(Protocol):
         """The most probable tokens of a row of the last decode, the best first, with their log probabilities as from
         `sample`."""
 
-    def fork(self, source: int, target: int, length: int) -> None:
-        """Let `target`, which must be empty, share the first `length` tokens of `source`."""
+    def fork(self, source: int, target: int, length: int) -> bool:
+        """Let `target`, which must be empty, share the first `length` tokens of `source`. False if what it would hold
+        would not be right, or there is no room for it; `target` is empty then."""
 
     def drop(self, sequence: int) -> None:
         """Forget a sequence."""

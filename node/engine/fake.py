@@ -202,11 +202,12 @@ class FakeBackend:
         others = [t for t in range(count) if t != drawn]
         return [(t, self._spec.logprob - i * math.log(2)) for i, t in enumerate([drawn, *others][:count])]
 
-    def fork(self, source: int, target: int, length: int) -> None:
+    def fork(self, source: int, target: int, length: int) -> bool:
         """Copy the first tokens of a sequence into an empty one."""
         assert not self._sequences[target], f"sequence {target} is not empty"
         assert length <= len(self._sequences[source]), f"fork of {length} of {len(self._sequences[source])} tokens"
         self._sequences[target] = self._sequences[source][:length]
+        return True
 
     def drop(self, sequence: int) -> None:
         """Empty a sequence."""

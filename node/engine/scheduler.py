@@ -223,6 +223,10 @@ class Scheduler:
         last = len(request.job.prompt) - 1
         while request.waiting and self._find_sequence(request):
             branch = self._begin(request, fork=last)
+            if branch is None:  # the window before that token is gone: they begin with the prompt computed again
+                self._backend.drop(request.base)
+                request.computed = 0
+                return
             branch.next_token, branch.position = request.job.prompt[last], last
             branch.started = self._clock()
         if not request.waiting:
@@ -235,15 +239,19 @@ class Scheduler:
             self._give_back(request.kept.pop(next(iter(request.kept)))[0])
         return bool(self._pool.free)
 
-    def _begin(self, request: Request, *, fork: int | None) -> Branch:
+    def _begin(self, request: Request, *, fork: int | None) -> Branch | None:
         """Begin the next waiting candidate on a free sequence that shares `fork` tokens of the prompt's, or on the
-        prompt's own sequence (None)."""
+        prompt's own sequence (None). None if the backend cannot fork there."""
         candidate, seed = request.waiting.popleft()
         params = request.job.params
         sampler = self._backend.sampler(params, seed, request.job.prompt)  # may refuse a grammar: before any sequence
         if fork is not None:
             sequence = self._pool.free.pop()
-            self._backend.fork(request.base, sequence, fork)
+            if not self._backend.fork(request.base, sequence, fork):
+                sampler.close()
+                self._pool.free.append(sequence)
+                request.waiting.appendleft((candidate, seed))
+                return None
         else:
             sequence, request.base = request.base, -1
         branch = Branch(candidate, sequence, sampler, TextStream(params.stop), request.admitted)
@@ -314,9 +322,9 @@ class Scheduler:
         begun = [
             self._begin(request, fork=length) for _ in range(min(first - (first == waiting), len(self._pool.free)))
         ]
-        if (first == waiting and len(request.waiting) == 1) or not begun:
+        if (first == waiting and len(request.waiting) == 1) or not any(begun):
             begun.append(self._begin(request, fork=None))
-        for branch in begun:
+        for branch in filter(None, begun):
             branch.row, branch.position = request.prompt_row, length - 1
         request.prompt_row = -1
 

@@ -144,8 +144,7 @@ class Slots:
         if not match.take:
             self._touch(slot)
             target = self._pool.free.pop()
-            self._backend.fork(slot.sequence, target, match.length)
-            return target, match.length
+            return target, match.length if self._backend.fork(slot.sequence, target, match.length) else 0
         sequence = slot.sequence
         self._remember(self._slots.pop(slot.held.topic))
         self._pool.cells += len(slot.held.tokens)

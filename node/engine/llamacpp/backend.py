@@ -46,6 +46,7 @@ class LlamaOptions:
     sequences: int = 16
     context: int = 0
     kv_type: str = "f16"
+    swa: str = "full"  # or "small"; of models with a sliding window
     threads: int = 0
     gpu_layers: int = -1
     is_demo: bool = False
@@ -118,7 +119,8 @@ class LlamaBackend:
         params.type_k = params.type_v = _KV_TYPES[o.kv_type]
         params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.kv_unified = True
-        params.swa_full = True  # forks and rollbacks are wrong, silently, with the small sliding-window cache
+        params.swa_full = o.swa == "full"
+        self._small_window = not params.swa_full and ll.llama_model_n_swa(self._model) > 0
         params.no_perf = True
         native.forget_errors()
         self._ctx = ll.llama_init_from_model(self._model, params)
@@ -246,35 +248,58 @@ class LlamaBackend:
         """All tokens that end an answer: a look at each of the vocabulary."""
         return tuple(token for token in range(self._n_vocab) if self.is_end(token))
 
-    def fork(self, source: int, target: int, length: int) -> None:
-        """Mark cells as the target's too."""
+    def fork(self, source: int, target: int, length: int) -> bool:
+        """Mark cells as the target's too.
+
+        The small window cache needs cells of its own for each sequence: it makes room by overwriting what fell out of
+        a sequence's window, and never overwrites cells that two sequences share (src/llama-kv-cache.cpp, find_slot).
+        """
+        if not self._holds_window(source, length):
+            return False
         ll.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        if self._small_window:
+            window = self._export(target, ll.LLAMA_STATE_SEQ_FLAGS_SWA_ONLY)
+            if window is None or not self._restore(target, window, ll.LLAMA_STATE_SEQ_FLAGS_SWA_ONLY):
+                self.drop(target)
+                return False
+        return True
 
     def drop(self, sequence: int) -> None:
         """Free a sequence's cells, those of a failed batch included."""
         ll.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def truncate(self, sequence: int, length: int) -> bool:
-        """Roll a sequence back. With a sliding window the cells before it are gone, and llama.cpp would say yes and
-        answer wrongly: positions must reach back to 0, or further than the window before `length`."""
+        """Roll a sequence back."""
+        if ll.llama_memory_seq_pos_max(self._memory, sequence) == length - 1:
+            return True
+        return self._holds_window(sequence, length) and bool(ll.llama_memory_seq_rm(self._memory, sequence, length, -1))
+
+    def _holds_window(self, sequence: int, length: int) -> bool:
+        """Whether a sequence can go on after its first `length` tokens. With a sliding window the cells before it are
+        gone (after a restore with the large window cache too), and llama.cpp would say yes and answer wrongly:
+        positions must reach back to 0, or further than the window before `length`."""
         if ll.llama_memory_seq_pos_max(self._memory, sequence) == length - 1:
             return True
         first = ll.llama_memory_seq_pos_min(self._memory, sequence)
         window = ll.llama_model_n_swa(self._model)
-        if length == 0 or first < 0 or (first > 0 and first >= max(0, length - window)):
-            return False
-        return bool(ll.llama_memory_seq_rm(self._memory, sequence, length, -1))
+        return length > 0 and first >= 0 and (first == 0 or first < max(0, length - window))
 
     def export(self, sequence: int) -> Any:
         """llama_state_seq_get_data's blob, as an array of bytes."""
-        size = ll.llama_state_seq_get_size(self._ctx, sequence)
+        return self._export(sequence, ll.LLAMA_STATE_SEQ_FLAGS_NONE)
+
+    def _export(self, sequence: int, flags: int) -> Any:
+        size = ll.llama_state_seq_get_size_ext(self._ctx, sequence, flags)
         state = np.empty(size, dtype=np.uint8)
-        written = ll.llama_state_seq_get_data(self._ctx, state.ctypes.data_as(_BYTES), size, sequence)
+        written = ll.llama_state_seq_get_data_ext(self._ctx, state.ctypes.data_as(_BYTES), size, sequence, flags)
         return state if written == size else None
 
     def restore(self, sequence: int, state: Any) -> bool:
         """Load a blob that `export` of this process made; a failed load leaves nothing behind."""
-        read = ll.llama_state_seq_set_data(self._ctx, state.ctypes.data_as(_BYTES), state.nbytes, sequence)
+        return self._restore(sequence, state, ll.LLAMA_STATE_SEQ_FLAGS_NONE)
+
+    def _restore(self, sequence: int, state: Any, flags: int) -> bool:
+        read = ll.llama_state_seq_set_data_ext(self._ctx, state.ctypes.data_as(_BYTES), state.nbytes, sequence, flags)
         if read != state.nbytes:
             self.drop(sequence)
             return False
