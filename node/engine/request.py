@@ -39,6 +39,7 @@ class Request:
     base: int = -1
     cached: int = 0  # prompt tokens that were held
     computed: int = 0  # prompt tokens in `base`
+    batched: int = 0  # of these, in the current batch
     prompt_row: int = -1  # row of the current batch with the logits after the prompt
     admitted: float = 0.0
     was_prefilled: bool = False

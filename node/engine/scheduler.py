@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from node.engine.backend import Backend, Row
+from node.engine.backend import Backend, CacheFull, Row
 from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Text, derive_seed, job
 from node.engine.logprobs import Logprobs
 from node.engine.request import Branch, Request
@@ -147,15 +147,10 @@ class Scheduler:
         """Admit, batch, decode, sample. Never raises for what one request did."""
         now = self._clock()
         events = self._expire(now) + self._admit(now)
-        rows = self._batch()
-        if not rows:
+        computed, failed = self._decode()
+        events += failed
+        if not computed:
             return events
-        started = self._clock()
-        try:
-            self._backend.decode(rows)
-        except BackendError as e:
-            return events + self.abandon(e)
-        self._measure(rows, self._clock() - started)
         for request in list(self._running.values()):
             try:
                 events += self._sample(request)
@@ -265,6 +260,7 @@ class Scheduler:
     def _batch(self) -> list[Row]:
         rows: list[Row] = []
         for request in self._running.values():
+            request.batched = 0
             for branch in request.branches:
                 branch.row = len(rows)
                 rows.append(Row(branch.next_token, branch.position, branch.sequence, wants_logits=True))
@@ -277,11 +273,50 @@ class Scheduler:
             start, prompt = request.computed, request.job.prompt
             end = min(start + room, len(prompt))
             rows += [Row(prompt[i], i, request.base, i == len(prompt) - 1) for i in range(start, end)]
-            request.computed = end
+            request.computed, request.batched = end, end - start
             room -= end - start
             if end == len(prompt):
                 request.prompt_row = len(rows) - 1
         return rows
+
+    def _decode(self) -> tuple[bool, list[Event]]:
+        """Compute a batch; says whether there was one. Where that fails, what was in it fails, and nothing else."""
+        events: list[Event] = []
+        while rows := self._batch():
+            started = self._clock()
+            try:
+                self._backend.decode(rows)
+            except CacheFull:  # nothing was changed: what is idle makes room, else the request that came last
+                self._unbatch()
+                if not self._free_cells():
+                    last = next(reversed(self._running.values()))
+                    why = "no KV cells are left: try again later, or start the node with a larger --ctx"
+                    events += self._fail(last, Overloaded(why))
+            except BackendError as e:  # some of the rows may have been computed
+                batched = {row.sequence for row in rows}
+                for request in list(self._running.values()):
+                    if request.base in batched or any(b.sequence in batched for b in request.branches):
+                        events += self._fail(request, e)
+                return False, events
+            else:
+                self._measure(rows, self._clock() - started)
+                return True, events
+        return False, events
+
+    def _unbatch(self) -> None:
+        """A batch was not computed: the next one begins where it began."""
+        for request in self._running.values():
+            request.computed -= request.batched
+            request.batched, request.prompt_row = 0, -1
+            for branch in request.branches:
+                branch.row = -1
+
+    def _free_cells(self) -> bool:
+        """Let KV go that no running request needs. Says whether there was any."""
+        if self._ended:
+            self.commit(next(iter(self._ended)))
+            return True
+        return self.slots.make_room(0, self._pool.cells + 1)
 
     def _measure(self, rows: list[Row], seconds: float) -> None:
         """Learn the speed of prefilling from batches of prompts alone, that of decoding from small batches alone."""

@@ -9,7 +9,7 @@ import pytest
 
 from node.engine.backend import CacheFull, Row
 from node.engine.llamacpp import LlamaBackend, LlamaOptions
-from node.engine.scheduler import Done, Scheduler, job
+from node.engine.scheduler import Done, Failed, Scheduler, job
 from node.errors import BackendError, InvalidRequest
 from node.models.catalogue import BUNDLED
 from node.types import Message, SamplingParams, Tool, ToolCall
@@ -143,6 +143,35 @@ def test_a_full_cache_says_so_and_changes_nothing() -> None:
     small.drop(0)
     small.decode([Row(1, 0, 1, True)])
     small.close()
+
+
+def test_an_aborted_decode_fails_its_request_and_the_next_one_is_answered_as_ever(backend: LlamaBackend) -> None:
+    import ctypes
+
+    import llama_cpp
+
+    tokens = prompt(backend)
+    expected = run(backend, tokens, [1, 2], temperature=0.0)
+    calls = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
+    def abort(_: object) -> bool:
+        calls.append(1)
+        return len(calls) > 200  # in the midst of a graph
+
+    scheduler = Scheduler(backend, lambda: 0.0)
+    scheduler.submit(job("j", tokens, [1, 2], SamplingParams(temperature=0.0), seed=5))
+    llama_cpp.llama_set_abort_callback(backend._ctx, abort, None)
+    try:
+        events = [e for _ in range(50) if not scheduler.idle for e in scheduler.step()]
+    finally:
+        llama_cpp.llama_set_abort_callback(backend._ctx, ctypes.cast(None, type(abort)), None)
+    assert isinstance(events[-1], Failed)
+    assert "llama_decode failed with 2" in str(events[-1].error)
+    assert scheduler.free_sequences == backend.info.sequences
+    assert all(llama_cpp.llama_memory_seq_pos_max(backend._memory, s) == -1 for s in range(backend.info.sequences))
+    again = run(backend, tokens, [1, 2], temperature=0.0)
+    assert {i: d.candidate.text for i, d in again.items()} == {i: d.candidate.text for i, d in expected.items()}
 
 
 def test_tools_and_unicode_go_through_the_template_and_the_tokenizer(backend: LlamaBackend) -> None:

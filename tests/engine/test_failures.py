@@ -1,0 +1,221 @@
+"""What fails in the backend costs what was in its batch, and nothing else; ten thousand requests leave nothing."""
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.engine.backend import CacheFull, Row
+from node.engine.fake import FakeBackend, FakeSpec
+from node.engine.scheduler import Done, Ended, Event, Failed, Scheduler, job
+from node.errors import BackendError, Overloaded
+from node.types import Message, SamplingParams
+
+
+class Breaks(FakeBackend):
+    """Fails as llama_decode does: 1 leaves everything as it was, another code after some rows were computed.
+
+    `full` and `aborts` say for a batch whether it fails so.
+    """
+
+    def __init__(self, **limits: int) -> None:
+        super().__init__(FakeSpec(), **limits)  # type: ignore[arg-type]
+        self.full: Callable[[Sequence[Row]], bool] = lambda _: False
+        self.aborts: Callable[[Sequence[Row]], bool] = lambda _: False
+        self.batches: list[set[int]] = []  # sequences of each batch that was tried
+
+    def decode(self, rows: Sequence[Row]) -> None:
+        self.batches.append({row.sequence for row in rows})
+        if self.full(rows):
+            raise CacheFull("no KV cells are left for the batch")
+        if self.aborts(rows):
+            super().decode(rows[: len(rows) // 2] or rows)
+            raise BackendError("llama_decode failed with 2: aborted")
+        super().decode(rows)
+
+    @property
+    def cells_used(self) -> int:
+        return sum(map(len, self._sequences))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+def submit(
+    scheduler: Scheduler, backend: Breaks, id: str, words: int = 5, candidates: int = 1, topic: str = ""
+) -> None:
+    text = " ".join(f"{id}-{i}" for i in range(words))
+    prompt = backend.tokenize(backend.render([Message("user", text)], []))
+    scheduler.submit(job(id, prompt, range(1, candidates + 1), SamplingParams(max_tokens=40), 7, topic=topic))
+
+
+def drain(scheduler: Scheduler, steps: int = 3000) -> list[Event]:
+    events: list[Event] = []
+    for _ in range(steps):
+        if scheduler.idle:
+            return events
+        events += scheduler.step()
+    raise AssertionError("the scheduler did not come to an end")
+
+
+def check(scheduler: Scheduler, backend: Breaks) -> None:
+    """All is free but what is held for topics."""
+    for id in list(scheduler._ended):
+        scheduler.commit(id)
+    assert scheduler.idle
+    assert scheduler.free_sequences == backend.info.sequences
+    assert backend.used_sequences == scheduler.slots.resident
+    assert backend.cells_used == scheduler.slots.idle_cells == backend.info.cells - scheduler._pool.cells
+    for topic in list(scheduler.slots._slots):
+        scheduler.slots.forget(topic)
+    assert backend.used_sequences == backend.cells_used == 0
+
+
+def answers(events: list[Event]) -> dict[str, set[str]]:
+    said: dict[str, set[str]] = {}
+    for event in events:
+        if isinstance(event, Done):
+            said.setdefault(event.job, set()).add(event.candidate.text)
+    return said
+
+
+def failures(events: list[Event]) -> dict[str, Exception]:
+    return {e.job: e.error for e in events if isinstance(e, Failed)}
+
+
+def test_a_full_cache_makes_idle_topics_leave_and_the_batch_is_tried_again() -> None:
+    backend = Breaks()
+    scheduler = Scheduler(backend, Clock(), memory=1 << 20)
+    for topic in "abc":
+        submit(scheduler, backend, topic, words=20, topic=topic)
+        drain(scheduler)
+        scheduler.commit(topic, 1)
+    submit(scheduler, backend, "d", words=20)
+    drain(scheduler)  # ended, and nobody has said who won
+    assert scheduler.slots.resident == 3
+    assert backend.cells_used > 150
+    backend.full = lambda rows: backend.cells_used + len(rows) > 100
+    submit(scheduler, backend, "x", words=20, candidates=2)
+    events = drain(scheduler)
+    assert not failures(events)
+    assert answers(events) == {"x": {"echo: " + " ".join(f"x-{i}" for i in range(20))}}
+    assert scheduler.slots.parked > 0
+    check(scheduler, backend)
+
+
+def test_when_nothing_idle_is_left_the_request_that_came_last_fails() -> None:
+    backend = Breaks()
+    scheduler = Scheduler(backend, Clock())
+    submit(scheduler, backend, "a", words=20)
+    submit(scheduler, backend, "b", words=20)
+    backend.full = lambda rows: backend.cells_used + len(rows) > 60
+    events = drain(scheduler)
+    [(failed, error)] = failures(events).items()
+    assert failed == "b"
+    assert isinstance(error, Overloaded)
+    assert "KV cells" in error.message
+    assert answers(events)["a"] == {"echo: " + " ".join(f"a-{i}" for i in range(20))}
+    backend.full = lambda _: True
+    submit(scheduler, backend, "c")
+    assert set(failures(drain(scheduler))) == {"c"}
+    check(scheduler, backend)
+
+
+def test_a_prompt_whose_first_chunk_did_not_fit_is_computed_from_its_beginning() -> None:
+    backend = Breaks(batch=16)
+    scheduler = Scheduler(backend, Clock())
+    tries = []
+
+    def full(rows: Sequence[Row]) -> bool:
+        tries.append(rows)
+        return len(tries) in (2, 3)
+
+    submit(scheduler, backend, "a", words=10, topic="t")
+    drain(scheduler)  # what it leaves makes room twice: when it is committed, and when its topic is forgotten
+    backend.full = full
+    submit(scheduler, backend, "b", words=50)
+    events = drain(scheduler)
+    assert answers(events) == {"b": {"echo: " + " ".join(f"b-{i}" for i in range(39))}}, "40 tokens with its ends"
+    check(scheduler, backend)
+
+
+def test_an_abort_fails_what_was_in_the_batch_and_nothing_that_waited() -> None:
+    backend = Breaks(batch=16)
+    scheduler = Scheduler(backend, Clock())
+    submit(scheduler, backend, "a", candidates=2)
+    scheduler.step()
+    submit(scheduler, backend, "long", words=60)
+    submit(scheduler, backend, "later", words=3)  # its prompt finds no place in the batch with the long one's
+    backend.aborts = lambda rows: True
+    events = scheduler.step()
+    assert set(failures(events)) == {"a", "long"}
+    assert all("failed with 2" in str(e) for e in failures(events).values())
+    backend.aborts = lambda rows: False
+    submit(scheduler, backend, "next")
+    events = drain(scheduler)
+    assert not failures(events)
+    assert set(answers(events)) == {"later", "next"}
+    check(scheduler, backend)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.4]), st.sampled_from([0.0, 0.1, 0.3]))
+def test_whatever_fails_every_job_ends_once_and_nothing_leaks(
+    seed: int, sequences: int, full: float, aborts: float
+) -> None:
+    rng = random.Random(seed)
+    backend = Breaks(sequences=sequences, context=100, cells=400, batch=24)
+    scheduler = Scheduler(backend, Clock(), memory=rng.choice([0, 4000]))
+    backend.full = lambda _: rng.random() < full
+    backend.aborts = lambda _: rng.random() < aborts
+    events: list[Event] = []
+    for i in range(15):
+        submit(scheduler, backend, f"j{i}", rng.randint(1, 30), rng.randint(1, 3), topic=rng.choice(["", "a", "b"]))
+        for _ in range(rng.randint(0, 4)):
+            events += scheduler.step()
+        if rng.random() < 0.3:
+            events += scheduler.cancel(f"j{rng.randint(0, i)}")
+        if rng.random() < 0.5:
+            scheduler.commit(f"j{rng.randint(0, i)}", rng.randint(0, 3))
+        scheduler.rest()
+    events += drain(scheduler)
+    assert sorted(e.job for e in events if isinstance(e, Ended | Failed)) == sorted(f"j{i}" for i in range(15))
+    for id, texts in answers(events).items():
+        whole = "echo: " + " ".join(f"{id}-{i}" for i in range(40))
+        assert all(whole.startswith(text) for text in texts)
+    check(scheduler, backend)
+
+
+@pytest.mark.parametrize("memory", [0, 10_000])
+def test_ten_thousand_short_requests_with_cancels_leave_nothing_behind(memory: int) -> None:
+    rng = random.Random(1)
+    backend = Breaks(sequences=8, context=200, cells=800, batch=64)
+    scheduler = Scheduler(backend, Clock(), queue_limit=40, memory=memory)
+    ended = 0
+    for i in range(10_000):
+        id = f"j{i % 500}"  # names come back, words too
+        if id in scheduler._running or any(r.job.id == id for r in scheduler._queue):
+            scheduler.cancel(id)
+        scheduler.commit(id)
+        submit(scheduler, backend, id, rng.randint(1, 4), rng.randint(1, 3), topic=f"t{i % 30}" if i % 3 else "")
+        while scheduler.queued > 30 or rng.random() < 0.5:
+            for event in scheduler.step():
+                if isinstance(event, Ended | Failed):
+                    ended += 1
+                    scheduler.commit(event.job, rng.randint(0, 3))
+        if rng.random() < 0.3:
+            scheduler.cancel(f"j{rng.randrange(500)}")
+        scheduler.rest()
+    drain(scheduler)
+    assert ended > 4_000
+    assert len(scheduler._ended) < 10
+    check(scheduler, backend)
+    assert not scheduler._running
+    assert scheduler.slots.parked_bytes == 0
