@@ -22,7 +22,7 @@ from node.api.http.completions import Completions
 from node.api.http.embeddings import Embeddings
 from node.api.http.guard import Guard
 from node.api.http.here import Here, now
-from node.api.http.look import Look
+from node.api.http.look import PAGES, Look
 from node.api.http.responses import Responses
 from node.errors import ConclaveError, NotFound, NotReady
 
@@ -129,7 +129,7 @@ def _app(here: Here, look: Look) -> Starlette:
         routes += [Route(prefix + path, _endpoint(handler), methods=["POST"]) for path, handler in posts.items()]
         routes += [Route(prefix + path, handler, methods=["GET"]) for path, handler in gets.items()]
     routes += [Route("/metrics", look.metrics), Route("/openapi.json", describe)]
-    routes += [Route(path, look.page) for path in ("/", "/page.js", "/page.css", "/icon.svg")]
+    routes += [Route(path, look.page) for path in PAGES]
     return Starlette(routes=routes, exception_handlers={ConclaveError: _failed, HTTPException: _refused})
 
 

@@ -20,8 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node import metrics
 from node.api.http import errors
+from node.api.http.look import PAGES
 
-OPEN = ("/", "/health", "/v1/health", "/page.js", "/page.css", "/icon.svg", "/openapi.json")  # tell nothing of the mesh
+OPEN = (*PAGES, "/health", "/v1/health", "/openapi.json")  # tell nothing of the mesh
 _METHODS = b"GET, POST, OPTIONS"
 
 

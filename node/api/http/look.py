@@ -22,6 +22,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+PAGES = ("/", "/page.css", "/page.js", "/chat.js", "/dom.js", "/markdown.js", "/mesh.js", "/plots.js", "/icon.svg")
 _KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 
 

@@ -1,0 +1,137 @@
+"""The page in Debian's headless Chromium, against real nodes: by keyboard, on a phone's width, dark and light."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import browser
+import pytest
+from browser import ENTER, ESCAPE, Browser, browsers
+from swarm import Node, Swarm, slow, until
+
+Nodes = tuple[Swarm, list[Node]]
+pytestmark = pytest.mark.timeout(120)
+IDLE = "return document.getElementById('send').textContent == 'Ask'"
+
+
+@pytest.fixture(scope="module")
+def windows() -> Iterator[Callable[[], Browser]]:
+    if (missing := browser.missing()) and not os.environ.get("CI"):
+        pytest.skip(f"{missing} not installed: apt-get install chromium chromium-driver")
+    with browsers() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def window(windows: Callable[[], Browser]) -> Browser:
+    return windows()
+
+
+def open_page(window: Browser, node: Node, width: int = 1280, scheme: str = "dark") -> None:
+    window.look(width, 860, scheme)
+    window.log()  # of the page before
+    window.go(f"http://{node.http_address}/")
+    window.wait(
+        "return document.querySelectorAll('#nodes li').length && document.querySelectorAll('#mode option').length",
+        "the page shows its node",
+    )
+
+
+def ask(window: Browser, text: str) -> None:
+    window.run("document.activeElement.blur()")
+    window.type("/")  # puts the cursor where questions are typed
+    window.type(text + ENTER)
+    window.wait("return document.querySelectorAll('.turn .asked').length", "the question is shown")
+
+
+def test_a_vote_is_watched(window: Browser, llamas: Nodes) -> None:
+    one, two = llamas[1]
+    open_page(window, one)
+    until(lambda: len(window.texts("#nodes li")) == 2, "both nodes are in the picture")
+    assert "round trip" in window.texts("#nodes li")[1]
+    ask(window, "What is 12 + 30?")
+    window.wait(IDLE, "the answer is there")
+    until(lambda: len(window.texts("#mesh .link")) == 1, "one link")
+    cards = window.texts(".card .who")
+    assert len(cards) == 8
+    assert {c.split(" · ")[0] for c in cards} == {str(i) for i in range(1, 9)}
+    assert len(window.texts(".card.winner")) == 1
+    parts = window.texts(".bar i")
+    assert parts
+    facts = window.texts(".facts")[0]
+    assert "confidence" in facts
+    assert "of 8" in facts
+    won = window.run("return document.querySelector('.card.winner .text').textContent")
+    assert window.texts(".answer")[0].split() == won.split(), "what won is what is answered"
+    until(lambda: window.texts("#topics td"), "the conversation is a topic")
+    until(lambda: window.texts("#first") != ["–"], "the time to the first token")
+    assert window.run("return [...document.querySelectorAll('#rates .line')].length") == 1
+    ask(window, "And 1 more?")
+    window.wait("return document.querySelectorAll('.answer').length == 2", "the conversation goes on")
+    addresses = window.run("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert all(a.startswith(f"http://{one.http_address}/") for a in addresses)
+    assert window.log() == []
+    assert two.used() == 0
+
+
+def test_one_candidate_is_streamed_and_stopped_by_a_key(window: Browser, own: Swarm) -> None:
+    node = own.start("--join", "none", *slow(400, 40, "42"))
+    own.ready(node)
+    open_page(window, node)
+    window.run("document.getElementById('mode').value = 'fake'")
+    ask(window, "hello")
+    window.wait(
+        "return document.querySelector('.answer')?.textContent.includes('thought3')", "it is shown as it is written"
+    )
+    assert node.used() == 1
+    window.type(ESCAPE)
+    window.wait(IDLE, "it stops")
+    assert window.texts(".problem") == ["stopped"]
+    until(lambda: node.used() == 0, "the sequence is free")
+    node.process.kill()
+    window.wait("return document.getElementById('pulse').className == 'off'", "it says that the node is gone")
+
+
+def test_texts_are_never_html(window: Browser, fakes: Nodes) -> None:
+    open_page(window, fakes[1][0])
+    ask(window, "<img src=x onerror=alert(1)> **bold** `<b>code</b>`")
+    window.wait(IDLE, "the answer is there")
+    assert window.run("return document.querySelectorAll('#turns img, .answer p b').length") == 1  # the bold one
+    assert "<img src=x onerror=alert(1)>" in window.texts(".answer")[0]
+    assert window.texts(".answer code") == ["<b>code</b>"]
+    assert window.log() == []
+
+
+@pytest.mark.parametrize("width", [320, 390, 1024])
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_every_width_and_both_schemes(window: Browser, fakes: Nodes, width: int, scheme: str) -> None:
+    open_page(window, fakes[1][0], width, scheme)
+    ask(window, "a-word-without-any-space-" * 12)
+    window.wait(IDLE, "the answer is there")
+    assert window.run("return document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+    back = window.run("return getComputedStyle(document.body).backgroundColor")
+    light = sum(int(v) for v in back[4:-1].split(",")) > 380
+    assert light == (scheme == "light")
+    button = window.run("const r = document.getElementById('send').getBoundingClientRect(); return [r.right, r.bottom]")
+    room = window.run("return [innerWidth, innerHeight]")
+    assert all(b <= r for b, r in zip(button, room, strict=True)), "the button is in reach"
+
+
+def test_without_the_key_nothing_is_seen(window: Browser, own: Swarm) -> None:
+    node = own.start("--join", "none", "--backend", "fake", "--name", "attic", CONCLAVE_API_KEY="open sesame")
+    own.ready(node)
+    window.look(1280, 860, "dark")
+    window.go(f"http://{node.http_address}/")
+    window.wait("return document.getElementById('door').open", "it asks for the key")
+    seen = window.run("return document.body.textContent")
+    assert "attic" not in seen
+    assert "fake" not in seen
+    window.type("wrong" + ENTER)
+    window.wait("return document.getElementById('door').open", "it asks again")
+    window.run("document.getElementById('key').value = ''")
+    window.run("document.getElementById('key').focus()")
+    window.type("open sesame" + ENTER)
+    window.wait("return document.querySelector('#where').textContent.includes('attic')", "it opens")
+    ask(window, "hello")
+    window.wait("return document.querySelector('.answer')?.textContent.includes('echo: hello')", "it answers")
