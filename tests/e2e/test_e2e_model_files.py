@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,9 @@ from swarm import Node, Swarm, until
 from node.errors import ConclaveError
 from node.models import gguf
 from node.models.catalogue import BUNDLED
+from node.v1 import types_pb2
+from scripts.bench import make_model
+from tests import oddmodels
 
 DATA = BUNDLED.read_bytes()
 HEAD = gguf.read(BUNDLED)
@@ -105,6 +110,62 @@ def test_every_truncation_is_found_before_native_code_sees_it(tmp_path: Path) ->
         path.write_bytes(DATA[:length])
         with pytest.raises(ConclaveError):
             gguf.read(path)
+
+
+def test_every_truncation_of_a_tiny_model_is_found(tmp_path: Path) -> None:
+    """To the byte inside the head; of the weights, those between too."""
+    path = tmp_path / "tiny.gguf"
+    oddmodels.good(path)
+    whole, head = path.stat().st_size, gguf.read(path).data_offset
+    for length in [*range(whole - 1, head, -97), *range(head, -1, -1)]:
+        os.truncate(path, length)
+        with pytest.raises(ConclaveError, match=r"cut off|damaged|does not begin with GGUF"):
+            gguf.read(path)
+
+
+ODD = {
+    oddmodels.mamba: "has recurrent layers: its state cannot be forked",
+    oddmodels.jamba: "has recurrent layers: its state cannot be forked",
+    oddmodels.bert: "is an embedding model",
+    oddmodels.bert_with_template: "is an embedding model",
+    oddmodels.without_template: "has no chat template: use an instruction-tuned model",
+    oddmodels.without_tokenizer: "has no tokenizer",
+    oddmodels.silent_about_its_tokenizer: "has no tokenizer",
+}
+
+ODD_NAMES = {make.__name__ for make in ODD}
+
+
+def test_models_that_cannot_chat_and_cut_ones_are_refused_in_one_line(own: Swarm, tmp_path: Path) -> None:
+    expected: dict[Path, str] = {}
+    for make, why in ODD.items():
+        expected[tmp_path / f"{make.__name__}.gguf"] = why
+        make(tmp_path / f"{make.__name__}.gguf")
+    whole = tmp_path / "whole.gguf"
+    oddmodels.good(whole)
+    data, head = whole.read_bytes(), gguf.read(whole).data_offset
+    for length in (3, 40, head - 7, head + 1, len(data) - 1):
+        path = tmp_path / f"{length}.gguf"
+        path.write_bytes(data[:length])
+        expected[path] = "GGUF" if length < 4 else "cut off"
+    nodes = [own.start("--model", str(path), "--join", "none") for path in expected]
+    for (path, why), (code, said) in zip(expected.items(), ends(own, nodes), strict=True):
+        line = one_line(said)
+        assert (code, why in line, path.name in line) == (2 if path.stem in ODD_NAMES else 1, True, True), (path, said)
+
+
+def test_a_model_with_a_small_window_cache_answers(own: Swarm, tmp_path: Path) -> None:
+    path = tmp_path / "window.gguf"
+    make_model.write(path, replace(make_model.TINY, window=64))
+    node = own.start("--model", str(path), "--join", "none", "--swa", "small", "--ctx", "1024")
+    own.ready(node)
+    # Letters only: bytes at random are no text, and would not be the same tokens when they come back.
+    params = types_pb2.SamplingParams(max_tokens=100, grammar="root ::= [a-g]{90}")
+    answer = node.client.ask("What is this? " * 20, candidates=9, topic="t", params=params)
+    assert len(answer.candidates) > 4, "the later ones too"
+    assert answer.usage.completion_tokens == 91, "they and the end"
+    again = node.client.ask("And this?", candidates=3, topic="t", append=True, params=params)
+    assert again.usage.cached_tokens > answer.usage.prompt_tokens
 
 
 def test_a_good_file_is_tried_once(own: Swarm, tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ class LlamaBackend:
         params.n_gpu_layers = o.gpu_layers if o.gpu_layers >= 0 else 999
         native.forget_errors()
         self._model = ll.llama_model_load_from_file(str(o.path).encode(), params)
+        if not self._model and "tokenizer.ggml.model" in native.reason():
+            raise InvalidRequest(f"{o.path} has no tokenizer: it cannot read a prompt")
         if not self._model:
             raise BackendError(f"{o.path} could not be loaded: {native.reason()}; download it again or use another")
         self._vocab = ll.llama_model_get_vocab(self._model)
@@ -87,7 +89,11 @@ class LlamaBackend:
             raise InvalidRequest(
                 f"{o.path} has recurrent layers: its state cannot be forked, so no candidates; use another"
             )
-        if self._n_vocab <= 0:
+        arch = _metadata(self._model, "general.architecture")
+        pools = _metadata(self._model, f"{arch}.pooling_type") not in ("", "0")
+        if pools or _metadata(self._model, f"{arch}.attention.causal") == "false":
+            raise InvalidRequest(f"{o.path} is an embedding model: it writes no text; use an instruction-tuned model")
+        if self._n_vocab <= 0 or ll.llama_vocab_type(self._vocab) == ll.LLAMA_VOCAB_TYPE_NONE:
             raise InvalidRequest(f"{o.path} has no tokenizer: it cannot read a prompt")
         source = ll.llama_model_chat_template(self._model, None)
         if not source:
@@ -340,6 +346,13 @@ def probe(options: LlamaOptions) -> None:
         sampler.close()
     finally:
         backend.close()
+
+
+def _metadata(model: Any, key: str) -> str:
+    """A value of the file's metadata as text; empty if it is not there."""
+    value = ctypes.create_string_buffer(64)
+    size = ll.llama_model_meta_val_str(model, key.encode(), value, len(value))
+    return value.value.decode(errors="replace") if size >= 0 else ""
 
 
 def _kv_bytes_per_token(model: Any, kv_type: str) -> int:
