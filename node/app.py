@@ -31,6 +31,7 @@ from node.engine import trial
 from node.engine.backend import Backend
 from node.engine.engine import Engine
 from node.engine.fake import FakeBackend, FakeSpec
+from node.engine.shelf import Shelf
 from node.errors import BackendError, InvalidRequest, NotReady
 from node.hardware import cpu
 from node.home import DataDir, home
@@ -142,6 +143,8 @@ class Node:
             node=self._identity.node_id,
             queue_limit=config.queue,
             memory=config.kv_memory << 20,
+            shelf=self._make_shelf(data.path),
+            drafts=config.draft,
         )
         self._undo.push_async_callback(self._engine.close)
         await self._engine.start()
@@ -201,6 +204,18 @@ class Node:
 
         port = _listen("--http-port", config.http_port, DEFAULT_HTTP_PORT, add)
         self._http_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _make_shelf(self, directory: Path) -> Shelf | None:
+        """The folder for KV that memory has no room for. Without one that can be written, the node goes on."""
+        if not self._config.kv_disk or not self._config.kv_memory:
+            return None
+        try:
+            shelf = Shelf(directory / "parked", self._config.kv_disk << 20)
+        except OSError as e:
+            self.on_notice(f"idle topics cannot be kept on disk: {e}")
+            return None
+        self._undo.callback(shelf.close)
+        return shelf
 
     def _bind(self) -> None:
         """Take both ports before the model is loaded, so that a taken one is said at once."""

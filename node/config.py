@@ -50,6 +50,8 @@ class Config:
     slots: int = _option(16, "sequences decoded at once", metavar="N")
     ctx: int = _option(0, "tokens a sequence may hold; 0: 4096 or what the model was trained for", metavar="TOKENS")
     kv_memory: int = _option(1024, "MiB of memory for the KV of idle topics; 0: none is kept outside", metavar="MIB")
+    kv_disk: int = _option(4096, "MiB of disk for what memory has no room for; 0: none", metavar="MIB")
+    draft: int = _option(7, "tokens guessed at once from what was there before; 0: none", metavar="N")
     kv_type: str = _option("f16", "precision of the KV cache", choices=KV_TYPES)
     swa: str = _option(
         "full",
@@ -159,6 +161,8 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
     bounded("ctx", 64, 1 << 20, also=(0,))
     bounded("threads", 1, 512, also=(0,))
     bounded("kv_memory", 0, 1 << 20)
+    bounded("kv_disk", 0, 1 << 24)
+    bounded("draft", 0, 64)
     bounded("gpu_layers", -1, 10_000)
     bounded("port", 1, 65535, also=(None,))
     bounded("mesh_port", 1, 65535, also=(None,))

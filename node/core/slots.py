@@ -1,8 +1,8 @@
 """Which topic's KV to begin from, and which to let go: decisions only.
 
-A topic's KV is resident (in the context, on a sequence of its own) or parked (a copy in memory); else it is gone and is
-prefilled again. What to let go is decided by what it would cost to get it back, how long until that is likely to be
-needed, and the room that it takes:
+A topic's KV is resident (in the context, on a sequence of its own) or parked (a copy in memory or on disk); else it is
+gone and is prefilled again. What to let go is decided by what it would cost to get it back, how long until that is
+likely to be needed, and the room that it takes:
 
     value = seconds to bring it back / (turns until it is used again x room)
 
@@ -26,11 +26,13 @@ TAKEOVER = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What this machine measured, in seconds: prefilling a token; restoring a copy, whatever its size and by size."""
+    """What this machine measured, in seconds: prefilling a token; restoring a copy, whatever its size and by size; and
+    reading it from disk before."""
 
     prefill_s: float = 1e-3
     restore_s: float = 1e-4
     restore_s_per_byte: float = 2e-10
+    disk_s_per_byte: float = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Held:
     tokens: Sequence[int]
     is_resident: bool
     bytes: int = 0
+    is_on_disk: bool = False
     interval: float = 0.0
     used: int = 0
 
@@ -87,7 +90,7 @@ def match(held: Iterable[Held], topic: str, prompt: Sequence[int], speeds: Speed
             continue
         gain = length * speeds.prefill_s
         if not each.is_resident:
-            gain -= speeds.restore_s + each.bytes * speeds.restore_s_per_byte
+            gain -= restoring(each, speeds)
         if own:
             gain += speeds.prefill_s / 2  # of equal ones, its own: it need not be kept beside
         if gain > best_gain:
@@ -109,12 +112,18 @@ def wait(held: Held, turn: int, usual: float) -> float:
     return max(interval - elapsed if elapsed < interval else float(elapsed), 1.0)
 
 
+def restoring(held: Held, speeds: Speeds) -> float:
+    """Seconds to put a parked copy into the context."""
+    by_size = speeds.restore_s_per_byte + (speeds.disk_s_per_byte if held.is_on_disk else 0.0)
+    return speeds.restore_s + held.bytes * by_size
+
+
 def cost(held: Held, speeds: Speeds, *, keeps_copy: bool) -> float:
     """Seconds to bring a topic back: restored if a copy is kept and that is quicker, else prefilled."""
     prefill = len(held.tokens) * speeds.prefill_s
     if not keeps_copy or not held.bytes:
         return prefill
-    return min(prefill, speeds.restore_s + held.bytes * speeds.restore_s_per_byte)
+    return min(prefill, restoring(held, speeds))
 
 
 def leave_context(held: Iterable[Held], turn: int, speeds: Speeds) -> list[Held]:
@@ -123,8 +132,13 @@ def leave_context(held: Iterable[Held], turn: int, speeds: Speeds) -> list[Held]
 
 
 def leave_memory(held: Iterable[Held], turn: int, speeds: Speeds) -> list[Held]:
-    """Parked copies in the order in which they leave memory: the least valuable first."""
-    return _by_value([h for h in held if h.bytes], turn, speeds, keeps_copy=False)
+    """Copies parked in memory in the order in which they leave it: the least valuable first."""
+    return _by_value([h for h in held if h.bytes and not h.is_on_disk], turn, speeds, keeps_copy=False)
+
+
+def leave_disk(held: Iterable[Held], turn: int, speeds: Speeds) -> list[Held]:
+    """Copies on disk in the order in which they are forgotten: the least valuable first."""
+    return _by_value([h for h in held if h.is_on_disk], turn, speeds, keeps_copy=False)
 
 
 def _by_value(held: list[Held], turn: int, speeds: Speeds, *, keeps_copy: bool) -> list[Held]:

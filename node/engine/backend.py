@@ -32,6 +32,7 @@ class ModelInfo:
     cells: int  # KV cells, shared by all sequences
     batch: int  # rows of one decode at most
     vocabulary: int
+    rolls_back: bool = True  # whether the last tokens of a sequence can always be taken back
     is_demo: bool = False
 
 
@@ -101,7 +102,7 @@ class Backend(Protocol):
         """Keep only the first `length` tokens of a sequence. False if what is left would not be right: then drop it."""
 
     def export(self, sequence: int) -> Any:
-        """A copy of a sequence's KV with `nbytes`, for `restore` in this process; None if there is none."""
+        """A copy of a sequence's KV, an array of bytes, for `restore` in this process; None if there is none."""
 
     def restore(self, sequence: int, state: Any) -> bool:
         """Put a copy into an empty sequence. False if it does not fit now; the sequence is empty then."""

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from node.engine.backend import Backend, ModelInfo, Row
-from node.engine.scheduler import PROMPT_ONLY, SMALL_BATCH, Ended, Event, Failed, Job, Scheduler
+from node.engine.pace import SMALL_BATCH
+from node.engine.scheduler import PROMPT_ONLY, Ended, Event, Failed, Job, Scheduler
+from node.engine.shelf import Shelf
 from node.errors import BackendError, ConclaveError, NotReady
 
 log = logging.getLogger(__name__)
@@ -39,17 +41,26 @@ class Load:
 class Engine:
     """A model that answers jobs. Start it, then `run` jobs from one event loop; `close` ends the thread.
 
-    `make_backend` is called on the decode thread (loading takes seconds). `node` is written into candidates. `memory`
-    is the limit in bytes for KV that is parked outside the context.
+    `make_backend` is called on the decode thread (loading takes seconds). `node` is written into candidates. `memory`,
+    `shelf` and `drafts` are the scheduler's.
     """
 
     def __init__(
-        self, make_backend: Callable[[], Backend], *, node: str = "", queue_limit: int = 64, memory: int = 0
+        self,
+        make_backend: Callable[[], Backend],
+        *,
+        node: str = "",
+        queue_limit: int = 64,
+        memory: int = 0,
+        shelf: Shelf | None = None,
+        drafts: int = 0,
     ) -> None:
         self._make_backend = make_backend
         self._node = node
         self._queue_limit = queue_limit
         self._memory = memory
+        self._shelf = shelf
+        self._drafts = drafts
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[Event]] = {}
         self._thread: threading.Thread | None = None
@@ -170,9 +181,16 @@ class Engine:
             return
         self._backend = backend
         self._scheduler = Scheduler(
-            backend, time.monotonic, queue_limit=self._queue_limit, node=self._node, memory=self._memory
+            backend,
+            time.monotonic,
+            queue_limit=self._queue_limit,
+            node=self._node,
+            memory=self._memory,
+            shelf=self._shelf,
+            drafts=self._drafts,
         )
-        self._scheduler.steps.extend(steps)
+        for seconds in steps:
+            self._scheduler.pace.saw(min(SMALL_BATCH, backend.info.sequences), 0, seconds)
         self._publish(self._scheduler)
         self._loop.call_soon_threadsafe(_resolve, ready, None, None)
         try:
@@ -215,7 +233,7 @@ class Engine:
 
     def _publish(self, scheduler: Scheduler) -> None:
         # Other threads read this, never the scheduler.
-        step_s = scheduler.step_s
+        step_s = scheduler.pace.small_step_s
         self.decode_tokens_per_s = 1.0 / step_s if step_s > 0 else 0.0
         self._load = Load(scheduler.free_sequences, scheduler.queued, scheduler.slots.topics)
 

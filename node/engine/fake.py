@@ -23,6 +23,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from node.engine.backend import ModelInfo, Row, Sampler
 from node.errors import BackendError, InvalidRequest
@@ -81,17 +84,6 @@ class _FakeSampler:
 
     def close(self) -> None:
         pass
-
-
-@dataclass(frozen=True, slots=True)
-class _FakeState:
-    """A copy of a sequence."""
-
-    tokens: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return 16 * len(self.tokens)
 
 
 class FakeBackend:
@@ -182,7 +174,8 @@ class FakeBackend:
         """The next token of the sampler's answer; checks that the answer so far is what its sequence holds."""
         assert isinstance(sampler, _FakeSampler)
         assert self._rows[row].wants_logits, f"row {row} has no logits"
-        tokens = self._sequences[self._rows[row].sequence]
+        at = self._rows[row]
+        tokens = self._sequences[at.sequence][: at.position + 1]  # rows after it may be guesses
         if sampler.at < 0:
             sampler.plan = self._plan(tokens, sampler.seed)
             sampler.at = 0
@@ -219,14 +212,14 @@ class FakeBackend:
         del self._sequences[sequence][length:]
         return True
 
-    def export(self, sequence: int) -> _FakeState:
-        """Its tokens, which count 16 bytes each."""
-        return _FakeState(tuple(self._sequences[sequence]))
+    def export(self, sequence: int) -> Any:
+        """Its tokens as bytes, 16 for each."""
+        return np.repeat(np.array(self._sequences[sequence], dtype=np.int64), 2).view(np.uint8)
 
-    def restore(self, sequence: int, state: _FakeState) -> bool:
+    def restore(self, sequence: int, state: Any) -> bool:
         """Put the tokens back."""
         assert not self._sequences[sequence], f"sequence {sequence} is not empty"
-        self._sequences[sequence] = list(state.tokens)
+        self._sequences[sequence] = state.view(np.int64)[::2].tolist()
         return True
 
     @property

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from node.engine.backend import Sampler
+from node.engine.draft import Draft
 from node.engine.job import Job
 from node.engine.logprobs import Logprobs
 from node.engine.text import TextStream
@@ -26,6 +27,8 @@ class Branch:
     logprob: float = 0.0
     logprobs: Logprobs | None = None  # where they were asked for
     row: int = -1  # of the current batch, with the logits to draw from
+    draft: Draft | None = None  # where tokens are guessed
+    guessed: list[int] = field(default_factory=list)  # in the current batch, in the rows after `row`
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +49,7 @@ class Request:
     branches: list[Branch] = field(default_factory=list)
     kept: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)  # ended: (sequence, its tokens)
     held_since: float = 0.0
+    runs: dict[tuple[int, ...], int] | None = None  # of the prompt, once tokens are guessed
 
     @property
     def cells(self) -> int:

@@ -12,6 +12,9 @@ that its first candidate goes on with; the other candidates fork from it and dra
 logits. Where a request has more candidates than there are free sequences, the prompt's sequence is kept and the rest
 fork from it as sequences become free.
 
+Where what a candidate writes was there before (`node.engine.draft`) and more rows are cheap (`node.engine.pace`), the
+tokens that followed then are computed in the same step as guesses; as many are kept as the candidate draws itself.
+
 KV cells are reserved at admission for the worst case (prompt + candidates x max_tokens), so a running request is never
 put out for want of cells. A candidate that ended keeps its sequence until `commit` says who won: the winner's KV is
 then kept for its topic.
@@ -23,33 +26,32 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from node.engine.backend import Backend, CacheFull, Row
+from node.engine import batch
+from node.engine.backend import Backend, CacheFull
+from node.engine.draft import Draft, index
 from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Text, derive_seed, job
 from node.engine.logprobs import Logprobs
+from node.engine.pace import Pace
 from node.engine.request import Branch, Request
+from node.engine.shelf import Shelf
 from node.engine.slots import Pool, Slots
 from node.engine.text import TextStream
+from node.engine.waiting import Waiting
 from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
 from node.types import Candidate, FinishReason, TokenLogprob
 
 __all__ = ["Done", "Ended", "Event", "Failed", "Job", "Prefilled", "Scheduler", "Text", "derive_seed", "job"]
 
-# While candidates are writing, a prompt enters in chunks of this many tokens, so that their next token is not late by a
-# whole batch. With nobody writing it enters in full batches.
-PREFILL_CHUNK = 128
 # KV of an ended job that nobody commits (its coordinator died, say) is let go after this long.
 HOLD_S = 10.0
-# Of a batch of at least this many prompt rows and no others the speed of prefilling is measured.
-MEASURED_ROWS = 64
-# Batches of up to so many sequences take about as long as one alone.
-SMALL_BATCH = 4
 PROMPT_ONLY = 0  # no candidate has this id
 
 
 class Scheduler:
     """Requests in, events out, one step at a time. `node` is written into the candidates.
 
-    `memory` is the limit in bytes for the KV of topics that are parked outside the context.
+    `memory` is the limit in bytes for the KV of topics that are parked outside the context; `shelf` takes more.
+    `drafts` is the limit for tokens that are guessed at once; 0: none are.
     """
 
     def __init__(
@@ -60,30 +62,28 @@ class Scheduler:
         queue_limit: int = 64,
         node: str = "",
         memory: int = 0,
+        shelf: Shelf | None = None,
+        drafts: int = 0,
     ) -> None:
         self._backend = backend
         self._clock = clock
         self._node = node
-        self._queue_limit = queue_limit
-        self._queue: deque[Request] = deque()
+        self._drafts = drafts if backend.info.rolls_back else 0
+        self._queue = Waiting(queue_limit)
         self._running: dict[str, Request] = {}
         self._ended: dict[str, Request] = {}  # waiting for `commit`, the oldest first
         self._pool = Pool(backend.info.sequences, backend.info.cells)
-        self.slots = Slots(backend, self._pool, memory=memory)
-        self.steps: deque[float] = deque(maxlen=64)  # seconds of small decode steps, lately
+        self.slots = Slots(backend, self._pool, memory=memory, shelf=shelf)
+        self.pace = Pace(self.slots.speeds.prefill_s)
         self.decoded_tokens = 0
+        self.guessed_tokens = 0
+        self.guessed_right = 0
         self.prefilled_tokens = 0
 
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing."""
         return not self._queue and not self._running
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of a small decode step: the lower quartile of the last ones, since bursts of other programs on the
-        machine make single steps many times longer; 0: not measured."""
-        return sorted(self.steps)[len(self.steps) // 4] if self.steps else 0.0
 
     @property
     def free_sequences(self) -> int:
@@ -106,8 +106,7 @@ class Scheduler:
                 f"the prompt is {n} tokens and a sequence holds {info.context}: shorten it, or start the node with a "
                 f"larger --ctx"
             )
-        if len(self._queue) >= self._queue_limit:
-            raise Overloaded(f"{len(self._queue)} requests are waiting, which is the limit (--queue): try again later")
+        self._queue.check()
         # A candidate may fill its sequence; all of them together may not need more cells than there are.
         room = min(info.context - n, (info.cells - n) // len(job.candidates))
         if room < 1:
@@ -115,11 +114,11 @@ class Scheduler:
                 f"{len(job.candidates)} candidates after a prompt of {n} tokens do not fit {info.cells} KV cells: ask "
                 f"for fewer, or start the node with a larger --ctx"
             )
-        self._queue.append(Request(job, self._clock(), min(job.params.max_tokens, room), deque(job.candidates)))
+        self._queue.add(Request(job, self._clock(), min(job.params.max_tokens, room), deque(job.candidates)))
 
     def cancel(self, job: str, candidates: Collection[int] | None = None) -> list[Event]:
         """Stop candidates of a job (all if None); their sequences are free at once. Unknown ids are ignored."""
-        for request in list(self._queue):
+        for request in self._queue:
             if request.job.id == job:
                 return self._cancel(request, candidates)
         running = self._running.get(job)
@@ -174,14 +173,15 @@ class Scheduler:
 
     def _admit(self, now: float) -> list[Event]:
         events: list[Event] = []
-        for request in list(self._running.values()):
+        # A vote that is nearly over gets what it still needs first, then others, then what has not begun.
+        for request in sorted(self._running.values(), key=lambda r: len(r.waiting) + len(r.branches)):
             try:
                 self._fork_later(request)
             except ConclaveError as e:
                 events += self._fail(request, e)
-        # First come, first served: a small request does not overtake a large one, which therefore never starves.
-        while self._queue and self._enter(self._queue[0]):
-            request = self._queue.popleft()
+        while (first := self._queue.first(self._running.values())) and self._enter(first):
+            request = first
+            self._queue.remove(request)
             request.admitted = now
             self._running[request.job.id] = request
         return events
@@ -250,66 +250,43 @@ class Scheduler:
         else:
             sequence, request.base = request.base, -1
         branch = Branch(candidate, sequence, sampler, TextStream(params.stop), request.admitted)
+        if self._drafts:
+            if request.runs is None:
+                request.runs = index(request.job.prompt)
+            branch.draft = Draft(request.job.prompt, request.runs)
         if params.logprobs:
             branch.logprobs = Logprobs(self._backend, params.top_logprobs)
         request.branches.append(branch)
         return branch
 
-    # ---- batch ------------------------------------------------------------------------------------------------------
-
-    def _batch(self) -> list[Row]:
-        rows: list[Row] = []
-        for request in self._running.values():
-            request.batched = 0
-            for branch in request.branches:
-                branch.row = len(rows)
-                rows.append(Row(branch.next_token, branch.position, branch.sequence, wants_logits=True))
-        room = self._backend.info.batch - len(rows)
-        if rows:
-            room = min(room, PREFILL_CHUNK)
-        for request in self._running.values():
-            if request.is_computed or room <= 0:
-                continue
-            start, prompt = request.computed, request.job.prompt
-            end = min(start + room, len(prompt))
-            rows += [Row(prompt[i], i, request.base, i == len(prompt) - 1) for i in range(start, end)]
-            request.computed, request.batched = end, end - start
-            room -= end - start
-            if end == len(prompt):
-                request.prompt_row = len(rows) - 1
-        return rows
+    # ---- decode -----------------------------------------------------------------------------------------------------
 
     def _decode(self) -> tuple[bool, list[Event]]:
         """Compute a batch; says whether there was one. Where that fails, what was in it fails, and nothing else."""
         events: list[Event] = []
-        while rows := self._batch():
+        size, running = self._backend.info.batch, self._running.values()
+        while (next_batch := batch.fill(running, self.pace, size, self._drafts)).rows:
+            rows, decoding = next_batch.rows, next_batch.decoding
             started = self._clock()
             try:
                 self._backend.decode(rows)
             except CacheFull:  # nothing was changed: what is idle makes room, else the request that came last
-                self._unbatch()
+                batch.undo(running)
                 if not self._free_cells():
                     last = next(reversed(self._running.values()))
                     why = "no KV cells are left: try again later, or start the node with a larger --ctx"
                     events += self._fail(last, Overloaded(why))
             except BackendError as e:  # some of the rows may have been computed
-                batched = {row.sequence for row in rows}
-                for request in list(self._running.values()):
+                batched = next_batch.sequences
+                for request in list(running):
                     if request.base in batched or any(b.sequence in batched for b in request.branches):
                         events += self._fail(request, e)
                 return False, events
             else:
-                self._measure(rows, self._clock() - started)
+                self.pace.saw(decoding, len(rows) - decoding, self._clock() - started)
+                self.slots.speeds = replace(self.slots.speeds, prefill_s=self.pace.prefill_s)
                 return True, events
         return False, events
-
-    def _unbatch(self) -> None:
-        """A batch was not computed: the next one begins where it began."""
-        for request in self._running.values():
-            request.computed -= request.batched
-            request.batched, request.prompt_row = 0, -1
-            for branch in request.branches:
-                branch.row = -1
 
     def _free_cells(self) -> bool:
         """Let KV go that no running request needs. Says whether there was any."""
@@ -317,15 +294,6 @@ class Scheduler:
             self.commit(next(iter(self._ended)))
             return True
         return self.slots.make_room(0, self._pool.cells + 1)
-
-    def _measure(self, rows: list[Row], seconds: float) -> None:
-        """Learn the speed of prefilling from batches of prompts alone, that of decoding from small batches alone."""
-        writing = sum(row.wants_logits for row in rows)
-        if len(rows) >= MEASURED_ROWS and writing <= 1:
-            speeds = self.slots.speeds
-            self.slots.speeds = replace(speeds, prefill_s=0.7 * speeds.prefill_s + 0.3 * seconds / len(rows))
-        elif writing == len(rows) <= SMALL_BATCH:
-            self.steps.append(seconds)
 
     # ---- sample -----------------------------------------------------------------------------------------------------
 
@@ -371,8 +339,26 @@ class Scheduler:
         return Prefilled(request.job.id, tokens, request.cached, queued * 1e3, computed * 1e3)
 
     def _advance(self, request: Request, branch: Branch, pieces: list[tuple[int, str]]) -> list[Event]:
+        """Draw a candidate's next token, and one more after each that was guessed right."""
+        computed = branch.position + 1 + len(branch.guessed)
+        reason = self._draw(request, branch, pieces)
+        for guess in branch.guessed:
+            if reason is not None or branch.next_token != guess:
+                break
+            branch.row += 1
+            self.guessed_right += 1
+            reason = self._draw(request, branch, pieces)
+        self.guessed_tokens += len(branch.guessed)
+        branch.guessed = []
+        if branch.position < computed and not self._backend.truncate(branch.sequence, branch.position):
+            raise BackendError("the KV of guessed tokens could not be rolled back: start the node with --draft 0")
+        return [self._finish(request, branch, reason)] if reason is not None else []
+
+    def _draw(self, request: Request, branch: Branch, pieces: list[tuple[int, str]]) -> FinishReason | None:
         token, logprob = self._backend.sample(branch.sampler, branch.row)
         branch.written.append(token)
+        if branch.draft is not None:
+            branch.draft.add(token)
         branch.logprob += logprob
         branch.position += 1
         branch.next_token = token
@@ -395,7 +381,7 @@ class Scheduler:
             branch.logprobs.settle(branch.text, over=reason is not None)
         if text:
             pieces.append((branch.id, text))
-        return [self._finish(request, branch, reason)] if reason is not None else []
+        return reason
 
     # ---- ends -------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The KV of topics between their turns: some in the context, the rest parked in memory, the rest forgotten.
+"""The KV of topics between their turns: in the context, parked in memory, parked on disk, or forgotten.
 
 `node.core.slots` decides; this acts on the backend. A prompt begins from the longest prefix that is held anywhere, so a
 topic's second turn computes its new tokens only and equal system prompts are computed once. Sharing is by equal tokens
@@ -20,6 +20,7 @@ from typing import Any
 from node.core import slots
 from node.core.slots import Held, Match, Speeds
 from node.engine.backend import Backend
+from node.engine.shelf import Shelf, Shelved
 
 IDLE_CELLS = 512
 MOST_USES = 4096
@@ -35,25 +36,31 @@ class Pool:
 
 @dataclass(slots=True)
 class _Slot:
-    """A topic's KV: on `sequence` if that is not -1, else in `state`."""
+    """A topic's KV: on `sequence` if that is not -1, else in `state` or `copy`."""
 
     held: Held
     sequence: int = -1
     state: Any = None
+    copy: Shelved | None = None
 
 
 class Slots:
-    """What is held for topics. `memory` is the limit for parked copies in bytes; 0 parks nothing."""
+    """What is held for topics. `memory` is the limit for parked copies in bytes; 0 parks nothing. What it has no room
+    for goes to the `shelf`, if there is one."""
 
-    def __init__(self, backend: Backend, pool: Pool, *, memory: int, speeds: Speeds | None = None) -> None:
+    def __init__(
+        self, backend: Backend, pool: Pool, *, memory: int, shelf: Shelf | None = None, speeds: Speeds | None = None
+    ) -> None:
         self._backend = backend
         self._pool = pool
         self._memory = memory
+        self._shelf = shelf
         self._slots: dict[str, _Slot] = {}
         self._uses: dict[str, tuple[float, int]] = {}
         self._turn = 0
         self.speeds = speeds or Speeds()
         self.parked_bytes = 0
+        self.disk_bytes = 0
 
     @property
     def topics(self) -> int:
@@ -67,7 +74,7 @@ class Slots:
 
     @property
     def parked(self) -> int:
-        """Topics in memory."""
+        """Topics in memory or on disk."""
         return self.topics - self.resident
 
     @property
@@ -111,7 +118,11 @@ class Slots:
         self._remember(slot)
         if slot.held.is_resident:
             self._leave_context(slot)
-        self.parked_bytes -= slot.held.bytes
+        elif slot.copy is not None and self._shelf is not None:
+            self._shelf.drop(slot.copy)
+            self.disk_bytes -= slot.held.bytes
+        else:
+            self.parked_bytes -= slot.held.bytes
 
     def make_room(self, sequences: int, cells: int, spare: str = "") -> bool:
         """Put idle topics (but `spare`) out of the context until so much is free. Says whether it is."""
@@ -156,7 +167,12 @@ class Slots:
     def _begin_parked(self, slot: _Slot, match: Match) -> tuple[int, int]:
         target = self._pool.free.pop()
         self._touch(slot)
-        fits = self._backend.restore(target, slot.state) and self._backend.truncate(target, match.length)
+        state = self._shelf.get(slot.copy) if self._shelf is not None and slot.copy is not None else slot.state
+        fits = (
+            state is not None and self._backend.restore(target, state) and self._backend.truncate(target, match.length)
+        )
+        if self._shelf is not None:
+            self.speeds = replace(self.speeds, disk_s_per_byte=self._shelf.seconds_per_byte)
         if match.take:
             self.forget(slot.held.topic)
         if not fits:
@@ -172,20 +188,35 @@ class Slots:
         slot.held = replace(slot.held, interval=interval, used=self._turn)
 
     def _park(self, topic: str) -> None:
-        """Out of the context: into memory if it is worth it, else forgotten."""
+        """Out of the context: into memory if it fits there, else forgotten."""
         slot = self._slots[topic]
         state = self._backend.export(slot.sequence) if self._memory else None
         self._leave_context(slot)
-        if state is None or state.nbytes > self._memory:
+        if state is None:
             self._remember(self._slots.pop(topic))
             return
         slot.state = state
         slot.sequence = -1
         slot.held = replace(slot.held, is_resident=False, bytes=state.nbytes)
         self.parked_bytes += state.nbytes
+        if state.nbytes > self._memory:
+            self._shelve(topic)  # rather than all others
         while self.parked_bytes > self._memory:
             order = slots.leave_memory(self._held(), self._turn, self.speeds)
-            self.forget(order[0].topic)
+            self._shelve(order[0].topic)
+
+    def _shelve(self, topic: str) -> None:
+        """Out of memory: to disk if it fits there, else forgotten."""
+        slot = self._slots[topic]
+        if self._shelf is None or slot.held.bytes > self._shelf.limit:
+            self.forget(topic)
+            return
+        slot.copy, slot.state = self._shelf.put(slot.state), None
+        slot.held = replace(slot.held, is_on_disk=True)
+        self.parked_bytes -= slot.held.bytes
+        self.disk_bytes += slot.held.bytes
+        while self.disk_bytes > self._shelf.limit:
+            self.forget(slots.leave_disk(self._held(), self._turn, self.speeds)[0].topic)
 
     def _remember(self, slot: _Slot) -> None:
         """How often a topic was used outlives its KV, within limits."""

@@ -302,3 +302,50 @@ def test_whatever_happens_every_job_ends_once_and_nothing_leaks(
         whole = "echo: " + " ".join(f"{id}-{i}" for i in range(100))
         assert whole.startswith(candidate.text)  # its own prompt's words, nobody else's
     assert_nothing_leaked(backend, scheduler)
+
+
+def test_a_short_prompt_is_not_kept_waiting_by_a_long_one() -> None:
+    backend, scheduler = setup(batch=16)
+    scheduler.submit(make(backend, "long", " ".join(f"w{i}" for i in range(400))))
+    scheduler.step()
+    scheduler.submit(make(backend, "short", "hello there"))
+    for _ in range(12):
+        if any(isinstance(e, Ended) and e.job == "short" for e in scheduler.step()):
+            break
+    else:
+        raise AssertionError("the short one waited for the long one")
+    drain(scheduler)
+    assert_nothing_leaked(backend, scheduler)
+
+
+def test_while_others_write_a_long_prompt_enters_in_pieces_that_they_can_wait_for() -> None:
+    backend, scheduler = setup()
+    sizes: list[int] = []
+    decode = backend.decode
+    backend.decode = lambda rows: (sizes.append(len(rows)), decode(rows))[1]  # type: ignore[method-assign]
+    scheduler.submit(make(backend, "writer", " ".join(f"x{i}" for i in range(200))))
+    for _ in range(20):
+        scheduler.step()
+    scheduler.pace.saw(1, 0, 0.020)
+    scheduler.pace.prefill_s = 0.002
+    sizes.clear()
+    scheduler.submit(make(backend, "long", " ".join(f"w{i}" for i in range(300))))
+    scheduler.step()
+    assert 1 < sizes[0] <= 1 + scheduler.pace.room(1)
+    drain(scheduler)
+    assert_nothing_leaked(backend, scheduler)
+
+
+def test_topics_take_turns_when_sequences_are_few() -> None:
+    backend, scheduler = setup(sequences=1)
+    for i in range(3):
+        scheduler.submit(replace(make(backend, f"a{i}", "one"), topic="a"))
+    scheduler.submit(replace(make(backend, "b0", "one"), topic="b"))
+    order = [e.job for e in drain(scheduler) if isinstance(e, Ended)]
+    assert order == ["a0", "a1", "a2", "b0"]  # one at a time is first come, first served
+    backend, scheduler = setup(sequences=2)
+    for i in range(4):
+        scheduler.submit(replace(make(backend, f"a{i}", " ".join(["w"] * 30)), topic="a"))
+    scheduler.submit(replace(make(backend, "b0", "one"), topic="b"))
+    order = [e.job for e in drain(scheduler) if isinstance(e, Ended)]
+    assert order.index("b0") < order.index("a2")  # a second topic does not wait behind all of the first one's

@@ -1,6 +1,8 @@
 """Topics through the scheduler over the strict fake: what is held is used, exactly, and never another's."""
 
 import random
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,15 +11,18 @@ from hypothesis import strategies as st
 from node.engine import slots
 from node.engine.fake import FakeBackend, FakeSpec
 from node.engine.scheduler import Done, Ended, Event, Prefilled, Scheduler, job
+from node.engine.shelf import Shelf
 from node.types import Message, SamplingParams
 
 
 class Chat:
     """A scheduler and the conversations that clients have with it."""
 
-    def __init__(self, spec: FakeSpec | None = None, memory: int = 1 << 20, **limits: int) -> None:
+    def __init__(
+        self, spec: FakeSpec | None = None, memory: int = 1 << 20, shelf: Shelf | None = None, **limits: int
+    ) -> None:
         self.backend = FakeBackend(spec or FakeSpec(), **limits)  # type: ignore[arg-type]
-        self.scheduler = Scheduler(self.backend, lambda: 0.0, node="here", memory=memory)
+        self.scheduler = Scheduler(self.backend, lambda: 0.0, node="here", memory=memory, shelf=shelf)
         self.conversations: dict[str, list[Message]] = {}
         self.turns = 0
 
@@ -50,7 +55,9 @@ class Chat:
         assert self.scheduler.free_sequences == self.backend.info.sequences
         assert self.backend.used_sequences == held.resident
         assert self.scheduler._pool.cells == self.backend.info.cells - held.idle_cells
-        assert held.parked_bytes == sum(s.held.bytes for s in held._slots.values()) <= held._memory
+        on_disk = sum(s.held.bytes for s in held._slots.values() if s.held.is_on_disk)
+        assert held.disk_bytes == on_disk <= (held._shelf.limit if held._shelf else 0)
+        assert held.parked_bytes == sum(s.held.bytes for s in held._slots.values()) - on_disk <= held._memory
 
 
 def test_a_second_turn_computes_its_new_tokens_only() -> None:
@@ -120,12 +127,61 @@ def test_without_memory_what_does_not_fit_is_computed_again(monkeypatch: pytest.
     chat.check()
 
 
+def test_what_memory_has_no_room_for_comes_back_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "IDLE_CELLS", 0)
+    shelf = Shelf(tmp_path, 1 << 20)
+    chat = Chat(memory=1500, shelf=shelf)
+    for turn in range(3):
+        for topic in "abcdef":
+            _, cached = chat.turn(topic, " ".join(f"{topic}{turn}-{i}" for i in range(20)))
+            assert (cached > 0) == (turn > 0)
+            while chat.scheduler.rest():
+                pass
+            chat.check()
+        shelf.wait()
+    assert any(s.held.is_on_disk for s in chat.scheduler.slots._slots.values())
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"not this")
+    for topic in "abcdef":
+        chat.turn(topic, "and now")
+        chat.check()
+    shelf.close()
+
+
+def test_a_full_shelf_forgets_the_least_valuable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "IDLE_CELLS", 0)
+    shelf = Shelf(tmp_path, 2000)
+    chat = Chat(memory=1500, shelf=shelf)
+    for topic in "abcdefgh":
+        chat.turn(topic, " ".join(f"{topic}-{i}" for i in range(20)))
+        while chat.scheduler.rest():
+            pass
+        chat.check()
+    assert 2 <= chat.scheduler.slots.topics < 8
+    shelf.close()
+
+
 @settings(max_examples=120, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 5), st.integers(260, 600), st.sampled_from([0, 500, 3000, 100_000]))
-def test_any_course_of_topics_is_answered_from_its_own_text(seed: int, sequences: int, cells: int, memory: int) -> None:
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 5),
+    st.integers(260, 600),
+    st.sampled_from([0, 500, 3000, 100_000]),
+    st.sampled_from([None, 700, 5000]),
+)
+def test_any_course_of_topics_is_answered_from_its_own_text(
+    seed: int, sequences: int, cells: int, memory: int, disk: int | None
+) -> None:
     """The fake answers by the last user text in its sequence and fails on a gap, so a wrong prefix would show."""
+    with tempfile.TemporaryDirectory() as folder:
+        shelf = Shelf(Path(folder), disk) if disk else None
+        _any_course(seed, Chat(memory=memory, shelf=shelf, sequences=sequences, cells=cells, context=240, batch=32))
+        if shelf:
+            shelf.close()
+
+
+def _any_course(seed: int, chat: Chat) -> None:
     rng = random.Random(seed)
-    chat = Chat(memory=memory, sequences=sequences, cells=cells, context=240, batch=32)
     for turn in range(12):
         topic = rng.choice("abcde")
         if len(chat.conversations.get(topic, [])) > 6:

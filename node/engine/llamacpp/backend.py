@@ -151,6 +151,7 @@ class LlamaBackend:
             cells=ll.llama_n_ctx(self._ctx),
             batch=batch,
             vocabulary=self._n_vocab,
+            rolls_back=not self._small_window,
             is_demo=o.is_demo,
         )
 

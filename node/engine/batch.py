@@ -1,0 +1,81 @@
+"""The rows of one step: a row for each candidate that writes, its guesses, and a piece of each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from node.engine.backend import Row
+from node.engine.pace import Pace
+from node.engine.request import Branch, Request
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows to compute. The first `decoding` are of candidates that write."""
+
+    rows: list[Row] = field(default_factory=list)
+    decoding: int = 0
+
+    @property
+    def sequences(self) -> set[int]:
+        """The sequences that it changes."""
+        return {row.sequence for row in self.rows}
+
+
+def fill(running: Collection[Request], pace: Pace, size: int, drafts: int) -> Batch:
+    """The next step's batch, of at most `size` rows; requests and branches are told which rows are theirs.
+
+    A candidate guesses at most `drafts` tokens.
+    """
+    batch = Batch()
+    writing = guessed = sum(len(request.branches) for request in running)
+    for request in running:
+        request.batched = 0
+        for branch in request.branches:
+            branch.row = len(batch.rows)
+            # It draws one token more than it guesses right.
+            most = min(drafts, request.max_tokens - len(branch.written) - 1, size - guessed)
+            branch.guessed = _guess(branch, pace, guessed, writing, most)
+            guessed += len(branch.guessed)
+            for i, token in enumerate([branch.next_token, *branch.guessed]):
+                batch.rows.append(Row(token, branch.position + i, branch.sequence, wants_logits=True))
+    batch.decoding = len(batch.rows)
+    room = size - batch.decoding
+    if batch.decoding:
+        room = min(room, pace.room(batch.decoding))
+    # Equal shares: a short prompt is not kept waiting by a long one, and what it leaves over is the others'.
+    unfinished = [request for request in running if not request.is_computed]
+    unfinished.sort(key=lambda r: len(r.job.prompt) - r.computed)
+    for i, request in enumerate(unfinished):
+        room -= _compute(request, batch, -(-room // (len(unfinished) - i)))
+    return batch
+
+
+def undo(running: Collection[Request]) -> None:
+    """The batch was not computed: the next one begins where it began."""
+    for request in running:
+        request.computed -= request.batched
+        request.batched, request.prompt_row = 0, -1
+        for branch in request.branches:
+            branch.row = -1
+            branch.guessed = []
+
+
+def _guess(branch: Branch, pace: Pace, rows: int, writing: int, most: int) -> list[int]:
+    """The tokens that a candidate may go on with, as many as are worth their rows."""
+    guess = branch.draft.guess(most) if branch.draft is not None and most > 0 else []
+    if branch.draft is None or not guess:
+        return []
+    return guess[: pace.worth(rows, writing, len(guess), branch.draft.chance)]
+
+
+def _compute(request: Request, batch: Batch, room: int) -> int:
+    """Add up to `room` rows of a prompt; says how many."""
+    start, prompt = request.computed, request.job.prompt
+    end = min(start + room, len(prompt))
+    batch.rows += [Row(prompt[i], i, request.base, i == len(prompt) - 1) for i in range(start, end)]
+    request.computed, request.batched = end, end - start
+    if end == len(prompt) > start:
+        request.prompt_row = len(batch.rows) - 1
+    return end - start

@@ -1,0 +1,89 @@
+"""How long steps take, learned while they run, and what that allows: prompts beside those who write, guessed tokens.
+
+A step's time grows slowly with its rows at first (the weights are read once for all), then in proportion. How slowly
+depends on the machine, the model and the other load, so it is measured and not assumed: one figure for each number of
+rows that decoding alone has had, one for a prompt's token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+# With a prompt being computed, those who write may wait this many times as long for their next token.
+STALL = 2.5
+# So many prompt tokens enter in any case: a prompt must come to its end.
+LEAST_ROOM = 8
+# Before anything was measured.
+FIRST_ROOM = 64
+# Batches of up to so many sequences take about as long as one alone; their speed is what a node says of itself.
+SMALL_BATCH = 4
+# Of a batch of at least this many prompt rows and next to no others the speed of prefilling is measured.
+MEASURED_ROWS = 64
+# Bursts of other programs on the machine make single steps many times longer: what is slower than before counts little.
+FASTER, SLOWER = 0.3, 0.05
+
+
+class Pace:
+    """Measured times in seconds."""
+
+    def __init__(self, prefill_s: float) -> None:
+        self.prefill_s = prefill_s  # a prompt's token
+        self.steps: deque[float] = deque(maxlen=64)  # small decode steps, lately
+        self._decode: dict[int, float] = {}  # by rows
+
+    @property
+    def small_step_s(self) -> float:
+        """Seconds of a small decode step, the lower quartile of the last ones; 0: not measured."""
+        return sorted(self.steps)[len(self.steps) // 4] if self.steps else 0.0
+
+    def saw(self, writing: int, prompt: int, seconds: float) -> None:
+        """A step of `writing` rows that decode and `prompt` rows of prompts took so long."""
+        if not prompt:
+            self._decode[writing] = _smooth(self._decode.get(writing), seconds)
+            if writing <= SMALL_BATCH:
+                self.steps.append(seconds)
+        elif prompt >= MEASURED_ROWS and writing <= 1:
+            self.prefill_s = 0.7 * self.prefill_s + 0.3 * seconds / prompt
+        elif self._decode and prompt >= LEAST_ROOM and seconds > self.step_s(writing):
+            self.prefill_s = _smooth(self.prefill_s, (seconds - self.step_s(writing)) / prompt)
+
+    def step_s(self, rows: int) -> float:
+        """Seconds that a step of so many decoding rows is expected to take; 0: nothing was measured."""
+        below = max((n for n in self._decode if n <= rows), default=0)
+        above = min((n for n in self._decode if n >= rows), default=0)
+        if below == above or not above:
+            # Past what was seen, a row costs about twice what it does in a long prompt.
+            return self._decode[below] + 2 * self.prefill_s * (rows - below) if below else 0.0
+        if not below:
+            return self._decode[above]
+        low, high = self._decode[below], self._decode[above]
+        return low + (high - low) * (rows - below) / (above - below)
+
+    def room(self, writing: int) -> int:
+        """Prompt rows that may join a step in which `writing` rows decode."""
+        step = self.step_s(writing)
+        return max(LEAST_ROOM, int((STALL - 1) * step / self.prefill_s)) if step else FIRST_ROOM
+
+    def worth(self, rows: int, writing: int, most: int, chance: float) -> int:
+        """How many guessed tokens, up to `most`, to add to a step of `rows` rows in which `writing` candidates write.
+
+        Each is right with probability `chance` if those before it are. Added is what makes the most tokens a second.
+        """
+        step = self.step_s(rows)
+        if not step:
+            return 0
+        best, best_rate = 0, writing / step
+        gained, right = 0.0, 1.0
+        for more in range(1, most + 1):
+            right *= chance
+            gained += right
+            rate = (writing + gained) / self.step_s(rows + more)
+            if rate > best_rate:
+                best, best_rate = more, rate
+        return best
+
+
+def _smooth(old: float | None, new: float) -> float:
+    if old is None:
+        return new
+    return old + (FASTER if new < old else SLOWER) * (new - old)
