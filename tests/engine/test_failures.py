@@ -147,12 +147,12 @@ def test_a_prompt_whose_first_chunk_did_not_fit_is_computed_from_its_beginning()
 
 
 def test_an_abort_fails_what_was_in_the_batch_and_nothing_that_waited() -> None:
-    backend = Breaks(batch=16)
+    backend = Breaks(batch=16, sequences=3)
     scheduler = Scheduler(backend, Clock())
     submit(scheduler, backend, "a", candidates=2)
     scheduler.step()
     submit(scheduler, backend, "long", words=60)
-    submit(scheduler, backend, "later", words=3)  # its prompt finds no place in the batch with the long one's
+    submit(scheduler, backend, "later", words=3)  # there is no sequence for it yet
     backend.aborts = lambda rows: True
     events = scheduler.step()
     assert set(failures(events)) == {"a", "long"}
