@@ -20,6 +20,8 @@ VALUES: dict[str, tuple[object, str, str]] = {
     "slots": (3, "4", "5"),
     "ctx": (512, "1024", "2048"),
     "kv_memory": (3, "4", "5"),
+    "kv_disk": 9,
+    "draft": 3,
     "kv_type": ("q8_0", "f16", '"q8_0"'),
     "swa": ("small", "full", '"small"'),
     "threads": (3, "4", "5"),
