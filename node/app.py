@@ -27,18 +27,21 @@ from node.api.seam import Seam
 from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config
 from node.coordinator import Coordinator
 from node.core.placement import default_candidates
+from node.core.plan import shared
 from node.engine import trial
 from node.engine.backend import Backend
 from node.engine.engine import Engine
 from node.engine.fake import FakeBackend, FakeSpec
 from node.engine.shelf import Shelf
 from node.errors import BackendError, InvalidRequest, NotReady
-from node.hardware import cpu
+from node.hardware.machine import detect
+from node.hardware.rooms import rooms
 from node.home import DataDir, home
 from node.mesh.discovery import announced
 from node.mesh.identity import Identity, load_node_id, load_token
 from node.mesh.mesh import Mesh
-from node.models import catalogue
+from node.models import resolve
+from node.models.shape import is_repacked, shape
 from node.store import Store
 from node.types import EarlyStop, NodeInfo, NodeState, SamplingParams, Strategy
 from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2_grpc, vote_pb2_grpc
@@ -137,7 +140,7 @@ class Node:
         self._identity = Identity(self._token, load_node_id(data.path))
         self._name = config.name or platform.node() or self._identity.node_id
         self._bind()
-        make_backend = await _backend(config, data.path)
+        make_backend = await _backend(config, data.path, lambda line: self.on_notice(line))
         self._engine = Engine(
             make_backend,
             node=self._identity.node_id,
@@ -315,26 +318,27 @@ def _listen(flag: str, asked: int | None, default: int, add: Callable[[int], int
     raise NotReady(f"no free port from {default} on in steps of {_PORT_STEP}: choose one with {flag}")
 
 
-def _threads() -> int:
-    """Threads that compute; 0 where the system does not say. More than a container's share make every step slower."""
-    found = cpu.detect()
-    return found.threads if found else 0
-
-
-async def _backend(config: Config, directory: Path) -> Callable[[], Backend]:
+async def _backend(config: Config, directory: Path, notice: Callable[[str], None]) -> Callable[[], Backend]:
     """How to load what the configuration asks for; the file is checked here, the loading comes later.
 
-    `directory` is where the node remembers what it checked.
+    `directory` is where the node remembers what it checked; `notice` hears of a download.
     """
     if config.backend == "fake":
         spec = FakeSpec.parse(config.model)
         context = config.ctx or 4096
         return lambda: FakeBackend(spec, sequences=config.slots, context=context)
-    file = catalogue.resolve(config.model)
     try:
         from node.engine import llamacpp
     except (ImportError, OSError) as e:
         raise BackendError(f"llama.cpp cannot be loaded ({e}): run `make run` again, or use --backend fake") from None
+    machine = await asyncio.to_thread(detect)
+    room, main = rooms(machine, has_gpu=llamacpp.has_gpu())
+    file = await asyncio.to_thread(resolve.resolve, config.model, None, room, notice)
+    features = machine.cpu.features if machine.cpu else ()
+    on_gpu = room is not None and room.where == "gpu"
+    gpu_layers = config.gpu_layers
+    if gpu_layers < 0 and on_gpu and room and main and (found := shared(shape(file.head), room, main)):
+        gpu_layers = found.gpu_layers
     kv = (config.kv_type, "flash-attention", *(["small window"] if config.swa == "small" else []))
     options = llamacpp.LlamaOptions(
         path=file.path,
@@ -344,9 +348,11 @@ async def _backend(config: Config, directory: Path) -> Callable[[], Backend]:
         context=config.ctx,
         kv_type=config.kv_type,
         swa=config.swa,
-        threads=config.threads or _threads(),
-        gpu_layers=config.gpu_layers,
+        # More threads than a container's share would make every step slower.
+        threads=config.threads or (machine.cpu.threads if machine.cpu else 0),
+        gpu_layers=gpu_layers,
         is_demo=file.is_demo,
+        mmap=on_gpu or not is_repacked(file.head, features),
     )
     if not file.is_demo:
         await trial.ensure(options, directory, llamacpp.STATE_FORMAT)

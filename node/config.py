@@ -35,7 +35,12 @@ class Config:
     """What a node was told. Build one with `load`, which checks it; ports None mean "the default or the next free"."""
 
     join: str = _option("auto", "find peers: auto (mDNS), none, or addresses", metavar="auto|none|HOST:PORT[,…]")
-    model: str = _option("auto", "bundled, auto, or a GGUF file", metavar="bundled|auto|PATH.gguf")
+    model: str = _option(
+        "auto",
+        "auto: the biggest on this machine that fits and chats, else bundled; a name that `models list` shows; a file; "
+        "or a repository, which is downloaded",
+        metavar="bundled|auto|NAME|PATH.gguf|hf:OWNER/NAME",
+    )
     backend: str = _option("auto", "what computes", choices=BACKENDS)
     candidates: int = _option(0, "candidates a prompt over the mesh; 0: four for each node taking part", metavar="N")
     strategy: str = _option("auto", "how votes are counted", choices=tuple(Strategy))

@@ -20,7 +20,7 @@ import psutil
 import node
 from node import home
 from node.cli.check import FAIL, GIB, OK, WARN, Check
-from node.cli.machine import backend_on_gpu, hardware
+from node.cli.machine import backend_on_gpu, hardware, planned
 from node.config import DEFAULT_MESH_PORT, DEFAULT_PORT, Config, load
 from node.errors import ConclaveError, InvalidRequest
 from node.hardware.machine import Machine, detect
@@ -50,6 +50,7 @@ def all_checks(environ: Mapping[str, str]) -> Iterator[Check]:
     yield check
     machine = detect()
     yield from hardware(machine)
+    yield planned(machine)
     yield from backend(config, machine)
     running = _running(here.runtime)
     yield port("port for clients", config.port, DEFAULT_PORT, ("127.0.0.1",), running)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from node.cli.check import FAIL, GIB, OK, WARN, Check
+from node.core.plan import plan
 from node.hardware.gpu import Gpu
 from node.hardware.machine import Machine
+from node.hardware.rooms import rooms
+from node.models import catalogue
 
 LOW_MEMORY, LEAST_MEMORY = 2 * GIB, GIB // 2
 
@@ -60,3 +63,20 @@ def backend_on_gpu(machine: Machine, has_gpu: bool) -> Iterator[Check]:
             f"llama_cpp was built without {build}, so the {idle[0].name} stays idle",
             f'CMAKE_ARGS="-DGGML_{build}=on" pip install --force-reinstall --no-cache-dir llama-cpp-python',
         )
+
+
+def planned(machine: Machine) -> Check:
+    """What this machine is good for."""
+    room, _ = rooms(machine)
+    if room is None:
+        return Check("plan", WARN, "the system does not say how much memory there is", "models plan --memory SIZE")
+    made = plan(catalogue.shapes(), catalogue.classes(), room)
+    if made is None:
+        return Check("plan", WARN, f"no model of the catalogue fits {room.usable / GIB:.1f} GiB", "end other programs")
+    takes = made.fit
+    return Check(
+        "plan",
+        OK,
+        f"{room.usable / GIB:.1f} GiB may be used ({room.rule}): {takes.shape.name} {takes.shape.quantization}, "
+        f"{takes.slots} slots of {takes.context} tokens, {takes.candidates} candidates; `models plan` says why",
+    )

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
@@ -258,6 +259,31 @@ def _token(p: _Parser) -> None:
     _verbose(p)
 
 
+def _memory(source: str, text: str) -> tuple[int, ...]:
+    """Sizes such as 24GiB or 24GB (both binary, as graphics cards are sold), several with commas; bytes."""
+    units = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+    found = []
+    for each in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*(?:([kmgt])i?)?b?\s*", each.lower())
+        size = int(float(match[1]) * units[match[2] or ""]) if match else 0
+        if not 1 << 28 <= size <= 1 << 45:
+            raise InvalidRequest(f"{source} is {text!r}: write a size such as 24GiB, for several GPUs 24GiB,24GiB")
+        found.append(size)
+    return tuple(found)
+
+
+def _models(p: _Parser) -> None:
+    p.add_argument(
+        "action", nargs="?", metavar="list|plan|pull|rm", help="what there is (default), what fits, fetch, remove"
+    )
+    p.add_argument(
+        "name", nargs="?", metavar="NAME", help="a model: of the list, NAME:QUANT, hf:OWNER/NAME, with plan also a file"
+    )
+    p.value("--memory", "plan for GPUs of this size, not for this machine", "SIZE[,SIZE]", _memory)
+    p.switch("--json", "print it as JSON")
+    _verbose(p)
+
+
 def _doctor(p: _Parser) -> None:
     p.switch("--json", "print the checks as JSON")
     _verbose(p)
@@ -271,6 +297,7 @@ COMMANDS: dict[str, Command] = {
         Command("chat", "a conversation", _chat, "python -m node chat --topic garden"),
         Command("status", "nodes, topics and slots", _status, "python -m node status --watch"),
         Command("token", "the secret that machines of one mesh share", _token, "python -m node token show"),
+        Command("models", "models: what there is, what fits and why", _models, "python -m node models plan"),
         Command("doctor", "check this machine, and say what to do", _doctor, "python -m node doctor"),
     )
 }

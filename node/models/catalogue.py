@@ -1,37 +1,95 @@
-"""From what `--model` says to a file: the bundled demonstration model, or a GGUF of the user's."""
+"""The models that Conclave knows by name: catalogue.toml, read and turned into shapes."""
 
 from __future__ import annotations
 
+import functools
+import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.errors import InvalidRequest, NotFound
-from node.models import gguf
+from node.core import quantization
+from node.core.quantization import QUANTIZATIONS, Facts
+from node.core.shape import Shape
 
-BUNDLED = Path(__file__).parent / "bundled" / "conclave-demo.gguf"
+_FILE = Path(__file__).parent / "catalogue.toml"
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A model to load: its checked file, its name, and whether it is the demonstration model."""
+class Entry:
+    """A model of the catalogue. `size_class` is its size as its authors say it; `tools` the form of its calls."""
 
-    path: Path
+    key: str
     name: str
-    is_demo: bool
-    head: gguf.Gguf
+    size_class: str
+    parameters: int
+    licence: str
+    source: str
+    repo: str
+    template: str
+    tools: str
+    facts: Facts
+
+    def shape(self, quantization_: str) -> Shape:
+        """Its shape in a quantization."""
+        return quantization.shape(self.name, self.facts, quantization_, self.parameters)
 
 
-def resolve(model: str) -> ModelFile:
-    """The file that `--model` means. Raises InvalidRequest, NotFound, or BackendError if it is broken."""
-    if model in ("auto", "bundled"):
-        return ModelFile(BUNDLED, "conclave-demo", True, gguf.read(BUNDLED))
-    if model.startswith(("hf:", "http:", "https:")) or not (model.endswith(".gguf") or "/" in model):
-        raise InvalidRequest(
-            f"--model {model!r}: this version takes `bundled`, `auto` or the path of a GGUF file; download one first"
+@functools.cache
+def entries() -> tuple[Entry, ...]:
+    """The catalogue, in its order."""
+    table = tomllib.loads(_FILE.read_text("utf-8"))
+    return tuple(
+        Entry(
+            key=key,
+            name=said["name"],
+            size_class=said["class"],
+            parameters=round(said["parameters"] * 1e9),
+            licence=said["licence"],
+            source=f"https://huggingface.co/{said['source']}/blob/main/config.json",
+            repo=said["repo"],
+            template=said["template"],
+            tools=said["tools"],
+            facts=Facts(
+                layers=said["layers"],
+                embedding=said["embedding"],
+                heads=said["heads"],
+                kv_heads=said["kv_heads"],
+                head=said["head"],
+                feed_forward=said["feed_forward"],
+                vocabulary=said["vocabulary"],
+                context=said["context"],
+                is_tied=said.get("tied", False),
+                window=said.get("window", 0),
+                window_every=said.get("window_every", 0),
+                experts=said.get("experts", 0),
+                experts_used=said.get("experts_used", 0),
+            ),
         )
-    try:
-        path = Path(model).expanduser()
-    except RuntimeError:
-        raise NotFound(f"--model {model!r}: there is no such user's home directory") from None
-    head = gguf.read(path)
-    return ModelFile(path, head.name, False, head)
+        for key, said in table.items()
+    )
+
+
+def shapes() -> list[Shape]:
+    """Every model in every quantization that a plan may propose."""
+    return [entry.shape(each) for entry in entries() for each in QUANTIZATIONS]
+
+
+def classes() -> dict[str, str]:
+    """Name -> class."""
+    return {entry.name: entry.size_class for entry in entries()}
+
+
+def plain(name: str) -> str:
+    """A name as it is compared: small letters and digits only."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def find(name: str) -> Entry | None:
+    """The entry that a name means: its name or key, however it is written; `-Instruct` and `-it` may be left out."""
+    wanted = plain(name)
+    for entry in entries():
+        said = plain(entry.name)
+        if wanted in (said, plain(entry.key), re.sub(r"(instruct|it)(\d{4})?$", "", said)):
+            return entry
+    return None

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from node.errors import BackendError, NotFound
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_FLOATS = (6, 12)
 _STRING, _ARRAY = 8, 9
+_LAYER = re.compile(r"blk\.(\d{1,3})\.")
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _MAX_HEAD = 64 << 20  # bytes; a vocabulary of 2**18 with its merges has some 16 MiB
 _MAX_PAIRS = 1 << 16  # of metadata, which is kept; models have some hundred. Other counts are capped by the head.
@@ -26,17 +29,25 @@ _READ = 1 << 20  # bytes at a time
 _SAMPLE = 4096  # bytes that are hashed at each sampled place
 _SAMPLES = 64
 
+_MOST_NUMBERS = 1024  # of an array that is kept: one a layer
+
 # Bytes and values of a block by ggml type: ggml/src/ggml-common.h. Types that are not here are not checked for size.
 _BLOCKS = {
     0: (4, 1), 1: (2, 1), 2: (18, 32), 3: (20, 32), 6: (22, 32), 7: (24, 32), 8: (34, 32), 9: (36, 32),
-    10: (84, 256), 11: (110, 256), 12: (144, 256), 13: (176, 256), 14: (210, 256), 24: (1, 1), 25: (2, 1),
-    26: (4, 1), 27: (8, 1), 28: (8, 1), 30: (2, 1),
+    10: (84, 256), 11: (110, 256), 12: (144, 256), 13: (176, 256), 14: (210, 256), 16: (66, 256), 17: (74, 256),
+    18: (98, 256), 19: (50, 256), 20: (18, 32), 21: (110, 256), 22: (82, 256), 23: (136, 256), 24: (1, 1), 25: (2, 1),
+    26: (4, 1), 27: (8, 1), 28: (8, 1), 29: (56, 256), 30: (2, 1), 34: (54, 256), 35: (66, 256), 39: (17, 32),
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
-    """The head of a model file. `metadata` holds scalars and texts; arrays are left out."""
+    """The head of a model file. `metadata` holds scalars and texts, `arrays` short lists of whole numbers.
+
+    `layer_bytes` are the weights by layer, `input_bytes` those of the token embeddings; `is_tied` says that these
+    compute the output too. `matrix_types` are the ggml types of the layers' matrices. Of a split file it is the first
+    part, and `parts` says how many there are.
+    """
 
     path: Path
     metadata: dict[str, str | int | float | bool]
@@ -44,6 +55,19 @@ class Gguf:
     data_offset: int
     size: int
     head_sha256: str
+    arrays: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    layer_bytes: dict[int, int] = field(default_factory=dict)
+    input_bytes: int = 0
+    input_type: int = 0
+    is_tied: bool = False
+    matrix_types: frozenset[int] = frozenset()
+    vocabulary: int = 0
+
+    @property
+    def parts(self) -> int:
+        """Files that the model is split into; 1 for a whole one."""
+        count = self.metadata.get("split.count", 1)
+        return count if isinstance(count, int) and 1 <= count < 1000 else 1
 
     @property
     def name(self) -> str:
@@ -94,6 +118,11 @@ class _Reader:
         self._path, self._file, self._size = path, file, size
         self._head = bytearray()
         self._at = 0
+        self._arrays: dict[str, tuple[int, ...]] = {}
+        self._layers: dict[int, int] = {}
+        self._ends: dict[str, tuple[int, int]] = {}  # bytes and type of the tensors before and after the layers
+        self._types: set[int] = set()
+        self._vocabulary = 0
 
     def read(self) -> Gguf:
         if self._size < 4 or self._bytes(4) != b"GGUF":
@@ -107,7 +136,7 @@ class _Reader:
             raise EOFError
         for _ in range(pairs):
             key = self._string()
-            value = self._value(self._number(_U32))
+            value = self._value(key, self._number(_U32))
             if value is not None:
                 metadata[key] = value
         end = 0
@@ -123,7 +152,20 @@ class _Reader:
         if "general.architecture" not in metadata or not tensors:
             raise BackendError(f"{self._path} is a GGUF file without a model in it")
         digest = hashlib.sha256(memoryview(self._head)[: self._at]).hexdigest()
-        return Gguf(self._path, metadata, tensors, offset, self._size, digest)
+        return Gguf(
+            self._path,
+            metadata,
+            tensors,
+            offset,
+            self._size,
+            digest,
+            self._arrays,
+            self._layers,
+            *self._ends.get("token_embd.weight", (0, 0)),
+            is_tied="output.weight" not in self._ends,
+            matrix_types=frozenset(self._types),
+            vocabulary=self._vocabulary,
+        )
 
     def _need(self, n: int) -> None:
         """Hold the next `n` bytes of the head."""
@@ -151,7 +193,7 @@ class _Reader:
     def _string(self) -> str:
         return self._bytes(self._number(_U64)).decode("utf-8", "replace")
 
-    def _value(self, kind: int) -> str | int | float | bool | None:
+    def _value(self, key: str, kind: int) -> str | int | float | bool | None:
         if kind in _SCALARS:
             value = struct.unpack(_SCALARS[kind], self._bytes(struct.calcsize(_SCALARS[kind])))[0]
             return value  # type: ignore[no-any-return]
@@ -161,8 +203,14 @@ class _Reader:
             raise EOFError
         of, n = self._number(_U32), self._number(_U64)
         if of in _SCALARS:
-            self._skip(n * struct.calcsize(_SCALARS[of]))
+            size = struct.calcsize(_SCALARS[of])
+            if n <= _MOST_NUMBERS and of not in _FLOATS:
+                self._arrays[key] = struct.unpack(f"<{n}{_SCALARS[of][1:]}", self._bytes(n * size))
+            else:
+                self._skip(n * size)
         elif of == _STRING:
+            if key == "tokenizer.ggml.tokens":
+                self._vocabulary = n
             self._skip_strings(n)
         else:
             raise EOFError
@@ -181,11 +229,19 @@ class _Reader:
 
     def _tensor(self) -> int:
         """Where the tensor's data ends, in bytes from the data's beginning."""
-        self._string()
+        name = self._string()
         dimensions = self._number(_U32)
         if dimensions > _MAX_DIMENSIONS:
             raise EOFError
         shape = [self._number(_U64) for _ in range(dimensions)]
         kind, offset = self._number(_U32), self._number(_U64)
         block = _BLOCKS.get(kind)
-        return offset + (math.prod(shape) * block[0] // block[1] if block else 0)
+        size = math.prod(shape) * block[0] // block[1] if block else 0
+        if match := _LAYER.match(name):
+            layer = int(match[1])
+            self._layers[layer] = self._layers.get(layer, 0) + size
+            if dimensions > 1:
+                self._types.add(kind)
+        elif name in ("token_embd.weight", "output.weight"):
+            self._ends[name] = size, kind
+        return offset + size

@@ -15,7 +15,7 @@ from swarm import Node, Swarm, until
 
 from node.errors import ConclaveError
 from node.models import gguf
-from node.models.catalogue import BUNDLED
+from node.models.resolve import BUNDLED
 from node.v1 import types_pb2
 from scripts.bench import make_model
 from tests import oddmodels

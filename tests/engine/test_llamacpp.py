@@ -11,7 +11,7 @@ from node.engine.backend import CacheFull, Row
 from node.engine.llamacpp import LlamaBackend, LlamaOptions
 from node.engine.scheduler import Done, Failed, Scheduler, job
 from node.errors import BackendError, InvalidRequest
-from node.models.catalogue import BUNDLED
+from node.models.resolve import BUNDLED
 from node.types import Message, SamplingParams, Tool, ToolCall
 
 QUESTION = "A box holds 12 pens. Ann buys 7 boxes and gives away 20 pens. How many pens does she have?"

@@ -12,7 +12,7 @@ from node.engine import slots
 from node.engine.backend import Row
 from node.engine.llamacpp import LlamaBackend, LlamaOptions
 from node.engine.scheduler import Done, Prefilled, Scheduler, job
-from node.models.catalogue import BUNDLED
+from node.models.resolve import BUNDLED
 from node.types import Message, SamplingParams
 from scripts.bench.make_model import TINY, Shape, write
 

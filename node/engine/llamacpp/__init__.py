@@ -15,6 +15,6 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from node.engine.llamacpp.backend import STATE_FORMAT, LlamaBackend, LlamaOptions, probe
-from node.engine.llamacpp.native import version
+from node.engine.llamacpp.native import has_gpu, version
 
-__all__ = ["STATE_FORMAT", "LlamaBackend", "LlamaOptions", "probe", "version"]
+__all__ = ["STATE_FORMAT", "LlamaBackend", "LlamaOptions", "has_gpu", "probe", "version"]

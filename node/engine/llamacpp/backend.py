@@ -20,6 +20,7 @@ import llama_cpp as ll
 import numpy as np
 import psutil
 
+from node.core.shape import UBATCH, most_outputs
 from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
 from node.engine.llamacpp import native
 from node.engine.llamacpp.embedding import Embedder
@@ -33,6 +34,7 @@ STATE_FORMAT = f"llama-cpp-python {ll.__version__}"
 _KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 _DEFAULT_CONTEXT = 4096
+_LOAD_MAPPED, _LOAD_READ = -1, 0  # llama.h: LLAMA_LOAD_MODE_AUTO, which maps where the devices can, and _NONE
 _KV_BUDGET = 512 << 20  # bytes of KV that may be reserved so that every sequence can be full at once
 
 
@@ -50,6 +52,7 @@ class LlamaOptions:
     threads: int = 0
     gpu_layers: int = -1
     is_demo: bool = False
+    mmap: bool = True  # False: read the file, so that no copy of repacked weights stays mapped
 
 
 class LlamaBackend:
@@ -75,6 +78,7 @@ class LlamaBackend:
     def _load(self, o: LlamaOptions) -> None:
         params = ll.llama_model_default_params()
         params.n_gpu_layers = o.gpu_layers if o.gpu_layers >= 0 else 999
+        params.load_mode = _LOAD_MAPPED if o.mmap else _LOAD_READ
         native.forget_errors()
         self._model = ll.llama_model_load_from_file(str(o.path).encode(), params)
         if not self._model and "tokenizer.ggml.model" in native.reason():
@@ -120,7 +124,8 @@ class LlamaBackend:
         params = ll.llama_context_default_params()
         params.n_ctx = cells
         params.n_seq_max = o.sequences
-        params.n_batch = params.n_ubatch = max(512, o.sequences)
+        params.n_batch = params.n_ubatch = max(UBATCH, o.sequences)
+        self._most_outputs = params.n_outputs_max = min(most_outputs(o.sequences), params.n_batch)
         params.n_threads = params.n_threads_batch = self._threads
         params.type_k = params.type_v = _KV_TYPES[o.kv_type]
         params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -208,6 +213,8 @@ class LlamaBackend:
 
     def decode(self, rows: Sequence[Row]) -> None:
         """Compute the rows in one llama_decode."""
+        if sum(row.wants_logits for row in rows) > self._most_outputs:  # llama.cpp would end the process
+            raise BackendError(f"a batch may have logits in {self._most_outputs} rows at most")
         batch = self._batch
         for i, row in enumerate(rows):
             batch.token[i] = row.token

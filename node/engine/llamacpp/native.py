@@ -44,6 +44,12 @@ def version() -> str:
     return f"llama-cpp-python {ll.__version__} ({ll.llama_print_system_info().decode().strip()})"
 
 
+def has_gpu() -> bool:
+    """Whether llama.cpp was built for a GPU, and sees one."""
+    set_up()
+    return bool(ll.llama_supports_gpu_offload())
+
+
 @ll.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _: Any) -> None:
     line = text.decode(errors="replace").rstrip()

@@ -1,0 +1,254 @@
+"""`models`: what there is, what fits this machine and why, fetch and remove."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+from node.cli.parser import nearest
+from node.core.plan import GIB, Fit, Plan, Room, fit, gpu_room, plan, shared, together
+from node.core.quantization import QUANTIZATIONS
+from node.core.shape import Shape
+from node.errors import InvalidRequest, NotFound
+from node.hardware.machine import detect
+from node.hardware.rooms import rooms
+from node.home import home
+from node.models import catalogue, hub, library, resolve, split
+from node.models.catalogue import Entry
+from node.models.shape import shape
+
+ACTIONS = ("list", "plan", "pull", "rm")
+
+
+def run(options: Namespace) -> int:
+    """Carry out one of `ACTIONS`. Raises ConclaveError."""
+    action = options.action or "list"
+    if action not in ACTIONS:
+        raise InvalidRequest(f"models {action!r}: there are {', '.join(ACTIONS)}{nearest(action, ACTIONS)}")
+    if action in ("pull", "rm"):
+        if not options.name:
+            raise InvalidRequest(f"models {action} needs a name: `models list` shows them")
+        return _pull(options.name) if action == "pull" else _remove(options.name)
+    room, main = _rooms(options.memory)
+    if action == "plan":
+        return _plan(options, room, main)
+    return _list(options, room)
+
+
+def _rooms(memory: tuple[int, ...] | None) -> tuple[Room, Room | None]:
+    """Where models go: this machine's memory, or GPUs of the sizes that were stated."""
+    if memory:
+        return together([gpu_room(f"a GPU of {size / GIB:g} GiB", size, size) for size in memory]), None
+    room, main = rooms(detect())
+    if room is None:
+        raise NotFound("the system does not say how much memory it has: state it, as in --memory 16GiB")
+    return room, main
+
+
+# ---- plan -----------------------------------------------------------------------------------------------------------
+
+
+def _plan(options: Namespace, room: Room, main: Room | None) -> int:
+    if options.name:
+        wanted = _shape_of(options.name)
+        on_gpu = room.where == "gpu"
+        found = shared(wanted, room, main) if on_gpu and main else fit(wanted, room.usable, on_gpu=on_gpu)
+        if found is None:
+            raise NotFound(
+                f"{wanted.name} {wanted.quantization} does not fit: {wanted.weight_bytes / GIB:.1f} GiB of weights, "
+                f"and {room.usable / GIB:.1f} GiB may be used ({room.rule})"
+            )
+        made: Plan | None = Plan(room, found, 0, 0, None, (f"{room.name}: {room.rule}",))
+    else:
+        made = plan(catalogue.shapes(), catalogue.classes(), room)
+    if options.json:
+        print(json.dumps(as_json(made, room), ensure_ascii=False, indent=2))
+    elif made is not None:
+        print("\n".join(lines(made)))
+    if made is None:
+        print(f"no model of the catalogue fits {room.usable / GIB:.1f} GiB", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _shape_of(name: str) -> Shape:
+    """The shape of a file, of a model on this machine, or of one of the catalogue (NAME or NAME:QUANT)."""
+    base, _, quantization = name.partition(":")
+    entry = catalogue.find(base)
+    if entry is None or not quantization:
+        try:
+            return shape(resolve.resolve(name).head)
+        except NotFound:
+            if entry is None:
+                raise
+    return entry.shape(_known(quantization or "Q4_K_M"))
+
+
+def _known(quantization: str) -> str:
+    found = next((q for q in QUANTIZATIONS if q.lower() == quantization.lower()), "")
+    if not found:
+        raise InvalidRequest(f"{quantization!r}: a plan knows {', '.join(QUANTIZATIONS)}")
+    return found
+
+
+def as_json(made: Plan | None, room: Room) -> dict[str, object]:
+    """What `models plan --json` prints."""
+    memory = asdict(room)
+    if made is None:
+        return {"plan": None, "memory": memory}
+    return {
+        "plan": {
+            **_fit_json(made.fit),
+            "seed_instances": made.copies,
+            "seed_instance_bytes": made.copy_bytes,
+            "bigger": _fit_json(made.bigger) if made.bigger else None,
+            "why": list(made.why),
+        },
+        "memory": memory,
+    }
+
+
+def _fit_json(found: Fit) -> dict[str, object]:
+    return {
+        "model": found.shape.name,
+        "quantization": found.shape.quantization,
+        "slots": found.slots,
+        "ctx": found.context,
+        "candidates": found.candidates,
+        "kv_type": found.kv_type,
+        "gpu_layers": found.gpu_layers,
+        "weight_bytes": found.need.weights,
+        "kv_bytes": found.need.kv,
+        "buffer_bytes": found.need.compute + found.need.output,
+        "bytes": found.need.total,
+    }
+
+
+def lines(made: Plan) -> list[str]:
+    """A plan for a person."""
+    out = [made.why[0]]
+    if made.copies:
+        out.append(
+            f"the original design: {made.copies} full copies of {made.fit.shape.name} {made.fit.shape.quantization}, "
+            f"{made.copy_bytes / GIB:.1f} GiB each"
+        )
+    out.append(f"Conclave:            {describe(made.fit)}")
+    if made.bigger:
+        out.append(f"or a bigger model:   {describe(made.bigger)}")
+    return out + [f"  because {reason}" for reason in made.why[1:]]
+
+
+def describe(found: Fit) -> str:
+    """A fit in one line."""
+    takes = found.need
+    line = (
+        f"{found.shape.name} {found.shape.quantization} once, {found.slots} slots of {found.context} tokens "
+        f"({found.kv_type}), {found.candidates} candidates: {takes.total / GIB:.1f} GiB"
+    )
+    layers = found.shape.layers + 1
+    return line + (f", {found.gpu_layers} of {layers} layers on the GPU" if 0 < found.gpu_layers < layers else "")
+
+
+# ---- list -----------------------------------------------------------------------------------------------------------
+
+
+def _list(options: Namespace, room: Room) -> int:
+    here = library.find(os.environ, home().data)
+    on_gpu = room.where == "gpu"
+    known = [(entry, fit(entry.shape("Q4_K_M"), room.usable, on_gpu=on_gpu)) for entry in catalogue.entries()]
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "catalogue": [_entry_json(entry, found) for entry, found in known],
+                    "here": [{**asdict(each), "path": str(each.path)} for each in here],
+                },
+                ensure_ascii=False,
+                indent=2,
+            )
+        )
+        return 0
+    head = ("NAME", "Q4_K_M", "FITS HERE", "CONTEXT", "WINDOW", "TOOLS", "LICENCE")
+    rows = [
+        (
+            entry.name,
+            f"{entry.shape('Q4_K_M').weight_bytes / 1e9:.1f} GB",
+            f"{found.slots} x {found.context}" if found else "too big",
+            f"{entry.facts.context // 1024}k",
+            str(entry.facts.window or "-"),
+            entry.tools,
+            entry.licence,
+        )
+        for entry, found in known
+    ]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+    if here:
+        print("\non this machine:")
+    for each in here:
+        print(f"  {each.name}  {each.size / 1e9:.2f} GB  {each.place}  {each.path}")
+    return 0
+
+
+def _entry_json(entry: Entry, found: Fit | None) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "parameters": entry.parameters,
+        "licence": entry.licence,
+        "repo": entry.repo,
+        "context": entry.facts.context,
+        "window": entry.facts.window,
+        "template": entry.template,
+        "tools": entry.tools,
+        "source": entry.source,
+        "fits": _fit_json(found) if found else None,
+    }
+
+
+# ---- pull and rm ----------------------------------------------------------------------------------------------------
+
+
+def _pull(name: str) -> int:
+    reference = reference_of(name)
+    path = hub.pull(reference, lambda line: print(line, file=sys.stderr))
+    split.read(path)  # it may be whole and yet no model
+    print(path)
+    print(f"start a node with it: python -m node --model {split.stem(path.name)}", file=sys.stderr)
+    return 0
+
+
+def reference_of(name: str) -> hub.Reference:
+    """What `pull` is to fetch: `hf:…`, or NAME or NAME:QUANT of the catalogue. Raises InvalidRequest."""
+    if name.startswith("hf:"):
+        return hub.parse(name)
+    base, _, quantization = name.partition(":")
+    entry = catalogue.find(base)
+    if entry is None:
+        known = [e.name for e in catalogue.entries()]
+        hint = nearest(base, known) or ": `models list` shows them"
+        raise InvalidRequest(f"{name!r} is not in the catalogue{hint}; any repository is pulled as hf:OWNER/NAME")
+    return hub.Reference(entry.repo, quantization)
+
+
+def _remove(name: str) -> int:
+    here = library.find(os.environ, home().data)
+    found = [m for m in here if str(m.path) == name] or library.matching(name, here)
+    if not found:
+        raise NotFound(f"{name!r} is not on this machine: `models list` shows what is")
+    if len(found) > 1:
+        raise InvalidRequest(f"{name!r} means {', '.join(m.name for m in found)}: give one whole name")
+    [model] = found
+    if not model.is_ours:
+        raise InvalidRequest(f"{model.name} belongs to {model.place}: remove it there ({model.path})")
+    for each in split.parts(model.path):
+        real = Path(os.path.realpath(each))
+        each.unlink(missing_ok=True)
+        if real != each:
+            real.unlink(missing_ok=True)  # the hub's cache keeps the bytes elsewhere and links to them
+    print(f"{model.name} is removed: {model.size / 1e9:.2f} GB")
+    return 0

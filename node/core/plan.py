@@ -1,0 +1,225 @@
+"""What to load on a machine, and how: the fit of models into memory.
+
+Two plans are made of the same memory. The first is that of the design which Conclave started from: full copies of one
+model, by a table of memory sizes (`TABLE`). The second is ours: the weights once, and what the other copies would have
+taken becomes KV cache, that is, candidates and conversations; or a bigger model (`Plan.bigger`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from node.core.shape import Need, Shape, kv_bytes_per_cell, need
+
+GIB = 1 << 30
+CONTEXT = 4096  # tokens a sequence, at least
+MOST_CONTEXT = 32_768
+SLOTS = 16  # sequences, if they fit
+LEAST_SLOTS = 4
+CANDIDATES = 8  # a prompt: batches of four and eight are what a machine computes for little more than one
+# Memory of a machine -> what the original design loads there: class and quantization. The first line that fits counts.
+TABLE = ((24, "14B", "Q4_K_M"), (16, "7B", "Q4_K_M"), (8, "3B", "Q6_K"))
+# And what we take beyond its ends.
+ABOVE = ((96, "70B", "Q4_K_M"), (48, "32B", "Q4_K_M"))
+BELOW = ((4, "1.5B", "Q6_K"), (0, "0.5B", "Q8_0"))
+MOST_COPIES = 4
+_NEARLY = 0.9  # a machine "with 16 GB" shows 14.9 to 16 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Memory for a model, in bytes. `usable` is what a model may take, by `rule`. `where` is gpu or memory."""
+
+    where: str
+    name: str
+    total: int
+    free: int
+    usable: int
+    rule: str
+
+
+def gpu_room(name: str, total: int, free: int) -> Room:
+    """A GPU with memory of its own: nine tenths of it, or what others leave."""
+    usable = min(total * 9 // 10, free)
+    rule = "90 % of the GPU's memory" if usable < free else "what other programs leave of the GPU's memory"
+    return Room("gpu", name, total, free, usable, rule)
+
+
+def memory_room(name: str, total: int, free: int, limit: int = 0) -> Room:
+    """Main memory, for the processor or a GPU that shares it: all but 4 GiB (half of it where that is more), or what
+    others leave, or what the system lets a GPU have (`limit`)."""
+    kept = total - 4 * GIB
+    usable, rule = (kept, "memory less 4 GiB") if kept > total // 2 else (total // 2, "half of the memory")
+    if free < usable:
+        usable, rule = free, "what other programs leave of the memory"
+    if limit and limit < usable:
+        usable, rule = limit, "what the system lets the GPU have"
+    return Room("memory", name, total, free, max(usable, 0), rule)
+
+
+def together(rooms: Sequence[Room]) -> Room:
+    """Several GPUs, over which a model's layers are spread."""
+    if len(rooms) == 1:
+        return rooms[0]
+    return Room(
+        rooms[0].where,
+        " + ".join(room.name for room in rooms),
+        sum(room.total for room in rooms),
+        sum(room.free for room in rooms),
+        sum(room.usable for room in rooms),
+        rooms[0].rule + ", each",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A model in a room. `cells` is the whole KV cache in tokens; `gpu_layers` counts as llama.cpp does: all layers and
+    one for the output."""
+
+    shape: Shape
+    slots: int
+    context: int
+    cells: int
+    kv_type: str
+    candidates: int
+    gpu_layers: int
+    need: Need
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to load: `fit`, and `copies` full ones of the same model by the original design. `why` explains it."""
+
+    room: Room
+    fit: Fit
+    copies: int
+    copy_bytes: int
+    bigger: Fit | None
+    why: tuple[str, ...]
+
+
+def fit(shape: Shape, usable: int, *, on_gpu: bool, kv_types: Sequence[str] = ("f16", "q8_0")) -> Fit | None:
+    """The best way to load a model into `usable` bytes; None if it does not fit with `LEAST_SLOTS`.
+
+    First as many slots as are wanted at the least context, then longer contexts; a smaller KV type only where it is
+    needed.
+    """
+    shape = replace(shape, copies_input=shape.is_tied) if on_gpu else shape
+    for kv_type in kv_types:
+        found = _fit(shape, usable, kv_type, on_gpu)
+        if found is not None:
+            return found
+    return None
+
+
+def _fit(shape: Shape, usable: int, kv_type: str, on_gpu: bool) -> Fit | None:
+    context = min(CONTEXT, shape.context or CONTEXT)
+
+    def takes(slots: int, context: int) -> Need:
+        return need(shape, slots * context, slots, kv_type)
+
+    slots = SLOTS
+    while slots > LEAST_SLOTS and takes(slots, context).total > usable:
+        slots -= 4 if slots > 8 else 1
+    if takes(slots, context).total > usable:
+        return None
+    most = min(MOST_CONTEXT, shape.context or MOST_CONTEXT)
+    while slots == SLOTS and context * 2 <= most and takes(slots, context * 2).total <= usable:
+        context *= 2
+    return Fit(
+        shape,
+        slots,
+        context,
+        slots * context,
+        kv_type,
+        min(CANDIDATES, slots // 4 * 4),
+        shape.layers + 1 if on_gpu else 0,
+        takes(slots, context),
+    )
+
+
+def copy_bytes(shape: Shape) -> int:
+    """A full copy of a model as a process of its own: its weights, its context of `CONTEXT` tokens, its buffers."""
+    return need(shape, CONTEXT, 1, "f16").total
+
+
+def offloaded(shape: Shape, usable: int, fitted: Fit) -> int:
+    """Layers that go to a GPU with `usable` bytes when not all do, counted as llama.cpp does (the output first, then
+    layers from the last); each takes its weights and its part of the KV cache."""
+    left = usable - fitted.need.compute - fitted.need.output - shape.output_bytes
+    left -= shape.input_bytes if shape.is_tied else 0
+    if left < 0:
+        return 0
+    layers = 1
+    for layer in reversed(range(shape.layers)):
+        left -= shape.layer_bytes[layer] + kv_bytes_per_cell(shape, fitted.kv_type, layer=layer) * fitted.cells
+        if left < 0:
+            break
+        layers += 1
+    return layers
+
+
+def shared(shape: Shape, gpu: Room, main: Room) -> Fit | None:
+    """A model that is too big for the GPU alone: some layers on it, the others for the processor. None if both together
+    are too small."""
+    whole = fit(shape, gpu.usable, on_gpu=True)
+    if whole is not None:
+        return whole
+    found = fit(shape, gpu.usable + main.usable, on_gpu=True)
+    if found is None:
+        return None
+    layers = offloaded(shape, gpu.usable, found)
+    on_main = shape.weight_bytes - sum(shape.layer_bytes[shape.layers - max(layers - 1, 0) :])
+    return replace(found, gpu_layers=layers) if on_main <= main.usable else None
+
+
+def plan(shapes: Iterable[Shape], classes: dict[str, str], room: Room) -> Plan | None:
+    """What to load in a room, of models by their class (name -> class); None if nothing fits."""
+    offers = list(shapes)
+    on_gpu = room.where == "gpu"
+    nominal = room.total / GIB / _NEARLY
+    why = [f"{room.name}: {room.usable / GIB:.1f} GiB may be used: {room.rule}"]
+    for least, size, quantization in (*ABOVE, *TABLE, *BELOW):
+        if nominal < least:
+            continue
+        for shape in offers:
+            if classes.get(shape.name) != size or shape.quantization != quantization:
+                continue
+            found = fit(shape, room.usable, on_gpu=on_gpu)
+            if found is not None:
+                each = copy_bytes(shape)
+                copies = min(room.usable // each, MOST_COPIES)
+                bigger = _bigger(offers, found, room)
+                return Plan(room, found, copies, each, bigger, (*why, *_reasons(found, copies, each, least)))
+            why.append(f"{shape.name} {quantization} does not fit: {shape.weight_bytes / GIB:.1f} GiB of weights")
+            break
+    return None
+
+
+def _bigger(offers: list[Shape], found: Fit, room: Room) -> Fit | None:
+    """The model with the most parameters that fits beside `LEAST_SLOTS` contexts; on a GPU, with all its layers."""
+    best: Fit | None = None
+    for shape in offers:
+        if shape.quantization != "Q4_K_M" or shape.parameters <= found.shape.parameters:
+            continue
+        other = fit(shape, room.usable, on_gpu=room.where == "gpu")
+        if other is not None and (best is None or shape.parameters > best.shape.parameters):
+            best = other
+    return best
+
+
+def _reasons(found: Fit, copies: int, each: int, least: int) -> list[str]:
+    shape, takes = found.shape, found.need
+    by = "the original table" if least in (row[0] for row in TABLE) else "our table"
+    lines = [
+        f"{shape.name} {shape.quantization} by {by} for {least} GiB and more"
+        if least
+        else f"{shape.name} {shape.quantization}: the smallest",
+        f"full copies of {each / GIB:.1f} GiB each: {copies}",
+        f"weights once: {takes.weights / GIB:.1f} GiB, KV {takes.kv / GIB:.1f} GiB ({found.slots} x {found.context} "
+        f"tokens, {found.kv_type}), buffers {(takes.compute + takes.output) / GIB:.1f} GiB",
+    ]
+    if shape.window:
+        lines.append(f"its sliding windows of {shape.window} tokens are kept whole, so that topics can be rolled back")
+    return lines

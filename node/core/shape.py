@@ -1,0 +1,118 @@
+"""What a model needs in memory, from its sizes alone: weights, KV cache, the compute buffer and the output buffer.
+
+The arithmetic is llama.cpp's (src/llama-kv-cache.cpp, src/llama-context.cpp), for the way this program loads models:
+flash attention, one unified KV cache that keeps all positions of layers with a sliding window too (`swa_full`), and at
+most `UBATCH` rows computed at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UBATCH = 512
+_PAD = 256  # cells: llama.cpp pads n_ctx to this
+_F32, _F16 = 4, 2
+KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # a value; ggml's block_q8_0 is 32 values in 34 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's sizes. `key_widths` and `value_widths` are values a token in each layer's KV cache, 0 for layers that
+    share another's. `feed_forward` is the width of what is computed at once (experts in use x their width).
+    `layer_bytes`, `input_bytes` (token embeddings) and `output_bytes` (the rest) are weights.
+    """
+
+    name: str
+    quantization: str
+    layers: int
+    embedding: int
+    feed_forward: int
+    query_width: int
+    key_widths: tuple[int, ...]
+    value_widths: tuple[int, ...]
+    vocabulary: int
+    context: int  # tokens that it was trained for
+    layer_bytes: tuple[int, ...]
+    input_bytes: int
+    output_bytes: int
+    window: int = 0  # tokens; 0: no layer has a sliding window
+    windowed: tuple[bool, ...] = ()
+    is_tied: bool = False  # the output is computed with the token embeddings
+    copies_input: bool = False  # tied, and these are held twice: as they are for reading, repacked for computing
+    parameters: int = 0  # 0: not known
+    experts_used: int = 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights, as they are held for the processor."""
+        return sum(self.layer_bytes) + self.input_bytes * (2 if self.copies_input else 1) + self.output_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a loaded model takes."""
+
+    weights: int
+    kv: int
+    compute: int
+    output: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv + self.compute + self.output
+
+
+def padded(cells: int) -> int:
+    """Cells that llama.cpp reserves when so many are asked for."""
+    return -(-cells // _PAD) * _PAD
+
+
+def kv_bytes_per_cell(shape: Shape, kv_type: str, *, layer: int | None = None) -> int:
+    """Bytes of K and V a token over all layers, or in one."""
+    layers = range(shape.layers) if layer is None else (layer,)
+    return int(sum(shape.key_widths[i] + shape.value_widths[i] for i in layers) * KV_BYTES[kv_type])
+
+
+def kv_bytes(shape: Shape, cells: int, kv_type: str, *, sequences: int = 1, swa_full: bool = True) -> int:
+    """The KV cache. Without `swa_full`, layers with a window keep only that, for each sequence, and one batch."""
+    full, total = padded(cells), 0
+    small = min(full, padded(shape.window * sequences + UBATCH)) if shape.window and not swa_full else full
+    for layer in range(shape.layers):
+        is_small = bool(shape.windowed) and shape.windowed[layer]
+        total += kv_bytes_per_cell(shape, kv_type, layer=layer) * (small if is_small else full)
+    return total
+
+
+def most_outputs(sequences: int) -> int:
+    """Rows of one batch that may have logits. llama.cpp's own limit is the whole batch, which costs 4 bytes for each
+    entry of the vocabulary times 512: 300 MB of a model of half a billion parameters."""
+    return max(64, 4 * sequences)
+
+
+def compute_bytes(shape: Shape, cells: int, outputs: int, ubatch: int = UBATCH) -> int:
+    """The buffer for what a batch computes on its way.
+
+    ggml's allocator lets tensors share memory whose lives do not meet, so it is as large as the widest moment: the
+    attention (Q, K, V and the result), the feed-forward (gate, up and their product), or the logits, each beside some
+    rows of the width of the model; and the mask of the attention, which is needed throughout.
+    """
+    kinds = 2 if shape.window else 1
+    mask = padded(cells) * ubatch * _F16 * kinds
+    kv_width = max((k + v for k, v in zip(shape.key_widths, shape.value_widths, strict=True)), default=0)
+    attention = (2 * shape.query_width + kv_width + 3 * shape.embedding) * ubatch
+    feed_forward = (3 * shape.feed_forward + 4 * shape.embedding) * ubatch
+    if shape.experts_used:
+        feed_forward += shape.experts_used * shape.embedding * ubatch
+    logits = outputs * shape.vocabulary + 2 * shape.embedding * ubatch
+    return mask + _F32 * max(attention, feed_forward, logits)
+
+
+def need(shape: Shape, cells: int, sequences: int, kv_type: str) -> Need:
+    """Everything, for a context of `cells` tokens in all and so many sequences at once."""
+    return Need(
+        weights=shape.weight_bytes,
+        kv=kv_bytes(shape, cells, kv_type, sequences=sequences),
+        compute=compute_bytes(shape, cells, most_outputs(sequences)),
+        output=sequences * shape.vocabulary * _F32,
+    )

@@ -1,0 +1,99 @@
+"""`models`: the plan's keys and words, the list, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fakenode import Run
+
+from node.models.resolve import BUNDLED
+
+
+@pytest.fixture(autouse=True)
+def no_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "LLAMA_CACHE", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("memory", "model", "quantization", "copies"), [
+    ("24GiB", "14B", "Q4_K_M", 2), ("16GB", "7B", "Q4_K_M", 3), ("8g", "3B", "Q6_K", 2),
+])  # fmt: skip
+def test_plan_for_a_stated_memory(run: Run, memory: str, model: str, quantization: str, copies: int) -> None:
+    done = run("models", "plan", "--memory", memory, "--json")
+    assert done.code == 0, done.err
+    plan = json.loads(done.out)["plan"]
+    assert model in plan["model"]
+    assert (plan["quantization"], plan["seed_instances"]) == (quantization, copies)
+    assert plan["slots"] > 2 * copies
+    assert plan["candidates"] == 8
+    assert plan["bytes"] <= json.loads(done.out)["memory"]["usable"]
+    assert plan["bigger"]["weight_bytes"] > plan["weight_bytes"]
+    assert plan["why"]
+
+
+def test_plan_for_people(run: Run) -> None:
+    done = run("models", "plan", "--memory", "24GiB")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[0] == "a GPU of 24 GiB: 21.6 GiB may be used: 90 % of the GPU's memory"
+    assert lines[1].startswith("the original design: 2 full copies of Qwen2.5-14B-Instruct Q4_K_M, 9.2 GiB each")
+    assert lines[2].startswith("Conclave:            Qwen2.5-14B-Instruct Q4_K_M once, 16 slots of 4096 tokens")
+    assert lines[3].startswith("or a bigger model:   ")
+    assert all(line.startswith("  because ") for line in lines[4:])
+
+
+def test_plan_for_several_gpus_and_for_this_machine(run: Run) -> None:
+    both = json.loads(run("models", "plan", "--memory", "24GiB,24GiB", "--json").out)
+    assert both["plan"]["model"].startswith("Qwen2.5-32B")
+    here = run("models", "plan", "--json")
+    assert set(json.loads(here.out)) == {"plan", "memory"}
+
+
+def test_plan_for_a_model(run: Run) -> None:
+    done = run("models", "plan", str(BUNDLED), "--json")
+    assert json.loads(done.out)["plan"]["model"] == "Conclave demo"
+    done = run("models", "plan", "qwen3-8b:q8_0", "--memory", "16GiB", "--json")
+    assert json.loads(done.out)["plan"]["quantization"] == "Q8_0"
+    done = run("models", "plan", "llama-3.3-70b", "--memory", "24GiB")
+    assert done.code == 1
+    assert (
+        "error: Llama-3.3-70B-Instruct Q4_K_M does not fit: 39.6 GiB of weights, and 21.6 GiB may be used" in done.err
+    )
+
+
+def test_list(run: Run, no_models: Path) -> None:
+    file = no_models / ".cache/llama.cpp/own.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(BUNDLED.read_bytes())
+    done = run("models", "--memory", "8GiB")
+    assert "Qwen2.5-7B-Instruct" in done.out
+    assert "too big" in done.out
+    assert f"own  0.00 GB  llama.cpp  {file}" in done.out
+    answer = json.loads(run("models", "list", "--json").out)
+    assert {"name", "parameters", "licence", "context", "window", "template", "tools", "source"} <= set(
+        answer["catalogue"][0]
+    )
+    assert [m["name"] for m in answer["here"]] == ["own"]
+    done = run("models", "rm", "own")
+    assert done.code == 2
+    assert "belongs to llama.cpp: remove it there" in done.err
+    assert file.exists()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("models", "plna"), "there are list, plan, pull, rm: did you mean plan?"),
+    (("models", "pull"), "models pull needs a name"),
+    (("models", "pull", "Qwen2.5-7B-Instrukt"), "did you mean Qwen2.5-7B-Instruct?"),
+    (("models", "rm", "nothing"), "is not on this machine"),
+    (("models", "plan", "--memory", "lots"), "write a size such as 24GiB"),
+    (("models", "plan", "--memory", "-3"), "24GiB"),
+    (("models", "plan", "--memory", "1"), "24GiB"),
+    (("models", "plan", "qwen3-8b:q3"), "a plan knows Q4_K_M, Q6_K, Q8_0"),
+])  # fmt: skip
+def test_refusals(run: Run, words: tuple[str, ...], message: str) -> None:
+    done = run(*words)
+    assert done.code in (1, 2)
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) == 1
