@@ -87,7 +87,7 @@ def _named(model: str, here: list[Local]) -> ModelFile:
         )
     raise InvalidRequest(
         f"--model {model!r}: no model on this machine has this name, nor has one of the catalogue: `python -m node "
-        "models list` shows what there is; a file is given by its path, a repository as hf:OWNER/NAME"
+        "models list` shows what there is; a GGUF file is given by its path, a repository as hf:OWNER/NAME"
     )
 
 

@@ -183,8 +183,8 @@ def test_a_good_file_is_tried_once(own: Swarm, tmp_path: Path) -> None:
     [
         ("/nowhere/model.gguf", 1, "does not exist"),
         ("/tmp/", 1, "no regular file"),
-        ("some-name", 2, "GGUF"),
-        ("hf:someone/something", 2, "GGUF"),
+        ("some-name", 2, "models list"),
+        ("hf:someone", 2, "hf:OWNER/NAME"),
     ],
 )
 def test_what_is_no_file(own: Swarm, model: str, code: int, why: str) -> None:

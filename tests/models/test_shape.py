@@ -1,5 +1,6 @@
 """A model's sizes: read from real files, and what llama.cpp allocates against what the arithmetic says."""
 
+import ctypes
 import logging
 import re
 import sys
@@ -18,7 +19,6 @@ from node.models.shape import is_repacked, shape
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.bench import plan as bench
-from scripts.bench.make_model import quantize
 
 MIB = 1 << 20
 SMALL = (
@@ -51,6 +51,14 @@ def test_what_llama_cpp_allocates(model: bench.Model, tmp_path: Path, caplog: py
     assert said.total / MIB == pytest.approx(sum(found), rel=0.05)
 
 
+def quantize(source: Path, target: Path, kind: str) -> None:
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+    assert llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(params)) == 0
+
+
 def test_the_recipe_is_llama_cpps(tmp_path: Path) -> None:
     """A random model that llama.cpp quantizes is as large as the recipe says, layer by layer."""
     from scripts.bench.make_model import Shape, write
@@ -60,7 +68,7 @@ def test_the_recipe_is_llama_cpps(tmp_path: Path) -> None:
     facts = Facts(9, 256, 4, 2, 64, 512, 1024, 2048, is_tied=True)
     for kind in ("q4_k_m", "q6_k", "q8_0"):
         target = tmp_path / f"{kind}.gguf"
-        quantize(tmp_path / "f16.gguf", target, kind if kind != "q6_k" else "Q6_K")
+        quantize(tmp_path / "f16.gguf", target, kind)
         real, said = shape(gguf.read(target)), planned_shape("m", facts, kind.upper())
         assert real.quantization == kind.upper()
         assert said.weight_bytes == pytest.approx(real.weight_bytes, rel=0.02)
