@@ -17,7 +17,7 @@ from node.engine.llamacpp import LlamaBackend, LlamaOptions, native
 from node.engine.llamacpp.sampling import PENALTY_WINDOW, SMALL_VOCABULARY, Candidates, Chain, Logits
 from node.engine.scheduler import Done, Scheduler, Text, job
 from node.errors import BackendError, InvalidRequest
-from node.models.catalogue import BUNDLED
+from node.models.resolve import BUNDLED
 from node.types import Candidate, FinishReason, Message, SamplingParams
 
 native.set_up()
