@@ -60,15 +60,20 @@ class DeadlineExceeded(ConclaveError):
 
 
 class IncompatibleSnapshot(ConclaveError):
-    """A snapshot of another model, build or KV layout; refused before native code sees it."""
+    """A snapshot of another model, build or KV layout; refused before native code sees it.
+
+    `reason` is one word (`node.core.refusal`).
+    """
 
     code = "FAILED_PRECONDITION"
+    reason = ""
 
 
 class CorruptSnapshot(ConclaveError):
-    """A snapshot whose bytes do not match its header."""
+    """A snapshot whose bytes do not match its header; `reason` is one word (`node.core.refusal`)."""
 
     code = "DATA_LOSS"
+    reason = ""
 
 
 class Unauthenticated(ConclaveError):
