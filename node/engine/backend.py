@@ -34,6 +34,7 @@ class ModelInfo:
     vocabulary: int
     rolls_back: bool = True  # whether the last tokens of a sequence can always be taken back
     is_demo: bool = False
+    window: int = 0  # tokens that layers with a sliding window see; 0: there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,20 @@ class Backend(Protocol):
     def truncate(self, sequence: int, length: int) -> bool:
         """Keep only the first `length` tokens of a sequence. False if what is left would not be right: then drop it."""
 
-    def export(self, sequence: int) -> Any:
-        """A copy of a sequence's KV, an array of bytes, for `restore` in this process; None if there is none."""
+    def export(self, sequence: int, start: int = 0) -> Any:
+        """A copy of a sequence's KV, an array of bytes, for `restore` in this process; None if there is none.
+
+        With `start`, at least what follows that position; such a part is for a snapshot and cannot be restored.
+        """
 
     def restore(self, sequence: int, state: Any) -> bool:
         """Put a copy into an empty sequence. False if it does not fit now; the sequence is empty then."""
+
+    def refutes(self, sequence: int, tokens: Sequence[int]) -> bool:
+        """Whether a sequence's KV is not that of these tokens, as far as computing the last of them again can tell.
+
+        For KV that came from elsewhere; the sequence stays as it is.
+        """
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Vectors of length 1 for texts; too long ones are cut to the context."""

@@ -14,14 +14,16 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from node.core.slots import Speeds
 from node.engine.backend import Backend, ModelInfo, Row
 from node.engine.pace import SMALL_BATCH
 from node.engine.scheduler import PROMPT_ONLY, Ended, Event, Failed, Job, Scheduler
 from node.engine.shelf import Shelf
 from node.errors import BackendError, ConclaveError, NotReady
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _Command = Callable[[Scheduler], list[Event]]
@@ -70,6 +72,8 @@ class Engine:
         self._closed = False
         self._load = Load()
         self.decode_tokens_per_s = 0.0
+        self.sample: Any = None  # a copy of some KV, which shows its layout
+        self.refuted = 0  # states from elsewhere that were wrong
 
     async def start(self) -> None:
         """Load the model and measure its speed. Raises what the backend's constructor raises."""
@@ -141,18 +145,42 @@ class Engine:
         return [await self._embed(text) for text in texts]
 
     async def _embed(self, text: str) -> list[float]:
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[list[float]] = loop.create_future()
+        def work(_: Scheduler) -> list[float]:
+            [vector] = self.backend.embed([text])
+            return vector
 
-        def command(_: Scheduler) -> list[Event]:
+        return await self._between_steps(work, "an embedding")
+
+    async def held(self, topic: str) -> tuple[Sequence[int], Speeds]:
+        """The tokens whose KV is held for a topic (empty: none is), and the speeds measured."""
+        return await self._between_steps(lambda s: (s.slots.tokens(topic), s.slots.speeds), "a look at a topic")
+
+    async def export(self, topic: str, start: int = 0) -> tuple[Sequence[int], Any] | None:
+        """A topic's tokens and a copy of its KV from position `start` on, or more of it; None if there is none."""
+        return await self._between_steps(lambda s: s.slots.export(topic, start), "an export of KV")
+
+    async def adopt(self, topic: str, tokens: Sequence[int], state: Any) -> bool:
+        """Hold KV that came from elsewhere for a topic (`Slots.adopt`). It must have been checked."""
+        return await self._between_steps(lambda s: s.slots.adopt(topic, tokens, state), "an adoption of KV")
+
+    async def forget(self, topic: str) -> None:
+        """Let go of the KV that is held for a topic."""
+        await self._between_steps(lambda s: s.slots.forget(topic), "forgetting KV")
+
+    async def _between_steps(self, work: Callable[[Scheduler], T], what: str) -> T:
+        """Have something done on the decode thread. Raises what it raises, NotReady when there is no thread."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+
+        def command(scheduler: Scheduler) -> list[Event]:
             try:
-                [vector] = self.backend.embed([text])
-                loop.call_soon_threadsafe(_resolve, result, vector, None)
+                value = work(scheduler)
+                loop.call_soon_threadsafe(_resolve, result, value, None)
             except ConclaveError as e:
                 loop.call_soon_threadsafe(_resolve, result, None, e)
             except Exception as e:  # a defect of ours: whoever waits must hear of it
-                log.exception("an embedding failed")
-                loop.call_soon_threadsafe(_resolve, result, None, BackendError(f"internal error in embedding: {e!r}"))
+                log.exception("%s failed", what)
+                loop.call_soon_threadsafe(_resolve, result, None, BackendError(f"internal error in {what}: {e!r}"))
             return []
 
         if self._closed or self._thread is None:
@@ -174,7 +202,7 @@ class Engine:
         assert self._loop is not None
         try:
             backend = self._make_backend()
-            steps = _measure(backend)
+            steps, self.sample = _measure(backend)
         except Exception as e:
             error = e if isinstance(e, ConclaveError) else BackendError(f"the model could not be loaded: {e}")
             self._loop.call_soon_threadsafe(_resolve, ready, None, error)
@@ -236,6 +264,7 @@ class Engine:
         step_s = scheduler.pace.small_step_s
         self.decode_tokens_per_s = 1.0 / step_s if step_s > 0 else 0.0
         self._load = Load(scheduler.free_sequences, scheduler.queued, scheduler.slots.topics)
+        self.refuted = scheduler.slots.refuted
 
     def _deliver(self, events: list[Event]) -> None:
         if events and self._loop is not None and not self._loop.is_closed():
@@ -265,8 +294,8 @@ def _resolve(future: asyncio.Future[Any], value: Any, error: Exception | None) -
         future.set_result(value)
 
 
-def _measure(backend: Backend) -> list[float]:
-    """Seconds of some decode steps of as many sequences as a vote usually gives a node."""
+def _measure(backend: Backend) -> tuple[list[float], Any]:
+    """Seconds of some decode steps of as many sequences as a vote usually gives a node; and a copy of the KV."""
     sequences = min(SMALL_BATCH, backend.info.sequences)
     took: list[float] = []
     started = time.perf_counter()
@@ -276,6 +305,7 @@ def _measure(backend: Backend) -> list[float]:
         took.append(time.perf_counter() - before)
         if time.perf_counter() - started > _CALIBRATION_SECONDS:
             break
+    sample = backend.export(0)
     for sequence in range(sequences):
         backend.drop(sequence)
-    return took[1:] or took  # the first one warms up
+    return took[1:] or took, sample  # the first one warms up

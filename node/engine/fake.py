@@ -212,7 +212,7 @@ class FakeBackend:
         del self._sequences[sequence][length:]
         return True
 
-    def export(self, sequence: int) -> Any:
+    def export(self, sequence: int, start: int = 0) -> Any:
         """Its tokens as bytes, 16 for each."""
         return np.repeat(np.array(self._sequences[sequence], dtype=np.int64), 2).view(np.uint8)
 
@@ -221,6 +221,10 @@ class FakeBackend:
         assert not self._sequences[sequence], f"sequence {sequence} is not empty"
         self._sequences[sequence] = state.view(np.int64)[::2].tolist()
         return True
+
+    def refutes(self, sequence: int, tokens: Sequence[int]) -> bool:
+        """Whether it holds other tokens."""
+        return self._sequences[sequence] != list(tokens)
 
     @property
     def used_sequences(self) -> int:

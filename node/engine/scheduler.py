@@ -73,7 +73,7 @@ class Scheduler:
         self._running: dict[str, Request] = {}
         self._ended: dict[str, Request] = {}  # waiting for `commit`, the oldest first
         self._pool = Pool(backend.info.sequences, backend.info.cells)
-        self.slots = Slots(backend, self._pool, memory=memory, shelf=shelf)
+        self.slots = Slots(backend, self._pool, memory=memory, shelf=shelf, clock=clock)
         self.pace = Pace(self.slots.speeds.prefill_s)
         self.decoded_tokens = 0
         self.guessed_tokens = 0

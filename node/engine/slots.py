@@ -13,7 +13,7 @@ idle cells, 186 ms with 512, 187 ms with none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from node.engine.shelf import Shelf, Shelved
 
 IDLE_CELLS = 512
 MOST_USES = 4096
+MEASURED_BYTES = 1 << 20  # the speed of restoring is learned from copies at least this large
 
 
 class Pool:
@@ -36,12 +37,13 @@ class Pool:
 
 @dataclass(slots=True)
 class _Slot:
-    """A topic's KV: on `sequence` if that is not -1, else in `state` or `copy`."""
+    """A topic's KV: on `sequence` if that is not -1, else in `state` or `copy`. `is_foreign`: it came from elsewhere."""
 
     held: Held
     sequence: int = -1
     state: Any = None
     copy: Shelved | None = None
+    is_foreign: bool = False
 
 
 class Slots:
@@ -49,9 +51,17 @@ class Slots:
     for goes to the `shelf`, if there is one."""
 
     def __init__(
-        self, backend: Backend, pool: Pool, *, memory: int, shelf: Shelf | None = None, speeds: Speeds | None = None
+        self,
+        backend: Backend,
+        pool: Pool,
+        *,
+        memory: int,
+        shelf: Shelf | None = None,
+        speeds: Speeds | None = None,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._backend = backend
+        self._clock = clock
         self._pool = pool
         self._memory = memory
         self._shelf = shelf
@@ -61,6 +71,7 @@ class Slots:
         self.speeds = speeds or Speeds()
         self.parked_bytes = 0
         self.disk_bytes = 0
+        self.refuted = 0  # states from elsewhere that were not what they were said to be
 
     @property
     def topics(self) -> int:
@@ -124,6 +135,32 @@ class Slots:
         else:
             self.parked_bytes -= slot.held.bytes
 
+    def tokens(self, topic: str) -> Sequence[int]:
+        """The tokens whose KV is held for a topic; empty: none is."""
+        slot = self._slots.get(topic)
+        return slot.held.tokens if slot is not None else ()
+
+    def export(self, topic: str, start: int) -> tuple[Sequence[int], Any] | None:
+        """A topic's tokens and a copy of its KV from position `start` on (or more of it); None if there is none."""
+        slot = self._slots.get(topic)
+        if slot is None or len(slot.held.tokens) <= start:
+            return None
+        state = self._backend.export(slot.sequence, start) if slot.held.is_resident else self._copy(slot)
+        return (slot.held.tokens, state) if state is not None else None
+
+    def adopt(self, topic: str, tokens: Sequence[int], state: Any) -> bool:
+        """Hold KV that came from elsewhere for a topic, parked, in the place of what was held for it. It is restored at
+        the next turn if that is quicker than prefilling. Says whether it is held."""
+        if state.nbytes > self._memory:
+            return False
+        self.forget(topic)
+        interval, _ = self._uses.get(topic, (0.0, 0))
+        held = Held(topic, tokens, False, bytes=state.nbytes, interval=interval, used=self._turn)
+        self._slots[topic] = _Slot(held, state=state, is_foreign=True)
+        self.parked_bytes += state.nbytes
+        self._keep_within_memory()
+        return topic in self._slots
+
     def make_room(self, sequences: int, cells: int, spare: str = "") -> bool:
         """Put idle topics (but `spare`) out of the context until so much is free. Says whether it is."""
 
@@ -167,18 +204,35 @@ class Slots:
     def _begin_parked(self, slot: _Slot, match: Match) -> tuple[int, int]:
         target = self._pool.free.pop()
         self._touch(slot)
-        state = self._shelf.get(slot.copy) if self._shelf is not None and slot.copy is not None else slot.state
-        fits = (
-            state is not None and self._backend.restore(target, state) and self._backend.truncate(target, match.length)
-        )
+        state = self._copy(slot)
+        fits = state is not None and self._restore(slot, state, target) and self._backend.truncate(target, match.length)
         if self._shelf is not None:
             self.speeds = replace(self.speeds, disk_s_per_byte=self._shelf.seconds_per_byte)
-        if match.take:
+        if match.take or slot.is_foreign:  # what turned out to be wrong is not tried again
             self.forget(slot.held.topic)
         if not fits:
             self._backend.drop(target)
             return target, 0
         return target, match.length
+
+    def _copy(self, slot: _Slot) -> Any:
+        """The copy of a topic that is not in the context; None if it is lost."""
+        return self._shelf.get(slot.copy) if self._shelf is not None and slot.copy is not None else slot.state
+
+    def _restore(self, slot: _Slot, state: Any, target: int) -> bool:
+        """Into the context; what came from elsewhere is probed there."""
+        started = self._clock()
+        if not self._backend.restore(target, state):
+            return False
+        took = self._clock() - started
+        if slot.held.bytes >= MEASURED_BYTES and took > 0:
+            was = self.speeds.restore_s_per_byte
+            self.speeds = replace(self.speeds, restore_s_per_byte=0.7 * was + 0.3 * took / slot.held.bytes)
+        if slot.is_foreign and self._backend.refutes(target, slot.held.tokens):
+            self.refuted += 1
+            return False
+        slot.is_foreign = False
+        return True
 
     def _held(self) -> Iterator[Held]:
         return (slot.held for slot in self._slots.values())
@@ -201,6 +255,9 @@ class Slots:
         self.parked_bytes += state.nbytes
         if state.nbytes > self._memory:
             self._shelve(topic)  # rather than all others
+        self._keep_within_memory()
+
+    def _keep_within_memory(self) -> None:
         while self.parked_bytes > self._memory:
             order = slots.leave_memory(self._held(), self._turn, self.speeds)
             self._shelve(order[0].topic)

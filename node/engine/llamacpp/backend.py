@@ -20,6 +20,7 @@ import llama_cpp as ll
 import numpy as np
 import psutil
 
+from node.core import probe as kv_probe
 from node.core.shape import UBATCH, most_outputs
 from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
 from node.engine.llamacpp import native
@@ -123,7 +124,10 @@ class LlamaBackend:
         cells = min(o.sequences * context, max(4 * context, _KV_BUDGET // max(row, 1)))
         params = ll.llama_context_default_params()
         params.n_ctx = cells
-        params.n_seq_max = o.sequences
+        # Beside those of candidates, sequences for the exporting of a range and for probing; nobody else uses them.
+        spare = min(o.sequences + 2, ll.llama_max_parallel_sequences()) - o.sequences
+        self._spare = range(o.sequences, o.sequences + spare)
+        params.n_seq_max = o.sequences + spare
         params.n_batch = params.n_ubatch = max(UBATCH, o.sequences)
         self._most_outputs = params.n_outputs_max = min(most_outputs(o.sequences), params.n_batch)
         params.n_threads = params.n_threads_batch = self._threads
@@ -158,6 +162,7 @@ class LlamaBackend:
             vocabulary=self._n_vocab,
             rolls_back=not self._small_window,
             is_demo=o.is_demo,
+            window=max(ll.llama_model_n_swa(self._model), 0),
         )
 
     @property
@@ -298,8 +303,16 @@ class LlamaBackend:
         window = ll.llama_model_n_swa(self._model)
         return length > 0 and first >= 0 and (first == 0 or first < max(0, length - window))
 
-    def export(self, sequence: int) -> Any:
-        """llama_state_seq_get_data's blob, as an array of bytes."""
+    def export(self, sequence: int, start: int = 0) -> Any:
+        """llama_state_seq_get_data's blob, as an array of bytes. There is no call for a range: a spare sequence that
+        shares the range's cells has it."""
+        if start and self._spare:
+            spare = self._spare[-1]
+            ll.llama_memory_seq_cp(self._memory, sequence, spare, start, -1)
+            try:
+                return self.export(spare)
+            finally:
+                self.drop(spare)
         return self._export(sequence, ll.LLAMA_STATE_SEQ_FLAGS_NONE)
 
     def _export(self, sequence: int, flags: int) -> Any:
@@ -318,6 +331,26 @@ class LlamaBackend:
             self.drop(sequence)
             return False
         return True
+
+    def refutes(self, sequence: int, tokens: Sequence[int]) -> bool:
+        """Compute the last token again, beside the sequence, and compare its K and V with those that the sequence has.
+
+        They depend, layer by layer, on all that comes before. The same computation differs by rounding only.
+        """
+        last = len(tokens) - 1
+        if last < 1 or len(self._spare) < 2:
+            return False
+        spare = self._spare[0]
+        # A window that holds what the sequence's end needs holds what its last token needs, so this is no rollback.
+        ll.llama_memory_seq_cp(self._memory, sequence, spare, 0, last)
+        try:
+            self.decode([Row(tokens[last], last, spare, wants_logits=False)])
+            found, expected = self.export(sequence, last), self.export(spare, last)
+        except CacheFull:
+            return False
+        finally:
+            self.drop(spare)
+        return not kv_probe.agrees(found, expected, self._info.window)
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Mean-pooled last hidden state, length 1; the context for it is made when first needed."""
