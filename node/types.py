@@ -305,10 +305,14 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class TopicInfo:
-    """A topic as `status` lists it: its version, its length in tokens, and the ids of the nodes that hold it."""
+    """A topic as `status` lists it: its version, its length in tokens, and the ids of the nodes that hold it.
+
+    A `forgotten` one is a tombstone, which keeps a node that comes back from bringing the topic back.
+    """
 
     topic: str
     version: Version
     tokens: int
     bytes: int = 0
     replicas: tuple[str, ...] = ()
+    forgotten: bool = False

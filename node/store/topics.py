@@ -1,0 +1,230 @@
+"""The topics that a node holds: their logs, in memory and, given a directory, on disk.
+
+The greatest version wins (`node.types.Version`), wherever it comes from. What is in memory is a cache of the files; a
+disk that fails costs durability, which is said (`problem`), and no answer: what could not be written waits in memory
+and is written as soon as the disk takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.core.log import Entry, Log, Taken
+from node.errors import NotFound, Overloaded
+from node.store.files import LogFiles
+from node.types import Message, TopicInfo, Version
+
+log = logging.getLogger(__name__)
+
+# What is held in memory; the longest unused topic makes room. Without a directory it is gone then.
+MAX_TOPICS = 4096
+MAX_BYTES = 256 << 20
+# Memory and disk must not fill with every name that somebody makes up.
+MAX_LOGS = 65_536
+REMEMBERED_REQUESTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A conversation as it stands; `tokens` is the length of its prompt and last answer, `replicas` who has it."""
+
+    name: str
+    version: Version
+    messages: tuple[Message, ...]
+    tokens: int = 0
+    replicas: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of an entry, and whether the disk has it."""
+
+    taken: Taken
+    on_disk: bool
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of a topic without its log."""
+
+    version: Version
+    tokens: int
+    bytes: int
+    forgotten: bool
+    replicas: tuple[str, ...] = ()
+
+
+class Store:
+    """Topics by name. Without a directory they end with the process. Use it from one event loop."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._files = LogFiles(directory) if directory is not None else None
+        self._writer = ThreadPoolExecutor(1, "log")
+        self._logs: OrderedDict[str, Log] = OrderedDict()  # the most recently used last
+        self._known: dict[str, _Known] = {}
+        self._unwritten: dict[str, list[Entry]] = {}
+        self._requests: OrderedDict[str, tuple[str, Version]] = OrderedDict()
+        self._bytes = 0
+        self.problem = ""
+
+    def load(self) -> None:
+        """Read all files. It blocks; call it once, before anything else. Raises OSError."""
+        if self._files is None:
+            return
+        for name, entries in self._files.read_all():
+            found = Log(entries)
+            if len(found):
+                self._hold(name, found)
+                for entry in found.path()[-1:]:
+                    self._remember(name, entry)
+
+    def close(self) -> None:
+        """Wait until what was given to the disk is there."""
+        self._writer.shutdown()
+
+    # ---- reading ----
+
+    def log(self, name: str) -> Log:
+        """A topic's log, its tombstone included. Raises NotFound."""
+        found = self._logs.get(name)
+        if found is None and name in self._known and self._files is not None:
+            entries = self._files.read(name)
+            if entries:
+                found = Log(entries)
+                self._hold(name, found)
+        if found is None:
+            raise NotFound(f"topic {name!r} is unknown here: start it without append, or ask a node that holds it")
+        self._logs.move_to_end(name)
+        return found
+
+    def get(self, name: str) -> Topic:
+        """A conversation. Raises NotFound."""
+        found = self.log(name)
+        if found.is_forgotten:
+            raise NotFound(f"topic {name!r} was forgotten: start it anew without append")
+        known = self._known[name]
+        return Topic(name, known.version, found.conversation(), known.tokens, known.replicas)
+
+    def version(self, name: str) -> Version:
+        """The version held; the zero version if there is none."""
+        known = self._known.get(name)
+        return known.version if known else Version()
+
+    def answered(self, request_id: str) -> tuple[str, Entry] | None:
+        """The topic and the turn that a request made, if it is one of the last."""
+        name, version = self._requests.get(request_id, ("", Version()))
+        if name not in self._known:
+            return None
+        try:
+            entry = self.log(name).get(version)
+        except NotFound:
+            return None
+        return (name, entry) if entry is not None else None
+
+    def list(self, *, forgotten: bool = False) -> list[TopicInfo]:
+        """All topics, by name; with `forgotten` their tombstones too."""
+        return [
+            TopicInfo(name, k.version, k.tokens, k.bytes, k.replicas, k.forgotten)
+            for name, k in sorted(self._known.items())
+            if forgotten or not k.forgotten
+        ]
+
+    # ---- writing ----
+
+    async def add(self, name: str, entry: Entry) -> Kept:
+        """Offer an entry to a topic's log; returns when the disk has it, or cannot. Raises Overloaded if there are too
+        many topics."""
+        try:
+            held = self.log(name)
+        except NotFound:
+            if len(self._known) >= MAX_LOGS:
+                raise Overloaded(
+                    f"{MAX_LOGS} topics are held, which is the limit: `python -m node topics forget` lets some go"
+                ) from None
+            held = Log()
+        taken = held.add(entry)
+        if taken in (Taken.ORPHAN, Taken.STALE):
+            return Kept(taken, False)
+        if taken is not Taken.KNOWN:
+            self._hold(name, held)
+            self._remember(name, entry)
+            if self._files is not None:
+                self._unwritten.setdefault(name, []).append(entry)
+        return Kept(taken, await self._on_disk(name, held))
+
+    def add_replica(self, name: str, version: Version, node: str) -> None:
+        """Note that a node holds this version of a topic too, if it is still the version held here."""
+        known = self._known.get(name)
+        if known is not None and known.version == version and node not in known.replicas:
+            known.replicas = (*known.replicas, node)
+
+    async def _on_disk(self, name: str, held: Log) -> bool:
+        if self._files is None:
+            return False
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._flush, name, held)
+        return name not in self._unwritten
+
+    def _flush(self, name: str, held: Log) -> None:
+        """On the writer's thread: what waits of this topic, and if that goes well, of all others."""
+        try:
+            self._write(name, held)
+            for other in list(self._unwritten):
+                if (waiting := self._logs.get(other)) is not None:
+                    self._write(other, waiting)
+        except OSError as e:
+            if not self.problem:
+                log.error("token logs are not written: %s", e)
+            self.problem = f"token logs cannot be written ({e.strerror or e}): answers are in memory only"
+        else:
+            self.problem = ""
+
+    def _write(self, name: str, held: Log) -> None:
+        waiting = self._unwritten.get(name)
+        if not waiting or self._files is None:
+            return
+        batch = list(waiting)
+        if any(entry.forgotten for entry in batch):
+            self._files.rewrite(name, held.entries)  # what was forgotten leaves the disk too
+        else:
+            self._files.append(name, batch, held.entries)
+        del waiting[: len(batch)]
+        if not waiting:
+            self._unwritten.pop(name, None)
+
+    # ---- memory ----
+
+    def _hold(self, name: str, held: Log) -> None:
+        head = held.get(held.head)
+        before = self._known.get(name)
+        replicas = before.replicas if before is not None and before.version == held.head else ()
+        size = sum(_bytes(entry.messages) for entry in held.entries)
+        self._bytes += size - (before.bytes if before is not None and name in self._logs else 0)
+        self._known[name] = _Known(held.head, head.tokens if head else 0, size, held.is_forgotten, replicas)
+        self._logs[name] = held
+        self._logs.move_to_end(name)
+        while len(self._logs) > 1 and (len(self._logs) > MAX_TOPICS or self._bytes > MAX_BYTES):
+            other, _ = self._logs.popitem(last=False)
+            self._bytes -= self._known[other].bytes
+            if self._files is None:
+                del self._known[other]
+
+    def _remember(self, name: str, entry: Entry) -> None:
+        if entry.request_id:
+            self._requests[entry.request_id] = name, entry.version
+            while len(self._requests) > REMEMBERED_REQUESTS:
+                self._requests.popitem(last=False)
+
+
+def _bytes(messages: Sequence[Message]) -> int:
+    """Bytes of texts."""
+    return sum(
+        len(m.content.encode(errors="replace"))
+        + sum(len(c.name.encode(errors="replace")) + len(c.arguments.encode(errors="replace")) for c in m.tool_calls)
+        for m in messages
+    )
