@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import platform
 import socket
 from collections.abc import Callable
@@ -23,9 +24,11 @@ from grpc_health.v1 import health
 from node import __version__, wire
 from node.api import http, rpc
 from node.api.http.here import Here
+from node.api.kvsync import KVSyncServicer
 from node.api.seam import Seam
 from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config
 from node.coordinator import Coordinator
+from node.core.block import Codec
 from node.core.placement import default_candidates
 from node.core.plan import shared
 from node.engine import trial
@@ -42,7 +45,8 @@ from node.mesh.identity import Identity, load_node_id, load_token
 from node.mesh.mesh import Mesh
 from node.models import resolve
 from node.models.shape import is_repacked, shape
-from node.store import Store
+from node.replicator import Options, Replicator
+from node.store import Blocks, Store
 from node.types import EarlyStop, NodeInfo, NodeState, SamplingParams, Strategy
 from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2_grpc, vote_pb2_grpc
 
@@ -151,7 +155,8 @@ class Node:
         )
         self._undo.push_async_callback(self._engine.close)
         await self._engine.start()
-        self._store = Store()
+        self._store = await _store(data.path)
+        self._undo.callback(self._store.close)
         self._mesh = Mesh(
             self._identity,
             self._describe,
@@ -160,6 +165,9 @@ class Node:
             notice=lambda line: self.on_notice(line),
             http_address=self._http_address,
         )
+        self._replicator = await self._replication(data.path)
+        self._undo.push_async_callback(self._replicator.stop)
+        self._mesh.on_change(self._replicator.on_change)
         self._coordinator = Coordinator(
             self._identity.node_id,
             self._engine,
@@ -167,12 +175,14 @@ class Node:
             self._store,
             strict_quorum=config.quorum == "strict",
             early_stop=EarlyStop(config.early_stop),
+            replicator=self._replicator,
         )
         self._undo.push_async_callback(self._coordinator.stop)
         self._add_services()
         self._mesh_health = await self._open(self._mesh_server, is_mesh=True)
         await self._mesh.start(config.join)
         self._undo.push_async_callback(self._mesh.stop)
+        await self._replicator.start()
         await self._wait_for_a_peer()
         # Clients last, so that whoever waits for this node finds it complete; and at the stop they are drained first.
         await self._open_http()
@@ -220,6 +230,21 @@ class Node:
         self._undo.callback(shelf.close)
         return shelf
 
+    async def _replication(self, directory: Path) -> Replicator:
+        config = self._config
+        try:
+            blocks = await asyncio.to_thread(Blocks, directory / "kv", config.disk_budget << 20)
+        except (OSError, InvalidRequest) as e:
+            self.on_notice(f"KV is not kept over restarts, nor for other nodes: {e}")
+            blocks = Blocks(directory, 0)
+        options = Options(
+            replicas=config.replica_count,
+            waits_for_peer=config.durability == "peer",
+            mbps=config.sync_mbps,
+            codec=None if config.sync_codec == "auto" else Codec(config.sync_codec),
+        )
+        return Replicator(self._identity.node_id, self._engine, self._mesh, self._store, blocks, options)
+
     def _bind(self) -> None:
         """Take both ports before the model is loaded, so that a taken one is said at once."""
         self._local_server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
@@ -258,7 +283,7 @@ class Node:
             generate_pb2_grpc.add_GenerateServicer_to_server(generate, server)
             mesh = rpc.MeshServicer(self._mesh, engine, self._store, __version__, is_mesh=is_mesh)
             mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
-            kvsync_pb2_grpc.add_KVSyncServicer_to_server(rpc.KVSyncServicer(), server)
+            kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(self._replicator, is_mesh=is_mesh), server)
         vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(self._coordinator), self._mesh_server)
 
     async def _open(self, server: grpc.aio.Server, *, is_mesh: bool) -> health.aio.HealthServicer:
@@ -296,6 +321,18 @@ class Node:
             version=__version__,
             local_address=self._local_address,
         )
+
+
+async def _store(directory: Path) -> Store:
+    """The topics of this node's data directory. Raises NotReady if they cannot be read."""
+    try:
+        store = await asyncio.to_thread(Store, directory / "topics")
+        await asyncio.to_thread(store.load)
+    except OSError as e:
+        raise NotReady(
+            f"the conversations in {directory} cannot be read: {e.strerror or e}; give another --data-dir"
+        ) from None
+    return store
 
 
 def _directory(text: str) -> Path | None:
@@ -339,7 +376,8 @@ async def _backend(config: Config, directory: Path, notice: Callable[[str], None
     gpu_layers = config.gpu_layers
     if gpu_layers < 0 and on_gpu and room and main and (found := shared(shape(file.head), room, main)):
         gpu_layers = found.gpu_layers
-    kv = (config.kv_type, "flash-attention", *(["small window"] if config.swa == "small" else []))
+    rotated = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "")  # whether quantized K and V are, which no state says
+    kv = (config.kv_type, "flash-attention", *(["small window"] if config.swa == "small" else []), rotated)
     options = llamacpp.LlamaOptions(
         path=file.path,
         name=file.name,

@@ -31,7 +31,15 @@ import grpc
 from node import wire
 from node.address import is_loopback, join_address, split_address
 from node.errors import ConclaveError, DeadlineExceeded, InvalidRequest, PeerUnavailable
-from node.v1 import generate_pb2, generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
+from node.v1 import (
+    generate_pb2,
+    generate_pb2_grpc,
+    kvsync_pb2,
+    kvsync_pb2_grpc,
+    mesh_pb2,
+    mesh_pb2_grpc,
+    types_pb2,
+)
 
 DEFAULT_ADDRESS = "127.0.0.1:7420"
 TIMEOUT_S = 300.0
@@ -210,6 +218,21 @@ class Client:
             raise PeerUnavailable(f"the node at {self._at()} does not answer within {timeout_s:g} s") from None
         self._learn(answer)
         return answer
+
+    async def topics(self, timeout_s: float = STATUS_S) -> kvsync_pb2.ListResponse:
+        """The conversations that the node holds. Raises ConclaveError."""
+        wish = kvsync_pb2.ListRequest()
+        return await self._unary(lambda c, left: kvsync_pb2_grpc.KVSyncStub(c).List(wish, timeout=left), timeout_s)
+
+    async def show(self, topic: str, timeout_s: float = STATUS_S) -> kvsync_pb2.ShowResponse:
+        """One conversation with its branches. Raises ConclaveError."""
+        wish = kvsync_pb2.ShowRequest(topic=topic)
+        return await self._unary(lambda c, left: kvsync_pb2_grpc.KVSyncStub(c).Show(wish, timeout=left), timeout_s)
+
+    async def forget(self, topic: str, timeout_s: float = STATUS_S) -> kvsync_pb2.ForgetResponse:
+        """Let a conversation go, on every node. Raises ConclaveError."""
+        wish = kvsync_pb2.ForgetRequest(topic=topic)
+        return await self._unary(lambda c, left: kvsync_pb2_grpc.KVSyncStub(c).Forget(wish, timeout=left), timeout_s)
 
     async def _unary(self, call: Callable[[grpc.aio.Channel, float], Awaitable[_T]], timeout_s: float) -> _T:
         attempts = _Attempts(timeout_s)

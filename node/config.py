@@ -22,6 +22,7 @@ DEFAULT_MESH_PORT = 7421
 DEFAULT_HTTP_PORT = 7422
 KV_TYPES = ("f16", "q8_0")
 SWA = ("full", "small")
+ALL_REPLICAS = 1 << 16
 BACKENDS = ("auto", "llama", "fake")
 
 
@@ -88,6 +89,16 @@ class Config:
     data_dir: str = _option("", "where this node keeps its id and data; empty: the next free default", metavar="DIR")
     token: str = _option("", "the mesh's token; empty: the one of this machine", metavar="clv1-…")
     name: str = _option("", "name for people; empty: the host's", metavar="NAME")
+    replicas: str = _option("2", "other nodes that keep each conversation: a number, or all", metavar="N|all")
+    durability: str = _option(
+        "peer", "a turn is answered when it is on this disk (local), and a peer's if one is alive (peer)",
+        choices=("peer", "local"),
+    )  # fmt: skip
+    disk_budget: int = _option(8192, "MiB of disk for the KV of conversations; 0: none is kept or taken", metavar="MIB")
+    sync_mbps: int = _option(0, "Mbit/s that replication of KV may take; 0: no limit", metavar="MBIT")
+    sync_codec: str = _option(
+        "auto", "compression of KV; auto: lz4 where the link is slow enough", choices=("auto", "none", "lz4", "zstd")
+    )
     queue: int = _option(64, "requests that may wait for a free sequence", metavar="N")
 
     @property
@@ -99,6 +110,11 @@ class Config:
     def api_keys(self) -> tuple[str, ...]:
         """The keys of `api_key`; empty means that none is wanted."""
         return tuple(k.strip() for k in self.api_key.split(",") if k.strip())
+
+    @property
+    def replica_count(self) -> int:
+        """`replicas` as a number; all is more than there can be."""
+        return ALL_REPLICAS if self.replicas == "all" else int(self.replicas)
 
     @property
     def interfaces(self) -> tuple[str, ...]:
@@ -133,6 +149,8 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         raise InvalidRequest(f"{values[unknown[0]][1]} is not an option; options are {', '.join(sorted(known))}")
     checked: dict[str, Any] = {}
     for name, (value, source) in values.items():
+        if name == "replicas" and type(value) is int:  # a number in the file
+            value = str(value)
         checked[name] = _typed(value, source, is_int=str(known[name].type).startswith("int"))
         choices = known[name].metadata["choices"]
         if choices and checked[name] not in choices:
@@ -173,6 +191,10 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
     bounded("mesh_port", 1, 65535, also=(None,))
     bounded("http_port", 0, 65535, also=(None,))
     bounded("queue", 1, 100_000)
+    bounded("disk_budget", 0, 1 << 24)
+    bounded("sync_mbps", 0, 1_000_000)
+    if c.replicas != "all" and not (c.replicas.isdecimal() and c.replicas.isascii() and int(c.replicas) <= 64):
+        raise InvalidRequest(f"{sources.get('replicas', 'replicas')} is {c.replicas!r}: it must be 0 to 64, or all")
     _check_http(c, sources)
     for peer in c.join_addresses:
         check_address(peer, sources.get("join", "join"))

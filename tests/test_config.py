@@ -38,6 +38,11 @@ VALUES: dict[str, tuple[object, str, str]] = {
     "token": ("a", "b", '"c"'),
     "name": ("a", "b", '"c"'),
     "queue": (3, "4", "5"),
+    "replicas": ("3", "all", '"0"'),
+    "durability": ("local", "peer", '"local"'),
+    "disk_budget": (3, "4", "5"),
+    "sync_mbps": (3, "4", "5"),
+    "sync_codec": ("lz4", "zstd", '"none"'),
 }
 NAMES = [f.name for f in fields(Config)]
 
@@ -84,6 +89,11 @@ BAD: dict[str, list[object]] = {
     "api_key": ["gehe\u00fcm", "a\u0080b"],
     "interface": ["eth0", "10.0.0.1,wlan0"],
     "queue": [0, 100_001],
+    "replicas": ["some", "-1", "65", "1.5", "²"],
+    "durability": ["disk"],
+    "disk_budget": [-1, (1 << 24) + 1],
+    "sync_mbps": [-1, "fast"],
+    "sync_codec": ["gzip"],
 }
 
 
@@ -156,3 +166,11 @@ def test_addresses() -> None:
     for text in ("[host]:1", "[]:1", ":1", "a:", "a:-1", "unix:/x:1", "a:1:2", "a:\u0661"):
         with pytest.raises(InvalidRequest, match=r"^here: .* is not an address"):
             check_address(text, "here")
+
+
+def test_replicas_are_a_number_or_all(tmp_path: Path) -> None:
+    file = tmp_path / "conclave.toml"
+    file.write_text("replicas = 3\n")
+    assert load({}, {}, file).replica_count == 3
+    assert load({"replicas": "0"}, {}, file).replica_count == 0
+    assert load({"replicas": "all"}, {}, file).replica_count > 1000

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,16 +19,15 @@ from node import wire
 from node.api.status import status_pb
 from node.coordinator import Coordinator, Counted, Event, Planned, Voted, Wrote
 from node.engine.engine import Engine
-from node.errors import InvalidRequest, NotSupported, Unauthenticated
+from node.errors import InvalidRequest, Unauthenticated
 from node.mesh.identity import peer_id
 from node.mesh.mesh import Mesh
-from node.store import Store, Topic
+from node.store import Store
 from node.types import Ballot, GenerateRequest
 from node.v1 import (
     generate_pb2,
     generate_pb2_grpc,
     kvsync_pb2,
-    kvsync_pb2_grpc,
     mesh_pb2,
     mesh_pb2_grpc,
     types_pb2,
@@ -44,8 +43,6 @@ _SERVICES = tuple(
     for file, name in ((generate_pb2, "Generate"), (kvsync_pb2, "KVSync"), (mesh_pb2, "Mesh"))
 )
 _VOTE = vote_pb2.DESCRIPTOR.services_by_name["Vote"].full_name
-
-_NO_SYNC = "this version does not replicate token logs and KV snapshots yet"
 
 
 class GenerateServicer(generate_pb2_grpc.GenerateServicer):
@@ -114,8 +111,8 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
         version = wire.version(request.version)
         if version.node_id != caller:
             raise InvalidRequest(f"version.node_id is {version.node_id!r}: node {caller} decides in its own name only")
-        topic = Topic(wire.name("topic", request.topic), version, wire.answered(request.messages))
-        committed, held = self._coordinator.decide(topic, request.request_id, request.winner)
+        topic = wire.name("topic", request.topic)
+        committed, held = self._coordinator.decide(topic, version, request.request_id, request.winner)
         return vote_pb2.DecideResponse(committed=committed, held=wire.version_pb(held))
 
 
@@ -145,30 +142,6 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
         if not self._is_mesh:
             raise Unauthenticated("this call is for nodes of the mesh, on the mesh listener, with a certificate")
         return peer_id(context.auth_context())
-
-
-class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
-    """KVSync: replication of token logs and KV snapshots is not in this version; every call says so."""
-
-    async def Append(self, request: kvsync_pb2.AppendRequest, context: _Context) -> kvsync_pb2.AppendResponse:
-        """Refused."""
-        raise NotSupported(_NO_SYNC)
-
-    async def Offer(self, request: kvsync_pb2.OfferRequest, context: _Context) -> kvsync_pb2.OfferResponse:
-        """Refused."""
-        raise NotSupported(_NO_SYNC)
-
-    async def Push(self, request_iterator: object, context: _Context) -> kvsync_pb2.PushResponse:
-        """Refused."""
-        raise NotSupported(_NO_SYNC)
-
-    def Pull(self, request: kvsync_pb2.PullRequest, context: _Context) -> AsyncIterator[kvsync_pb2.PullResponse]:
-        """Refused."""
-        raise NotSupported(_NO_SYNC)
-
-    async def List(self, request: kvsync_pb2.ListRequest, context: _Context) -> kvsync_pb2.ListResponse:
-        """Refused."""
-        raise NotSupported(_NO_SYNC)
 
 
 def services(*, is_mesh: bool) -> tuple[str, ...]:

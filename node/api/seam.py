@@ -33,10 +33,9 @@ class Seam(grpc.aio.ServerInterceptor):
         if handler is None or not handler_call_details.method.startswith("/node.v1."):
             return cast("_Handler | None", handler)
         read = handler.request_deserializer
-        if not handler.request_streaming:
-            # Bytes that are no valid message reach the handler as the error they are: gRPC itself would call it
-            # INTERNAL and print a traceback.
-            handler = handler._replace(request_deserializer=lambda data: _read(read, data))
+        # Bytes that are no valid message reach the handler as the error they are, in a stream of requests too: gRPC
+        # itself would call it INTERNAL and print a traceback.
+        handler = handler._replace(request_deserializer=lambda data: _read(read, data))
         if handler.unary_unary is not None:
             return cast("_Handler", handler._replace(unary_unary=_unary(handler.unary_unary)))
         if handler.stream_unary is not None:

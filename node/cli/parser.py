@@ -281,6 +281,13 @@ def _models(p: _Parser) -> None:
     )
     p.value("--memory", "plan for GPUs of this size, not for this machine", "SIZE[,SIZE]", _memory)
     p.switch("--json", "print it as JSON")
+
+
+def _topics(p: _Parser) -> None:
+    p.add_argument("action", nargs="?", metavar="list|show|forget", help="list them (default), show one, let one go")
+    p.add_argument("name", nargs="?", metavar="NAME", help="of show and forget: the topic")
+    _address(p)
+    p.switch("--json", "print the whole response as JSON")
     _verbose(p)
 
 
@@ -296,6 +303,7 @@ COMMANDS: dict[str, Command] = {
         Command("ask", "one question, one answer", _ask, 'python -m node ask "What is 17 + 25?" --votes'),
         Command("chat", "a conversation", _chat, "python -m node chat --topic garden"),
         Command("status", "nodes, topics and slots", _status, "python -m node status --watch"),
+        Command("topics", "the conversations that are kept", _topics, "python -m node topics show garden"),
         Command("token", "the secret that machines of one mesh share", _token, "python -m node token show"),
         Command("models", "models: what there is, what fits and why", _models, "python -m node models plan"),
         Command("doctor", "check this machine, and say what to do", _doctor, "python -m node doctor"),

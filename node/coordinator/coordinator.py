@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from node import metrics
+from node.coordinator import topics
 from node.coordinator.events import Event
 from node.coordinator.local import VOTING, LocalPhase, ballot
 from node.coordinator.place import Peers, Place
@@ -20,7 +21,8 @@ from node.core import consensus
 from node.engine import scheduler
 from node.engine.engine import Engine
 from node.errors import ConclaveError, InvalidRequest, NotFound, Overloaded
-from node.store import Store, Topic
+from node.replicator import Replicator
+from node.store import Store
 from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Tally, Version
 
 REMEMBERED_RESULTS = 1024
@@ -41,9 +43,10 @@ class Coordinator:
         strict_quorum: bool = False,
         early_stop: EarlyStop = EarlyStop.ADAPTIVE,
         clock: Callable[[], float] = time.monotonic,
+        replicator: Replicator | None = None,
     ) -> None:
-        self._local = LocalPhase(engine)
-        self._place = Place(node_id, self._local, mesh, store, clock, strict_quorum, early_stop)
+        self._local = LocalPhase(engine, replicator.warm if replicator is not None else None)
+        self._place = Place(node_id, self._local, mesh, store, clock, strict_quorum, early_stop, replicator)
         self._results: OrderedDict[str, tuple[str, GenerateResult]] = OrderedDict()
         # The answer is None where the first call of this id failed or was left.
         self._running: dict[str, tuple[str, asyncio.Future[GenerateResult | None]]] = {}
@@ -80,7 +83,7 @@ class Coordinator:
         outcome, started = "left", time.monotonic()
         try:
             turn = Turn(self._place, request, deadline)
-            async with self._turn_of(request.topic), contextlib.aclosing(turn.run()) as events:
+            async with self._turn_of(request.topic), contextlib.aclosing(self._turn(turn, request)) as events:
                 async for event in events:
                     if isinstance(event, GenerateResult):
                         result, outcome = event, "ok"
@@ -95,6 +98,19 @@ class Coordinator:
                 metrics.REQUEST_SECONDS.observe(time.monotonic() - started)
             del self._running[request.request_id]
             answer.set_result(result)
+
+    async def _turn(self, turn: Turn, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """A turn's events; of a topic, after what other nodes know of it, which may be the answer itself."""
+        if request.topic:
+            if self._place.replicator is not None:
+                await self._place.replicator.freshen(request.topic, request.parent)
+            answered = topics.again(self._place.store, request)
+            if answered is not None:
+                yield answered
+                return
+        async with contextlib.aclosing(turn.run()) as events:
+            async for event in events:
+                yield event
 
     async def poll(
         self,
@@ -117,16 +133,15 @@ class Coordinator:
             self._ended(request, job_id)
         yield consensus.tally(ballots, request.strategy, len(candidates))
 
-    def decide(self, topic: Topic, request_id: str = "", winner: int = 0) -> tuple[bool, Version]:
-        """Hold the topic of another node's vote, and its winner's KV if the winner was ours. `winner` is its id.
+    def decide(self, topic: str, version: Version, request_id: str = "", winner: int = 0) -> tuple[bool, Version]:
+        """The outcome of another node's vote: if the winner was ours, its KV is kept. `winner` is its id.
 
-        Says whether the topic is held now, and the version held.
+        Says whether the topic is held at this version (its log comes by KVSync.Append), and the version held.
         """
         if (job_id := self._polled.pop(request_id, None)) is not None:
             self._local.engine.commit(job_id, winner)
-        topic = replace(topic, replicas=(topic.version.node_id, self._place.id))
-        committed = self._place.store.commit(topic)
-        return committed, self._place.store.version(topic.name)
+        held = self._place.store.version(topic)
+        return held >= version, held
 
     def is_busy(self, topic: str) -> bool:
         """Whether a turn of this topic runs or waits here."""

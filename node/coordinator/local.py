@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from node import metrics
@@ -16,6 +16,7 @@ from node.engine.engine import Engine
 from node.errors import InvalidRequest
 from node.types import Ballot, Candidate, FinishReason, GenerateRequest
 
+Warm = Callable[[str, Sequence[int]], Awaitable[None]]
 # A candidate that ended in one of these ways votes; one that was cut off by a decision or a deadline does not.
 VOTING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS)
 RENDER_INLINE_CHARS = 20_000  # longer prompts are tokenized off the event loop
@@ -23,10 +24,11 @@ MAX_TOKEN_CHARS = 256  # the longest tokens of vocabularies are runs of some 100
 
 
 class LocalPhase:
-    """Runs candidates of a request."""
+    """Runs candidates of a request. `warm(topic, prompt)` may bring KV of a topic to the engine before."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, warm: Warm | None = None) -> None:
         self.engine = engine
+        self._warm = warm
 
     async def run(
         self,
@@ -42,6 +44,8 @@ class LocalPhase:
         """
         counted = _Counted()
         prompt = await self._prompt(request)
+        if request.topic and self._warm is not None:
+            await self._warm(request.topic, prompt)
         seed = request.params.seed
         seed = secrets.randbits(63) if seed is None else seed
         job = scheduler.job(job_id, prompt, candidates, request.params, seed, deadline, request.topic, wave)

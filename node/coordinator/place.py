@@ -9,6 +9,7 @@ from typing import Protocol
 
 from node.coordinator.local import LocalPhase
 from node.mesh.peer import Peer
+from node.replicator import Replicator
 from node.store import Store
 from node.types import EarlyStop
 
@@ -31,4 +32,5 @@ class Place:
     clock: Callable[[], float]
     strict: bool = False
     early_stop: EarlyStop = EarlyStop.ADAPTIVE
+    replicator: Replicator | None = None  # None: topics are on this node alone
     background: set[asyncio.Task[None]] = field(default_factory=set)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 from node import metrics, wire
-from node.coordinator import remote
+from node.coordinator import remote, topics
 from node.coordinator.events import Counted, Event, Planned, Voted, Wrote
 from node.coordinator.local import VOTING, ballot
 from node.coordinator.place import Place
@@ -29,7 +29,6 @@ from node.errors import (
     PeerUnavailable,
 )
 from node.mesh.peer import Peer
-from node.store import Topic
 from node.types import (
     Ballot,
     Candidate,
@@ -37,7 +36,6 @@ from node.types import (
     FinishReason,
     GenerateRequest,
     GenerateResult,
-    Message,
     Outcome,
     Scope,
     Strategy,
@@ -98,7 +96,6 @@ class Turn:
         self._tokens = 0
         self._prefilled: scheduler.Prefilled | None = None
         self._first_token: float | None = None
-        self._topic: Topic | None = None
 
     async def run(self) -> AsyncGenerator[Event, None]:
         """The events of the turn, the result last."""
@@ -133,6 +130,8 @@ class Turn:
                 task.cancel()
             await _ended(self._tasks.values())
             engine.commit(self._job, winner)
+        if request.topic and self._p.replicator is not None:
+            self._p.replicator.changed(request.topic)
         self._tell(result, participants)
         yield result
 
@@ -367,49 +366,43 @@ class Turn:
             request_id=request.request_id,
             tool_calls=winner.tool_calls,
         )
-        return replace(result, version=self._commit(result)) if request.topic else result
+        return await self._commit(result) if request.topic else result
 
-    def _commit(self, result: GenerateResult) -> Version:
-        held = self._p.store.version(result.topic)
-        version = Version(held.epoch, held.turn + 1, self._p.id)
-        said = Message("assistant", result.text, result.tool_calls)
-        self._topic = Topic(
-            result.topic,
-            version,
-            (*self._request.messages, said),
-            result.usage.prompt + result.usage.completion,
-            (self._p.id,),  # and whoever says that it took the decision
-        )
-        self._p.store.commit(self._topic)
-        return version
+    async def _commit(self, result: GenerateResult) -> GenerateResult:
+        """Keep the turn in the topic's log, here and on peers, before anybody is told of it."""
+        p, topic = self._p, result.topic
+        if p.replicator is None:
+            held = p.store.version(topic)
+            version = Version(held.epoch, held.turn + 1, p.id)
+            await p.store.add(topic, topics.entry(p.store, self._request, result, version))
+            p.store.add_replica(topic, version, p.id)
+            return replace(result, version=version)
+        version = p.replicator.next_version(topic)
+        warnings = await p.replicator.keep(topic, topics.entry(p.store, self._request, result, version))
+        outcome = replace(result.outcome, warnings=(*result.outcome.warnings, *warnings))
+        return replace(result, version=version, outcome=outcome)
 
     def _tell(self, result: GenerateResult, peers: Sequence[Peer]) -> None:
-        """Tell who could take part the outcome, in the background: the client does not wait for them.
-
-        Those without a share too: a peer that was too slow or busy for one must still be able to go on with the topic.
-        """
-        if self._topic is None:
+        """Tell who took part the outcome, in the background: the client does not wait for them."""
+        if not result.topic:
             return
         news = vote_pb2.DecideRequest(
             request_id=result.request_id,
             topic=result.topic,
             version=wire.version_pb(result.version),
-            messages=[wire.message_pb(m) for m in self._topic.messages],
             winner=result.outcome.winner,
         )
         for peer in peers:
-            task = asyncio.create_task(self._decide(peer, news, self._topic))
-            self._p.background.add(task)
-            task.add_done_callback(self._p.background.discard)
+            if peer.id in self._shares:
+                task = asyncio.create_task(self._decide(peer, news))
+                self._p.background.add(task)
+                task.add_done_callback(self._p.background.discard)
 
-    async def _decide(self, peer: Peer, news: vote_pb2.DecideRequest, topic: Topic) -> None:
+    async def _decide(self, peer: Peer, news: vote_pb2.DecideRequest) -> None:
         try:
-            answer = await peer.decide(news, DECIDE_TIMEOUT_S)
+            await peer.decide(news, DECIDE_TIMEOUT_S)
         except ConclaveError as e:
             log.info("node %s was not told the outcome of %s: %s", peer.id, news.request_id, e)
-        else:
-            if answer.committed:
-                self._p.store.add_replica(topic.name, topic.version, peer.id)
 
 
 def _count(outcome: Outcome) -> None:

@@ -1,8 +1,9 @@
-"""Who takes part in a vote, and with how many candidates."""
+"""Who takes part in a vote, with how many candidates; and which nodes keep a topic."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from node.types import EarlyStop, Strategy
@@ -75,3 +76,15 @@ def wave(mine: int, planned: int, strategy: Strategy, early_stop: EarlyStop) -> 
         return 0
     first = CANDIDATES_A_NODE if early_stop is EarlyStop.ADAPTIVE else planned // 2 + 1
     return first if first < mine else 0
+
+
+def replicas(topic: str, nodes: Iterable[str], count: int) -> list[str]:
+    """The nodes that keep a topic: rendezvous hashing (Thaler and Ravishankar, 1998), best first.
+
+    Every node comes to the same order by itself, and one that joins or leaves moves only the topics that it keeps.
+    """
+
+    def score(node: str) -> bytes:
+        return hashlib.blake2b(node.encode(), key=hashlib.blake2b(topic.encode(), digest_size=32).digest()).digest()
+
+    return sorted(set(nodes), key=score, reverse=True)[:count]

@@ -37,7 +37,7 @@ class Pool:
 
 @dataclass(slots=True)
 class _Slot:
-    """A topic's KV: on `sequence` if that is not -1, else in `state` or `copy`. `is_foreign`: it came from elsewhere."""
+    """A topic's KV: on `sequence` if that is not -1, else in `state` or `copy`. `is_foreign`: it is another node's."""
 
     held: Held
     sequence: int = -1

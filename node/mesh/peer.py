@@ -7,7 +7,7 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -44,18 +44,23 @@ class Peer:
         self._on_broken = on_broken
         self._closed = False
         self._state = grpc.ChannelConnectivity.IDLE
-        self._channel = grpc.aio.secure_channel(
-            f"dns:///{address}",  # The scheme is said, or a hostile "unix:1" would be one.
-            identity.channel_credentials(),
-            options=[
-                *wire.CHANNEL_OPTIONS,
-                ("grpc.ssl_target_name_override", server_name(node_id) if node_id else ANY_NODE),
-            ],
-        )
+        self._identity = identity
+        self._channel = self._open()
+        self._bulk: grpc.aio.Channel | None = None
         self.mesh = mesh_pb2_grpc.MeshStub(self._channel)
         self.vote = vote_pb2_grpc.VoteStub(self._channel)
         self.kvsync = kvsync_pb2_grpc.KVSyncStub(self._channel)
         self.generate = generate_pb2_grpc.GenerateStub(self._channel)
+
+    def _open(self) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(
+            f"dns:///{self.address}",  # The scheme is said, or a hostile "unix:1" would be one.
+            self._identity.channel_credentials(),
+            options=[
+                *wire.CHANNEL_OPTIONS,
+                ("grpc.ssl_target_name_override", server_name(self.id) if self.id else ANY_NODE),
+            ],
+        )
 
     def __repr__(self) -> str:
         return f"Peer({self.id or '?'} at {self.address})"
@@ -100,6 +105,30 @@ class Peer:
         async with self._translated(own_timeout=True):
             return await method(request, timeout=timeout_s)
 
+    @property
+    def bulk(self) -> kvsync_pb2_grpc.KVSyncAsyncStub:
+        """KVSync on a connection of its own, so that what is large does not hold up what is urgent."""
+        if self._bulk is None:
+            self._bulk = self._open()
+        return kvsync_pb2_grpc.KVSyncStub(self._bulk)
+
+    async def stream(
+        self, method: Callable[..., grpc.aio.UnaryStreamCall[Any, Any]], request: object, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
+        """A streaming call of one of the stubs, such as `peer.kvsync.Pull`. Closing the iterator cancels it."""
+        call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
+        try:
+            while True:
+                async with self._translated(own_timeout=True):
+                    call = call or method(request, timeout=timeout_s)
+                    response = await call.read()
+                if response is grpc.aio.EOF:
+                    return
+                yield response
+        finally:
+            if call is not None:
+                call.cancel()
+
     def lost(self) -> bool:
         """Whether the connection, once made, was lost since the last time this was asked.
 
@@ -112,6 +141,8 @@ class Peer:
     async def close(self, grace: float | None = None) -> None:
         """Ends the connection; calls in flight fail as PeerUnavailable after `grace` seconds (default: at once)."""
         self._closed = True
+        if self._bulk is not None:
+            await self._bulk.close(grace)
         await self._channel.close(grace)
 
     @contextlib.asynccontextmanager

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from node.v1 import types_pb2 as node_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14node/v1/kvsync.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"\xc0\x01\n\rAppendRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12!\n\x07version\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12 \n\x06parent\x18\x03 \x01(\x0b\x32\x10.node.v1.Version\x12\"\n\x08messages\x18\x04 \x03(\x0b\x32\x10.node.v1.Message\x12\x0e\n\x06tokens\x18\x05 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"@\n\x0e\x41ppendResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\"\x1e\n\x0cOfferRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\"@\n\rOfferResponse\x12\x1e\n\x04held\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\"M\n\x0bPushRequest\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.node.v1.BlockChunkH\x00\x42\x06\n\x04part\"E\n\nBlockChunk\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\"P\n\x0cPushResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12\x0e\n\x06reason\x18\x03 \x01(\t\"?\n\x0bPullRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0c\n\x04held\x18\x02 \x03(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"N\n\x0cPullResponse\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.node.v1.BlockChunkH\x00\x42\x06\n\x04part\"\r\n\x0bListRequest\"2\n\x0cListResponse\x12\"\n\x06topics\x18\x01 \x03(\x0b\x32\x12.node.v1.TopicInfo2\x9e\x02\n\x06KVSync\x12\x39\n\x06\x41ppend\x12\x16.node.v1.AppendRequest\x1a\x17.node.v1.AppendResponse\x12\x36\n\x05Offer\x12\x15.node.v1.OfferRequest\x1a\x16.node.v1.OfferResponse\x12\x35\n\x04Push\x12\x14.node.v1.PushRequest\x1a\x15.node.v1.PushResponse(\x01\x12\x35\n\x04Pull\x12\x14.node.v1.PullRequest\x1a\x15.node.v1.PullResponse0\x01\x12\x33\n\x04List\x12\x14.node.v1.ListRequest\x1a\x15.node.v1.ListResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14node/v1/kvsync.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"\x90\x02\n\rAppendRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12!\n\x07version\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12 \n\x06parent\x18\x03 \x01(\x0b\x32\x10.node.v1.Version\x12\"\n\x08messages\x18\x04 \x03(\x0b\x32\x10.node.v1.Message\x12\x0e\n\x06tokens\x18\x05 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0c\n\x04\x61new\x18\x08 \x01(\x08\x12\x0e\n\x06length\x18\t \x01(\x04\x12\x11\n\tforgotten\x18\n \x01(\x08\x12\x1d\n\x05reply\x18\x0b \x01(\x0b\x32\x0e.node.v1.Reply\"\xb9\x01\n\x05Reply\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x0e\n\x06winner\x18\x03 \x01(\r\x12\x12\n\nconfidence\x18\x04 \x01(\x01\x12\x0e\n\x06margin\x18\x05 \x01(\x01\x12\x0f\n\x07planned\x18\x06 \x01(\r\x12\x10\n\x08\x66inished\x18\x07 \x01(\r\x12\x15\n\rprompt_tokens\x18\x08 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\t \x01(\r\"P\n\x0e\x41ppendResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12\x0e\n\x06orphan\x18\x03 \x01(\x08\"\x1e\n\x0cOfferRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\"P\n\rOfferResponse\x12\x1e\n\x04held\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\"M\n\x0bPushRequest\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.node.v1.BlockChunkH\x00\x42\x06\n\x04part\"E\n\nBlockChunk\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\"P\n\x0cPushResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12\x0e\n\x06reason\x18\x03 \x01(\t\"b\n\x0bPullRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0c\n\x04held\x18\x02 \x03(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12!\n\x07version\x18\x04 \x01(\x0b\x32\x10.node.v1.Version\"v\n\x0cPullResponse\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.node.v1.BlockChunkH\x00\x12&\n\x04turn\x18\x03 \x01(\x0b\x32\x16.node.v1.AppendRequestH\x00\x42\x06\n\x04part\"\r\n\x0bListRequest\"2\n\x0cListResponse\x12\"\n\x06topics\x18\x01 \x03(\x0b\x32\x12.node.v1.TopicInfo\"\x1c\n\x0bShowRequest\x12\r\n\x05topic\x18\x01 \x01(\t\"\x90\x01\n\x0cShowResponse\x12 \n\x04info\x18\x01 \x01(\x0b\x32\x12.node.v1.TopicInfo\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.node.v1.Message\x12!\n\x08\x62ranches\x18\x03 \x03(\x0b\x32\x0f.node.v1.Branch\x12\x17\n\x0fsnapshot_tokens\x18\x04 \x01(\x04\"O\n\x06\x42ranch\x12!\n\x07version\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.node.v1.Message\"\x1e\n\rForgetRequest\x12\r\n\x05topic\x18\x01 \x01(\t\"B\n\x0e\x46orgetResponse\x12!\n\x07version\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\r\n\x05nodes\x18\x02 \x03(\t2\x8e\x03\n\x06KVSync\x12\x39\n\x06\x41ppend\x12\x16.node.v1.AppendRequest\x1a\x17.node.v1.AppendResponse\x12\x36\n\x05Offer\x12\x15.node.v1.OfferRequest\x1a\x16.node.v1.OfferResponse\x12\x35\n\x04Push\x12\x14.node.v1.PushRequest\x1a\x15.node.v1.PushResponse(\x01\x12\x35\n\x04Pull\x12\x14.node.v1.PullRequest\x1a\x15.node.v1.PullResponse0\x01\x12\x33\n\x04List\x12\x14.node.v1.ListRequest\x1a\x15.node.v1.ListResponse\x12\x33\n\x04Show\x12\x14.node.v1.ShowRequest\x1a\x15.node.v1.ShowResponse\x12\x39\n\x06\x46orget\x12\x16.node.v1.ForgetRequest\x1a\x17.node.v1.ForgetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'node.v1.kvsync_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_APPENDREQUEST']._serialized_start=55
-  _globals['_APPENDREQUEST']._serialized_end=247
-  _globals['_APPENDRESPONSE']._serialized_start=249
-  _globals['_APPENDRESPONSE']._serialized_end=313
-  _globals['_OFFERREQUEST']._serialized_start=315
-  _globals['_OFFERREQUEST']._serialized_end=345
-  _globals['_OFFERRESPONSE']._serialized_start=347
-  _globals['_OFFERRESPONSE']._serialized_end=411
-  _globals['_PUSHREQUEST']._serialized_start=413
-  _globals['_PUSHREQUEST']._serialized_end=490
-  _globals['_BLOCKCHUNK']._serialized_start=492
-  _globals['_BLOCKCHUNK']._serialized_end=561
-  _globals['_PUSHRESPONSE']._serialized_start=563
-  _globals['_PUSHRESPONSE']._serialized_end=643
-  _globals['_PULLREQUEST']._serialized_start=645
-  _globals['_PULLREQUEST']._serialized_end=708
-  _globals['_PULLRESPONSE']._serialized_start=710
-  _globals['_PULLRESPONSE']._serialized_end=788
-  _globals['_LISTREQUEST']._serialized_start=790
-  _globals['_LISTREQUEST']._serialized_end=803
-  _globals['_LISTRESPONSE']._serialized_start=805
-  _globals['_LISTRESPONSE']._serialized_end=855
-  _globals['_KVSYNC']._serialized_start=858
-  _globals['_KVSYNC']._serialized_end=1144
+  _globals['_APPENDREQUEST']._serialized_end=327
+  _globals['_REPLY']._serialized_start=330
+  _globals['_REPLY']._serialized_end=515
+  _globals['_APPENDRESPONSE']._serialized_start=517
+  _globals['_APPENDRESPONSE']._serialized_end=597
+  _globals['_OFFERREQUEST']._serialized_start=599
+  _globals['_OFFERREQUEST']._serialized_end=629
+  _globals['_OFFERRESPONSE']._serialized_start=631
+  _globals['_OFFERRESPONSE']._serialized_end=711
+  _globals['_PUSHREQUEST']._serialized_start=713
+  _globals['_PUSHREQUEST']._serialized_end=790
+  _globals['_BLOCKCHUNK']._serialized_start=792
+  _globals['_BLOCKCHUNK']._serialized_end=861
+  _globals['_PUSHRESPONSE']._serialized_start=863
+  _globals['_PUSHRESPONSE']._serialized_end=943
+  _globals['_PULLREQUEST']._serialized_start=945
+  _globals['_PULLREQUEST']._serialized_end=1043
+  _globals['_PULLRESPONSE']._serialized_start=1045
+  _globals['_PULLRESPONSE']._serialized_end=1163
+  _globals['_LISTREQUEST']._serialized_start=1165
+  _globals['_LISTREQUEST']._serialized_end=1178
+  _globals['_LISTRESPONSE']._serialized_start=1180
+  _globals['_LISTRESPONSE']._serialized_end=1230
+  _globals['_SHOWREQUEST']._serialized_start=1232
+  _globals['_SHOWREQUEST']._serialized_end=1260
+  _globals['_SHOWRESPONSE']._serialized_start=1263
+  _globals['_SHOWRESPONSE']._serialized_end=1407
+  _globals['_BRANCH']._serialized_start=1409
+  _globals['_BRANCH']._serialized_end=1488
+  _globals['_FORGETREQUEST']._serialized_start=1490
+  _globals['_FORGETREQUEST']._serialized_end=1520
+  _globals['_FORGETRESPONSE']._serialized_start=1522
+  _globals['_FORGETRESPONSE']._serialized_end=1588
+  _globals['_KVSYNC']._serialized_start=1591
+  _globals['_KVSYNC']._serialized_end=1989
 # @@protoc_insertion_point(module_scope)

@@ -32,12 +32,22 @@ class AppendRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ANEW_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """The topic."""
     fingerprint: _builtins.str
     """Fingerprint of the model that the token ids belong to, hex."""
     request_id: _builtins.str
     """The request that made the turn."""
+    anew: _builtins.bool
+    """The messages are the whole conversation, whatever it was before."""
+    length: _builtins.int
+    """Length of the conversation after the turn, in tokens."""
+    forgotten: _builtins.bool
+    """The topic is forgotten with this version: a tombstone, without messages."""
     @_builtins.property
     def version(self) -> _types_pb2.Version:
         """The version that this turn makes."""
@@ -52,7 +62,13 @@ class AppendRequest(_message.Message):
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that the turn adds, of the model with this fingerprint."""
+        """Token ids that the turn adds, of the model with this fingerprint. Default: none; equal models make the same of the
+        messages.
+        """
+
+    @_builtins.property
+    def reply(self) -> Global___Reply:
+        """How the answer came about."""
 
     def __init__(
         self,
@@ -64,14 +80,72 @@ class AppendRequest(_message.Message):
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         fingerprint: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        anew: _builtins.bool = ...,
+        length: _builtins.int = ...,
+        forgotten: _builtins.bool = ...,
+        reply: Global___Reply | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "reply", b"reply", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "messages", b"messages", "parent", b"parent", "request_id", b"request_id", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anew", b"anew", "fingerprint", b"fingerprint", "forgotten", b"forgotten", "length", b"length", "messages", b"messages", "parent", b"parent", "reply", b"reply", "request_id", b"request_id", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AppendRequest: _TypeAlias = AppendRequest  # noqa: Y015
+
+@_typing.final
+class Reply(_message.Message):
+    """How an answer came about: enough to give it again to the same request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    WINNER_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    PLANNED_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    finish_reason: _builtins.str
+    """Why the winner ended: stop, length, tool_calls, cancelled or deadline."""
+    strategy: _builtins.str
+    """The strategy that was used."""
+    winner: _builtins.int
+    """Id of the winning candidate."""
+    confidence: _builtins.float
+    """The winner's share of all weight, 0..1."""
+    margin: _builtins.float
+    """Its lead over the next cluster, 0..1."""
+    planned: _builtins.int
+    """Candidates that were planned."""
+    finished: _builtins.int
+    """Candidates that finished."""
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt."""
+    completion_tokens: _builtins.int
+    """Tokens of the winner."""
+    def __init__(
+        self,
+        *,
+        finish_reason: _builtins.str = ...,
+        strategy: _builtins.str = ...,
+        winner: _builtins.int = ...,
+        confidence: _builtins.float = ...,
+        margin: _builtins.float = ...,
+        planned: _builtins.int = ...,
+        finished: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "confidence", b"confidence", "finish_reason", b"finish_reason", "finished", b"finished", "margin", b"margin", "planned", b"planned", "prompt_tokens", b"prompt_tokens", "strategy", b"strategy", "winner", b"winner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reply: _TypeAlias = Reply  # noqa: Y015
 
 @_typing.final
 class AppendResponse(_message.Message):
@@ -81,8 +155,11 @@ class AppendResponse(_message.Message):
 
     STORED_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    ORPHAN_FIELD_NUMBER: _builtins.int
     stored: _builtins.bool
     """Whether the turn is on this node's disk."""
+    orphan: _builtins.bool
+    """What the turn follows is not held here: send what comes after `held` first."""
     @_builtins.property
     def held(self) -> _types_pb2.Version:
         """The version held."""
@@ -92,10 +169,11 @@ class AppendResponse(_message.Message):
         *,
         stored: _builtins.bool = ...,
         held: _types_pb2.Version | None = ...,
+        orphan: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["held", b"held"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "orphan", b"orphan", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -131,6 +209,9 @@ class OfferResponse(_message.Message):
 
     HELD_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why the snapshot is refused; one word for metrics. Default: it is not."""
     @_builtins.property
     def held(self) -> _types_pb2.Version:
         """The version held; not set if none."""
@@ -144,10 +225,11 @@ class OfferResponse(_message.Message):
         *,
         held: _types_pb2.Version | None = ...,
         missing: _abc.Iterable[_builtins.bytes] | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["held", b"held"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "missing", b"missing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "missing", b"missing", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -258,13 +340,18 @@ class PullRequest(_message.Message):
     TOPIC_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """The topic."""
     fingerprint: _builtins.str
-    """Fingerprint of the caller's model, hex."""
+    """Fingerprint of the caller's model, hex. Empty: no snapshot is wanted."""
     @_builtins.property
     def held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Keys of the blocks that the caller has. Default: none."""
+
+    @_builtins.property
+    def version(self) -> _types_pb2.Version:
+        """The version of the log that the caller holds. Not set: none."""
 
     def __init__(
         self,
@@ -272,10 +359,11 @@ class PullRequest(_message.Message):
         topic: _builtins.str = ...,
         held: _abc.Iterable[_builtins.bytes] | None = ...,
         fingerprint: _builtins.str = ...,
+        version: _types_pb2.Version | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "held", b"held", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "held", b"held", "topic", b"topic", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -283,29 +371,35 @@ Global___PullRequest: _TypeAlias = PullRequest  # noqa: Y015
 
 @_typing.final
 class PullResponse(_message.Message):
-    """A part of a snapshot."""
+    """A part of what is held of a topic."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
     header: _builtins.bytes
-    """First: the header (msgpack)."""
+    """After the turns: the header (msgpack)."""
     @_builtins.property
     def chunk(self) -> Global___BlockChunk:
         """Then: a part of a block."""
+
+    @_builtins.property
+    def turn(self) -> Global___AppendRequest:
+        """First: the turns that the caller lacks, the oldest first."""
 
     def __init__(
         self,
         *,
         header: _builtins.bytes = ...,
         chunk: Global___BlockChunk | None = ...,
+        turn: Global___AppendRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "turn", b"turn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk", "turn"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -351,3 +445,149 @@ class ListResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
+
+@_typing.final
+class ShowRequest(_message.Message):
+    """Wish to see a topic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowRequest: _TypeAlias = ShowRequest  # noqa: Y015
+
+@_typing.final
+class ShowResponse(_message.Message):
+    """A topic in full."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_TOKENS_FIELD_NUMBER: _builtins.int
+    snapshot_tokens: _builtins.int
+    """Tokens of the KV snapshot held here. 0: none."""
+    @_builtins.property
+    def info(self) -> _types_pb2.TopicInfo:
+        """As List tells it."""
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]:
+        """The conversation."""
+
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Branch]:
+        """What was said where both sides of a partition went on: the last version of each branch that lost, and its
+        conversation. Default: none.
+        """
+
+    def __init__(
+        self,
+        *,
+        info: _types_pb2.TopicInfo | None = ...,
+        messages: _abc.Iterable[_types_pb2.Message] | None = ...,
+        branches: _abc.Iterable[Global___Branch] | None = ...,
+        snapshot_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "info", b"info", "messages", b"messages", "snapshot_tokens", b"snapshot_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowResponse: _TypeAlias = ShowResponse  # noqa: Y015
+
+@_typing.final
+class Branch(_message.Message):
+    """A conversation that did not become the topic's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> _types_pb2.Version:
+        """Its version."""
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]:
+        """Its messages."""
+
+    def __init__(
+        self,
+        *,
+        version: _types_pb2.Version | None = ...,
+        messages: _abc.Iterable[_types_pb2.Message] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Branch: _TypeAlias = Branch  # noqa: Y015
+
+@_typing.final
+class ForgetRequest(_message.Message):
+    """Wish to forget a topic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetRequest: _TypeAlias = ForgetRequest  # noqa: Y015
+
+@_typing.final
+class ForgetResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> _types_pb2.Version:
+        """The tombstone's version."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the nodes that forgot it too. Those that are away do when they come back."""
+
+    def __init__(
+        self,
+        *,
+        version: _types_pb2.Version | None = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetResponse: _TypeAlias = ForgetResponse  # noqa: Y015

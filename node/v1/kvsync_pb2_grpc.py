@@ -60,6 +60,16 @@ class KVSyncStub(object):
                 request_serializer=node_dot_v1_dot_kvsync__pb2.ListRequest.SerializeToString,
                 response_deserializer=node_dot_v1_dot_kvsync__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Show = channel.unary_unary(
+                '/node.v1.KVSync/Show',
+                request_serializer=node_dot_v1_dot_kvsync__pb2.ShowRequest.SerializeToString,
+                response_deserializer=node_dot_v1_dot_kvsync__pb2.ShowResponse.FromString,
+                _registered_method=True)
+        self.Forget = channel.unary_unary(
+                '/node.v1.KVSync/Forget',
+                request_serializer=node_dot_v1_dot_kvsync__pb2.ForgetRequest.SerializeToString,
+                response_deserializer=node_dot_v1_dot_kvsync__pb2.ForgetResponse.FromString,
+                _registered_method=True)
 
 
 class KVSyncServicer(object):
@@ -101,6 +111,21 @@ class KVSyncServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Show(self, request, context):
+        """One topic with its branches, for people. On the local listener too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Forget(self, request, context):
+        """Lets a topic go, here and on every node that is alive; a tombstone tells those that come back. On the local
+        listener only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KVSyncServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +153,16 @@ def add_KVSyncServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=node_dot_v1_dot_kvsync__pb2.ListRequest.FromString,
                     response_serializer=node_dot_v1_dot_kvsync__pb2.ListResponse.SerializeToString,
+            ),
+            'Show': grpc.unary_unary_rpc_method_handler(
+                    servicer.Show,
+                    request_deserializer=node_dot_v1_dot_kvsync__pb2.ShowRequest.FromString,
+                    response_serializer=node_dot_v1_dot_kvsync__pb2.ShowResponse.SerializeToString,
+            ),
+            'Forget': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forget,
+                    request_deserializer=node_dot_v1_dot_kvsync__pb2.ForgetRequest.FromString,
+                    response_serializer=node_dot_v1_dot_kvsync__pb2.ForgetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +301,60 @@ class KVSync(object):
             '/node.v1.KVSync/List',
             node_dot_v1_dot_kvsync__pb2.ListRequest.SerializeToString,
             node_dot_v1_dot_kvsync__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Show(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/node.v1.KVSync/Show',
+            node_dot_v1_dot_kvsync__pb2.ShowRequest.SerializeToString,
+            node_dot_v1_dot_kvsync__pb2.ShowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/node.v1.KVSync/Forget',
+            node_dot_v1_dot_kvsync__pb2.ForgetRequest.SerializeToString,
+            node_dot_v1_dot_kvsync__pb2.ForgetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,12 @@ class KVSyncStub:
     """The blocks of a topic that the caller lacks."""
     List: _grpc.UnaryUnaryMultiCallable[_kvsync_pb2.ListRequest, _kvsync_pb2.ListResponse]
     """The topics held, for anti-entropy and for people."""
+    Show: _grpc.UnaryUnaryMultiCallable[_kvsync_pb2.ShowRequest, _kvsync_pb2.ShowResponse]
+    """One topic with its branches, for people. On the local listener too."""
+    Forget: _grpc.UnaryUnaryMultiCallable[_kvsync_pb2.ForgetRequest, _kvsync_pb2.ForgetResponse]
+    """Lets a topic go, here and on every node that is alive; a tombstone tells those that come back. On the local
+    listener only.
+    """
 
 @_typing.type_check_only
 class KVSyncAsyncStub(KVSyncStub):
@@ -59,6 +65,12 @@ class KVSyncAsyncStub(KVSyncStub):
     """The blocks of a topic that the caller lacks."""
     List: _aio.UnaryUnaryMultiCallable[_kvsync_pb2.ListRequest, _kvsync_pb2.ListResponse]  # type: ignore[assignment]
     """The topics held, for anti-entropy and for people."""
+    Show: _aio.UnaryUnaryMultiCallable[_kvsync_pb2.ShowRequest, _kvsync_pb2.ShowResponse]  # type: ignore[assignment]
+    """One topic with its branches, for people. On the local listener too."""
+    Forget: _aio.UnaryUnaryMultiCallable[_kvsync_pb2.ForgetRequest, _kvsync_pb2.ForgetResponse]  # type: ignore[assignment]
+    """Lets a topic go, here and on every node that is alive; a tombstone tells those that come back. On the local
+    listener only.
+    """
 
 class KVSyncServicer(metaclass=_abc_1.ABCMeta):
     """Replication of token logs and KV snapshots. On the mesh listener; List on the local one too."""
@@ -102,5 +114,23 @@ class KVSyncServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kvsync_pb2.ListResponse, _abc.Awaitable[_kvsync_pb2.ListResponse]]:
         """The topics held, for anti-entropy and for people."""
+
+    @_abc_1.abstractmethod
+    def Show(
+        self,
+        request: _kvsync_pb2.ShowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvsync_pb2.ShowResponse, _abc.Awaitable[_kvsync_pb2.ShowResponse]]:
+        """One topic with its branches, for people. On the local listener too."""
+
+    @_abc_1.abstractmethod
+    def Forget(
+        self,
+        request: _kvsync_pb2.ForgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvsync_pb2.ForgetResponse, _abc.Awaitable[_kvsync_pb2.ForgetResponse]]:
+        """Lets a topic go, here and on every node that is alive; a tombstone tells those that come back. On the local
+        listener only.
+        """
 
 def add_KVSyncServicer_to_server(servicer: KVSyncServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

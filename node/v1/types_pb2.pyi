@@ -744,12 +744,15 @@ class TopicInfo(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """Its name."""
     tokens: _builtins.int
     """Length of its conversation, in tokens of the answering node's model."""
     bytes: _builtins.int
     """Bytes held for it on the answering node."""
+    forgotten: _builtins.bool
+    """It was forgotten with this version: a tombstone. Only KVSync.List between nodes has those."""
     @_builtins.property
     def version(self) -> Global___Version:
         """Its version."""
@@ -766,10 +769,11 @@ class TopicInfo(_message.Message):
         tokens: _builtins.int = ...,
         bytes: _builtins.int = ...,
         replicas: _abc.Iterable[_builtins.str] | None = ...,
+        forgotten: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "replicas", b"replicas", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "forgotten", b"forgotten", "replicas", b"replicas", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

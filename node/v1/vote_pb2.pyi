@@ -136,7 +136,7 @@ class DecideRequest(_message.Message):
 
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]:
-        """The whole conversation, the winner's message last."""
+        """The whole conversation, the winner's message last. Default: none; the turn comes by KVSync.Append."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 channel    options of channels and servers; errors <-> status codes
 read       what comes from the wire, validated
+sync       turns of a topic's log, both ways
 write      what goes to the wire
 """
 
@@ -45,6 +46,7 @@ from node.wire.read import (
     tools,
     version,
 )
+from node.wire.sync import entry, entry_pb, held_pb
 from node.wire.write import (
     ballot_pb,
     candidate_pb,
@@ -88,9 +90,12 @@ __all__ = [
     "candidate",
     "candidate_pb",
     "cluster_pb",
+    "entry",
+    "entry_pb",
     "error_from_rpc",
     "error_metadata",
     "generate_request",
+    "held_pb",
     "loss_pb",
     "message",
     "message_pb",

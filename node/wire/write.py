@@ -214,7 +214,12 @@ def node_info_pb(n: NodeInfo) -> types_pb2.NodeInfo:
 def topic_pb(t: TopicInfo) -> types_pb2.TopicInfo:
     """A topic for the wire."""
     return types_pb2.TopicInfo(
-        topic=t.topic, version=version_pb(t.version), tokens=t.tokens, bytes=t.bytes, replicas=t.replicas
+        topic=t.topic,
+        version=version_pb(t.version),
+        tokens=t.tokens,
+        bytes=t.bytes,
+        replicas=t.replicas,
+        forgotten=t.forgotten,
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,14 +14,17 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from node import wire
 from node.api import rpc
+from node.api.kvsync import KVSyncServicer
 from node.api.seam import Seam
 from node.coordinator import Coordinator
+from node.core.log import Entry
 from node.engine.engine import Engine
 from node.engine.fake import FakeBackend, FakeSpec
 from node.errors import InvalidRequest, Unauthenticated
 from node.mesh.identity import Identity, new_token
 from node.mesh.peer import Peer
-from node.store import Store, Topic
+from node.replicator import Replicator
+from node.store import Blocks, Store
 from node.types import Message, NodeInfo, Version
 from node.v1 import (
     generate_pb2,
@@ -87,6 +91,7 @@ async def served(spec: FakeSpec | None = None, queue_limit: int = 64) -> AsyncIt
     await engine.start()
     store, mesh, token = Store(), Mesh(), new_token()
     coordinator = Coordinator(OURS, engine, mesh, store)
+    replicator = Replicator(OURS, engine, mesh, store, Blocks(Path(), 0))
     servers = []
     for is_mesh in (False, True):
         server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
@@ -94,7 +99,7 @@ async def served(spec: FakeSpec | None = None, queue_limit: int = 64) -> AsyncIt
         generate_pb2_grpc.add_GenerateServicer_to_server(servicer, server)
         of_mesh = rpc.MeshServicer(mesh, engine, store, "1.2.3", is_mesh=is_mesh)  # type: ignore[arg-type]
         mesh_pb2_grpc.add_MeshServicer_to_server(of_mesh, server)
-        kvsync_pb2_grpc.add_KVSyncServicer_to_server(rpc.KVSyncServicer(), server)
+        kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(replicator, is_mesh=is_mesh), server)
         vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(coordinator), server)
         servers.append(server)
     health = rpc.serve_health_and_reflection(servers[0], is_mesh=False)
@@ -165,7 +170,9 @@ async def test_log_probabilities_are_streamed_with_their_text() -> None:
 
 async def test_status() -> None:
     async with served() as node:
-        node.store.commit(Topic("t", Version(0, 3, OURS), (Message("user", "hi"),), 7, (OURS, OTHERS)))
+        await node.store.add("t", Entry(Version(0, 3, OURS), messages=(Message("user", "hi"),), tokens=7))
+        for replica in (OURS, OTHERS):
+            node.store.add_replica("t", Version(0, 3, OURS), replica)
         status = await mesh_pb2_grpc.MeshStub(node.channel).Status(mesh_pb2.StatusRequest())
         assert [(n.id, n.name, n.model) for n in status.nodes] == [(OURS, "me", "fake")]
         assert [(t.topic, t.version.turn, t.tokens, t.bytes) for t in status.topics] == [("t", 3, 7, 2)]
@@ -271,16 +278,6 @@ async def test_what_is_not_there() -> None:
         for method in ("/node.v1.Generate/Nothing", "/node.v1.Nothing/Generate", "/nothing"):
             with refused("UNIMPLEMENTED", ""):
                 await node.channel.unary_unary(method)(b"")
-        sync = kvsync_pb2_grpc.KVSyncStub(node.channel)
-        for call in (
-            sync.Append(kvsync_pb2.AppendRequest()),
-            sync.Offer(kvsync_pb2.OfferRequest()),
-            sync.Push(iter([kvsync_pb2.PushRequest()])),
-            sync.List(kvsync_pb2.ListRequest()),
-            sync.Pull(kvsync_pb2.PullRequest()).read(),
-        ):
-            with refused("UNIMPLEMENTED", "does not replicate"):
-                await call
 
 
 async def test_calls_for_nodes_need_a_certificate() -> None:
@@ -294,6 +291,15 @@ async def test_calls_for_nodes_need_a_certificate() -> None:
         await node.peer.hello(mesh_pb2.HelloRequest())
         assert node.mesh.callers == [OTHERS], "who calls is what its certificate says"
         wish = vote_pb2.PollRequest(messages=asked().messages, candidates=[1], strategy="majority")
+        sync = kvsync_pb2_grpc.KVSyncStub(node.channel)
+        for call in (
+            sync.Append(kvsync_pb2.AppendRequest()),
+            sync.Offer(kvsync_pb2.OfferRequest()),
+            sync.Push(iter([kvsync_pb2.PushRequest()])),
+            sync.Pull(kvsync_pb2.PullRequest()).read(),
+        ):
+            with refused("UNAUTHENTICATED", "for nodes of the mesh"):
+                await call
         with refused("UNAUTHENTICATED", "certificate"):
             await vote.Poll(wish).read()
         with refused("UNAUTHENTICATED", "certificate"):
@@ -362,19 +368,101 @@ async def test_a_poll_that_is_left_frees_its_sequences() -> None:
 
 
 def decision(**change: Any) -> vote_pb2.DecideRequest:
-    talk = [types_pb2.Message(role="user", content="hi"), types_pb2.Message(role="assistant", content="yes")]
-    fields: dict[str, Any] = {"topic": "t", "messages": talk, "version": types_pb2.Version(turn=2, node_id=OTHERS)}
+    fields: dict[str, Any] = {"topic": "t", "version": types_pb2.Version(turn=2, node_id=OTHERS)}
     return vote_pb2.DecideRequest(**(fields | change))
 
 
-async def test_a_decision_is_held() -> None:
+def turn(**change: Any) -> kvsync_pb2.AppendRequest:
+    talk = [types_pb2.Message(role="user", content="hi"), types_pb2.Message(role="assistant", content="yes")]
+    fields: dict[str, Any] = {"topic": "t", "messages": talk, "version": types_pb2.Version(turn=2, node_id=OTHERS)}
+    return kvsync_pb2.AppendRequest(**(fields | change))
+
+
+def version(epoch: int, number: int, node: str = OTHERS) -> types_pb2.Version:
+    return types_pb2.Version(epoch=epoch, turn=number, node_id=node)
+
+
+async def test_a_turn_is_held_and_its_topic_shown_and_forgotten() -> None:
     async with served() as node:
-        answer = await node.peer.decide(decision())
-        assert answer.committed
-        assert answer.held.turn == 2
+        sync, client = node.peer.kvsync, kvsync_pb2_grpc.KVSyncStub(node.channel)
+        answer = await sync.Append(turn(length=5))
+        assert (answer.held.turn, answer.orphan) == (2, False)
+        assert not answer.stored, "this node has no disk"
         assert [m.content for m in node.store.get("t").messages] == ["hi", "yes"]
-        older = await node.peer.decide(decision(version=types_pb2.Version(turn=1, node_id=OTHERS)))
-        assert (older.committed, older.held.turn) == (False, 2)
+        orphan = await sync.Append(turn(version=version(0, 4), parent=version(0, 3)))
+        assert (orphan.orphan, orphan.held.turn) == (True, 2)
+        branch = await sync.Append(turn(version=version(0, 1, "c" * 16)))
+        assert branch.held.turn == 2, "an older turn is a branch"
+        [info] = (await client.List(kvsync_pb2.ListRequest())).topics
+        assert (info.topic, info.version, info.tokens) == ("t", version(0, 2), 5)
+        shown = await client.Show(kvsync_pb2.ShowRequest(topic="t"))
+        assert [m.content for m in shown.messages] == ["hi", "yes"]
+        assert [b.version for b in shown.branches] == [version(0, 1, "c" * 16)]
+        gone = await client.Forget(kvsync_pb2.ForgetRequest(topic="t"))
+        assert gone.version == version(1, 3, OURS), "its last node is not to be seen, so this one takes over"
+        assert not (await client.List(kvsync_pb2.ListRequest())).topics
+        assert [t.forgotten for t in (await sync.List(kvsync_pb2.ListRequest())).topics] == [True]
+        for call in (
+            client.Show(kvsync_pb2.ShowRequest(topic="t")),
+            client.Forget(kvsync_pb2.ForgetRequest(topic="t")),
+        ):
+            with refused("NOT_FOUND", "forgotten"):
+                await call
+        assert (await sync.Append(turn(version=version(0, 9)))).held == version(1, 3, OURS), "it stays forgotten"
+        assert node.store.list() == []
+
+
+async def test_a_peer_pulls_the_turns_that_it_lacks() -> None:
+    async with served() as node:
+        sync = node.peer.kvsync
+        await sync.Append(turn(version=version(0, 1)))
+        await sync.Append(turn(version=version(0, 2), parent=version(0, 1)))
+        for held, expected in ((None, [1, 2]), (version(0, 1), [2]), (version(0, 2), []), (version(7, 7), [])):
+            wish = kvsync_pb2.PullRequest(topic="t", version=held)
+            got = [part async for part in sync.Pull(wish)]
+            assert [part.turn.version.turn for part in got] == expected
+        assert [part async for part in sync.Pull(kvsync_pb2.PullRequest(topic="u"))] == []
+
+
+async def test_a_node_without_snapshots_wants_none() -> None:
+    async with served() as node:
+        sync = node.peer.kvsync
+        assert (await sync.Offer(kvsync_pb2.OfferRequest(header=b"x"))).reason == "unwanted"
+        pushed = await sync.Push(iter([kvsync_pb2.PushRequest(header=b"x")]))
+        assert (pushed.accepted, pushed.reason) == (False, "unwanted")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"version": version(0, 0)}, "no turn's"),
+        ({"version": version(0, 1, "")}, "no turn's"),
+        ({"parent": version(0, 2)}, "no turn's"),
+        ({"version": types_pb2.Version(turn=2**64 - 1, node_id=OTHERS)}, "out of range"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [types_pb2.Message(role="user", content="hi")]}, "must be the assistant's"),
+        ({"messages": [types_pb2.Message(role="root", content="hi")]}, "role is 'root'"),
+        ({"topic": "a\nb"}, "control characters"),
+        ({"topic": ""}, "topic is empty"),
+        ({"topic": "x" * 257}, "bytes long"),
+    ],
+    ids=range(10),
+)
+async def test_a_turn_that_makes_no_sense_is_not_held(change: dict[str, Any], line: str) -> None:
+    async with served() as node:
+        with pytest.raises(InvalidRequest, match=line):
+            await node.peer.call(node.peer.kvsync.Append, turn(**change), 5.0)
+        assert node.store.list() == []
+
+
+async def test_a_decision_says_what_is_held() -> None:
+    async with served() as node:
+        early = await node.peer.decide(decision())
+        assert (early.committed, early.held.turn) == (False, 0), "a turn comes by Append alone"
+        await node.peer.kvsync.Append(turn())
+        answer = await node.peer.decide(decision())
+        assert (answer.committed, answer.held.turn) == (True, 2)
+        assert not (await node.peer.decide(decision(version=version(0, 3)))).committed
         assert not (await node.peer.decide(vote_pb2.DecideRequest())).committed
 
 
@@ -384,14 +472,11 @@ async def test_a_decision_is_held() -> None:
         ({"version": types_pb2.Version(turn=2, node_id=OURS)}, "in its own name only"),
         ({"version": types_pb2.Version(turn=2)}, "in its own name only"),
         ({"version": types_pb2.Version(turn=2**64 - 1, node_id=OTHERS)}, "out of range"),
-        ({"messages": []}, "messages is empty"),
-        ({"messages": [types_pb2.Message(role="user", content="hi")]}, "must be the assistant's"),
-        ({"messages": [types_pb2.Message(role="root", content="hi")]}, "role is 'root'"),
         ({"topic": "a\nb"}, "control characters"),
     ],
-    ids=range(7),
+    ids=range(4),
 )
-async def test_a_decision_that_makes_no_sense_is_not(change: dict[str, Any], line: str) -> None:
+async def test_a_decision_that_makes_no_sense_is_refused(change: dict[str, Any], line: str) -> None:
     async with served() as node:
         with pytest.raises(InvalidRequest, match=line):
             await node.peer.decide(decision(**change))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+from dataclasses import replace
 
 import pytest
 from scripted import ENDLESS, dies, events, hangs, request, says, swarm
@@ -10,9 +11,9 @@ from scripted import ENDLESS, dies, events, hangs, request, says, swarm
 from node import wire
 from node.coordinator import Wrote
 from node.coordinator import coordinator as coordinator_module
+from node.core.log import Entry, Reply
 from node.engine.fake import FakeSpec
 from node.errors import BackendError, InvalidRequest, Overloaded
-from node.store import Topic
 from node.types import EarlyStop, GenerateRequest, GenerateResult, Message, Strategy, Tally, Version
 
 SLOW = FakeSpec(answers=("one two three four",), tokens_per_s=100)
@@ -47,34 +48,69 @@ async def test_a_topic_goes_on_where_it_was() -> None:
         assert [t.topic for t in made.store.list()] == ["t"]
 
 
-async def test_participants_are_told_and_counted_as_replicas_once_they_agree() -> None:
+async def test_who_took_part_is_told_the_outcome() -> None:
     async with swarm(FakeSpec()) as made:
-        takes, refuses = made.join("a", says("echo: red")), made.join("b", says("echo: red"))
-        lost = made.join("c", dies(0))
-        refuses.commits = False
+        takes, lost = made.join("a", says("echo: red")), made.join("c", dies(0))
         result = await made.coordinator.generate(request("red", topic="t"))
         assert made.store.get("t").replicas == ("me",)
         await made.coordinator.stop()
-        assert set(made.store.get("t").replicas) == {"me", "a", "c"}
-        assert len(lost.decided) == len(refuses.decided) == 1
+        assert len(lost.decided) == 1
         news = takes.decided[0]
         assert (news.topic, news.version.turn, news.version.node_id) == ("t", 1, "me")
-        assert [m.content for m in news.messages] == ["red", "echo: red"]
         assert news.winner == result.outcome.winner > 0
+        assert not news.messages, "the turn itself comes by KVSync.Append"
         await made.coordinator.generate(request("red"))
         await made.coordinator.stop()
         assert len(takes.decided) == 1, "without a topic there is nothing to hold"
 
 
-async def test_decisions_of_other_nodes_are_held_and_may_be_continued() -> None:
+async def test_turns_of_other_nodes_are_continued() -> None:
     async with swarm(FakeSpec()) as made:
         conversation = (Message("user", "red"), Message("assistant", "noted"))
-        assert made.coordinator.decide(Topic("t", Version(0, 5, "b"), conversation)) == (True, Version(0, 5, "b"))
-        assert made.store.get("t").replicas == ("b", "me")
-        assert made.coordinator.decide(Topic("t", Version(0, 4, "c"), conversation)) == (False, Version(0, 5, "b"))
+        await made.store.add("t", Entry(Version(0, 5, "b"), messages=conversation))
+        assert made.coordinator.decide("t", Version(0, 5, "b")) == (True, Version(0, 5, "b"))
+        assert made.coordinator.decide("t", Version(0, 6, "c")) == (False, Version(0, 5, "b"))
         result = await made.coordinator.generate(said("blue", topic="t", append=True))
         assert result.version == Version(0, 6, "me")
         assert [m.content for m in made.store.get("t").messages] == ["red", "noted", "blue", "echo: blue"]
+
+
+async def test_a_turn_adds_what_is_new_and_no_more() -> None:
+    """A client that sends the whole conversation each time does not fill the log with it."""
+    async with swarm(FakeSpec()) as made:
+        await made.coordinator.generate(said("red", topic="t"))
+        whole = (*made.store.get("t").messages, Message("user", "blue"))
+        asked = replace(said("blue", topic="t"), messages=whole)
+        await made.coordinator.generate(asked)
+        first, second = made.store.log("t").entries
+        assert [m.content for m in second.messages] == ["blue", "echo: blue"]
+        assert (second.parent, second.anew) == (first.version, False)
+        await made.coordinator.generate(said("green", topic="t"))
+        third = made.store.log("t").entries[-1]
+        assert third.anew
+        assert [m.content for m in made.store.get("t").messages] == ["green", "echo: green"]
+        assert made.store.log("t").branches() == []
+
+
+async def test_a_request_that_was_answered_elsewhere_gets_that_answer() -> None:
+    """A client whose node died asks another one with the same id; the turn is in its log already."""
+    async with swarm(FakeSpec()) as made:
+        entry = Entry(
+            Version(0, 1, "b"),
+            messages=(Message("user", "red"), Message("assistant", "noted")),
+            request_id="r1",
+            reply=Reply("length", "majority", 3, 0.75, 0.5, 8, 8, 10, 2),
+        )
+        await made.store.add("t", entry)
+        result = await made.coordinator.generate(said("red", topic="t", request_id="r1"))
+        assert (result.text, result.finish_reason, result.version) == ("noted", "length", Version(0, 1, "b"))
+        assert (result.outcome.confidence, result.outcome.winner, result.usage.completion) == (0.75, 3, 2)
+        assert made.backend._decodes < 20, "only the speed was measured"
+        assert len(made.store.log("t")) == 1
+        with pytest.raises(InvalidRequest, match="another request"):
+            await made.coordinator.generate(said("blue", topic="t", request_id="r1"))
+        again = await made.coordinator.generate(said("blue", topic="t", append=True, request_id="r2"))
+        assert (again.text, again.version.turn) == ("echo: blue", 2)
 
 
 async def test_turns_of_a_topic_do_not_overlap() -> None:

@@ -8,8 +8,6 @@ import grpc
 import pytest
 from swarm import Node, Swarm, request, until
 
-from node.v1 import kvsync_pb2, kvsync_pb2_grpc
-
 Pair = tuple[Swarm, list[Node]]
 
 
@@ -122,12 +120,6 @@ def test_the_command_goes_on_with_a_topic_on_another_node(fakes: Pair) -> None:
                 ),
                 f"{each.id} holds turn {turn}",
             )
-
-
-def test_what_this_version_does_not_do_says_so(fakes: Pair) -> None:
-    _, (one, _) = fakes
-    stub = kvsync_pb2_grpc.KVSyncStub(one.client.channel)
-    assert code(lambda: stub.List(kvsync_pb2.ListRequest(), timeout=5)) is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_embeddings(llamas: Pair) -> None:

@@ -16,7 +16,7 @@ from node.engine.backend import Row
 from node.engine.llamacpp import LlamaBackend, LlamaOptions
 from node.engine.scheduler import Done, Prefilled, Scheduler, job
 from node.engine.slots import Slots
-from node.models.catalogue import BUNDLED
+from node.models.resolve import BUNDLED
 from node.types import SamplingParams, Version
 from scripts.bench.make_model import TINY, Shape, write
 

@@ -1,0 +1,110 @@
+"""`topics`: the conversations that a node holds; one of them in full; and letting one go, everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console
+
+from node.cli import reach, render
+from node.cli.parser import nearest
+from node.client import Client
+from node.errors import InvalidRequest
+from node.v1 import types_pb2
+
+T = TypeVar("T")
+ACTIONS = ("list", "show", "forget")
+
+
+def run(options: Namespace) -> int:
+    """Do one of them. Raises ConclaveError."""
+    action = options.action or "list"
+    if action not in ACTIONS:
+        known = f"{', '.join(ACTIONS[:-1])} and {ACTIONS[-1]}"
+        raise InvalidRequest(f"topics {action!r}: there are {known}{nearest(action, ACTIONS)}")
+    if action == "list":
+        if options.name:
+            raise InvalidRequest(f"topics list takes no name: `topics show {options.name}` shows one")
+        return _list(options)
+    if not options.name:
+        raise InvalidRequest(f"topics {action} needs the name of a topic: `topics list` has them")
+    return _show(options) if action == "show" else _forget(options)
+
+
+def _ask(options: Namespace, call: Callable[[Client], Awaitable[T]]) -> T:
+    """One call of the first node that answers. Raises ConclaveError."""
+
+    async def ask() -> T:
+        async with Client(reach.addresses(options.address)) as client:
+            return await call(client)
+
+    return asyncio.run(ask())
+
+
+def _list(options: Namespace) -> int:
+    response = _ask(options, lambda client: client.topics())
+    if options.json:
+        return _json(response)
+    if not response.topics:
+        print("no topics")
+        return 0
+    to = render.console(sys.stdout)
+    rows = [(t.topic, _version(t.version), str(t.tokens), str(t.bytes), str(len(t.replicas))) for t in response.topics]
+    render.table(to, ("topic", "version", "tokens", "bytes", "nodes"), rows, right=(2, 3, 4))
+    return 0
+
+
+def _show(options: Namespace) -> int:
+    response = _ask(options, lambda client: client.show(options.name))
+    if options.json:
+        return _json(response)
+    to, info = render.console(sys.stdout), response.info
+    facts = [("version", _version(info.version)), ("tokens", str(info.tokens)), ("nodes", " ".join(info.replicas))]
+    if response.snapshot_tokens:
+        facts.append(("KV", f"{response.snapshot_tokens} tokens on this node's disk"))
+    render.facts(to, facts)
+    _say(to, response.messages)
+    for branch in response.branches:
+        to.print(f"\nbranch {_version(branch.version)}, said where it was not known what else was said:")
+        _say(to, branch.messages)
+    return 0
+
+
+def _forget(options: Namespace) -> int:
+    response = _ask(options, lambda client: client.forget(options.name))
+    if options.json:
+        return _json(response)
+    nodes = len(response.nodes)
+    others = f" and on {nodes} other node{'s' if nodes > 1 else ''}" if nodes else ""
+    print(f"topic {render.one_line(options.name)} is forgotten here{others}; those that are away do when they return")
+    return 0
+
+
+def _say(to: Console, messages: Iterable[types_pb2.Message]) -> None:
+    for message in messages:
+        to.print()
+        to.print(render.shown(f"{message.role}: {message.content}", sys.stdout))
+        for call in message.tool_calls:
+            to.print(render.shown(f"  calls {call.name}({call.arguments})", sys.stdout))
+
+
+def _version(v: types_pb2.Version) -> str:
+    return f"{v.epoch}.{v.turn} by {v.node_id}"
+
+
+def _json(response: Message) -> int:
+    print(
+        json_format.MessageToJson(
+            response,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+            ensure_ascii=False,
+        )
+    )
+    return 0

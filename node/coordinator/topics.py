@@ -1,0 +1,90 @@
+"""A turn as an entry of its topic's log, and an answer from the log for a request that comes again."""
+
+from __future__ import annotations
+
+from node.core.log import Entry, Reply
+from node.errors import InvalidRequest, NotFound
+from node.store import Store
+from node.types import (
+    FinishReason,
+    GenerateRequest,
+    GenerateResult,
+    Message,
+    Outcome,
+    Strategy,
+    Timings,
+    Usage,
+    Version,
+)
+
+
+def entry(store: Store, request: GenerateRequest, result: GenerateResult, version: Version) -> Entry:
+    """The log's entry for an answered request, whose `messages` are the whole conversation: what it adds to the topic,
+    or all of it where it does not go on from what is held."""
+    whole = (*request.messages, Message("assistant", result.text, result.tool_calls))
+    try:
+        held = store.get(request.topic).messages
+    except NotFound:
+        held = ()
+    goes_on = len(held) < len(whole) and whole[: len(held)] == held
+    o = result.outcome
+    return Entry(
+        version,
+        store.version(request.topic),
+        whole[len(held) :] if goes_on else whole,
+        anew=not goes_on or not held,
+        tokens=result.usage.prompt + result.usage.completion,
+        request_id=result.request_id,
+        reply=Reply(
+            result.finish_reason.value,
+            o.strategy.value,
+            o.winner,
+            o.confidence,
+            o.margin,
+            o.planned,
+            o.finished,
+            result.usage.prompt,
+            result.usage.completion,
+        ),
+    )
+
+
+def again(store: Store, request: GenerateRequest) -> GenerateResult | None:
+    """The answer that a request got before, here or on a node that is gone; None if it got none. What is left of its
+    vote is the outcome in short. Raises InvalidRequest if its id was another request's."""
+    found = store.answered(request.request_id)
+    if found is None:
+        return None
+    name, said = found
+    conversation = store.log(name).conversation(said.version)
+    asked = request.messages
+    if name != request.topic or conversation[-1 - len(asked) : -1] != asked:
+        raise InvalidRequest(
+            f"request_id {request.request_id!r} was used for another request: an id belongs to one request"
+        )
+    answer, reply = conversation[-1], said.reply
+    outcome = Outcome(
+        Strategy(reply.strategy),
+        reply.winner,
+        reply.confidence,
+        reply.margin,
+        (),
+        (),
+        False,
+        reply.planned,
+        reply.finished,
+        warnings=("answered before: this is the answer that was kept",),
+    )
+    return GenerateResult(
+        answer.content,
+        FinishReason(reply.finish_reason),
+        name,
+        said.version,
+        outcome,
+        (),
+        {},
+        Usage(reply.prompt_tokens, 0, reply.completion_tokens, 0),
+        Timings(),
+        request.request_id,
+        answer.tool_calls,
+    )

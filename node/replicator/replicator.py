@@ -1,0 +1,281 @@
+"""Replication for the coordinator and the listeners: logs at once, KV when a topic rests for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from node import wire
+from node.core.block import Codec
+from node.core.log import Entry, Taken
+from node.core.members import Change, Kind
+from node.engine.engine import Engine
+from node.errors import ConclaveError, NotFound
+from node.mesh.peer import Peer
+from node.replicator.rates import Measured, Pace
+from node.replicator.snapshots import Snapshots
+from node.replicator.transfer import Transfer
+from node.replicator.turns import Peers, Turns
+from node.store import Blocks, Store
+from node.types import Message, TopicInfo, Version
+from node.v1 import kvsync_pb2
+
+log = logging.getLogger(__name__)
+
+# KV is taken when a topic has rested so long: the next turn of a quick typist would take it away from under us.
+DEBOUNCE_S = 0.3
+# Pushes at a time, over all topics: they are in the background, and two fill a link.
+MAX_PUSHES = 2
+# Every so often one peer's list is compared even if nothing seems to have happened.
+RECONCILE_S = 30.0
+# A prompt is not worth asking peers for KV if computing it takes less than this.
+PULL_WORTH_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a node replicates: other nodes that keep a topic; whether a turn waits for one of them; Mbit/s for KV (0: no
+    cap); how KV is compressed (None: as measured)."""
+
+    replicas: int = 2
+    waits_for_peer: bool = True
+    mbps: int = 0
+    codec: Codec | None = None
+
+
+class Replicator:
+    """Keeps this node's topics elsewhere, and others' topics here. Use it from one event loop."""
+
+    def __init__(
+        self, node_id: str, engine: Engine, mesh: Peers, store: Store, blocks: Blocks, options: Options | None = None
+    ) -> None:
+        options = options or Options()
+        self._engine = engine
+        self._mesh = mesh
+        self._store = store
+        self._measured = Measured(options.mbps)
+        self.snapshots = Snapshots(engine, store, blocks, self._measured, options.codec)
+        self._transfer = Transfer(self.snapshots, store, self._measured, Pace(options.mbps))
+        self.turns = Turns(
+            node_id,
+            mesh,
+            store,
+            engine.info.fingerprint,
+            options.replicas,
+            options.waits_for_peer,
+            self._spawn,
+            self._forgotten,
+        )
+        self._id = node_id
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[str, asyncio.Event] = {}  # topic -> it changed again
+        self._pushes = asyncio.Semaphore(MAX_PUSHES)
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Begin to compare lists with peers from time to time."""
+        self._spawn(self._reconcile_now_and_then())
+
+    async def stop(self) -> None:
+        """End what runs in the background; KV that was not pushed yet is on our disk at best."""
+        self._stopping = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- for the coordinator ----
+
+    async def freshen(self, topic: str, expected: Version) -> None:
+        """Before a turn: learn of turns that other nodes made; the client knows of version `expected`."""
+        await self.turns.freshen(topic, expected)
+
+    def next_version(self, topic: str) -> Version:
+        """The version that a turn made here has."""
+        return self.turns.next_version(topic)
+
+    async def keep(self, topic: str, entry: Entry) -> tuple[str, ...]:
+        """Keep a turn, here and elsewhere; returns when it may be answered, with warnings for a person."""
+        return await self.turns.keep(topic, entry)
+
+    async def warm(self, topic: str, prompt: Sequence[int]) -> None:
+        """Before a prompt of a topic is computed: bring KV from disk or from a peer if that is quicker."""
+        try:
+            await self.snapshots.warm(topic, prompt, lambda tokens, prefill_s: self._pull(topic, tokens, prefill_s))
+        except (ConclaveError, OSError) as e:
+            log.info("a topic's KV was not brought back: %s", e)
+
+    def changed(self, topic: str) -> None:
+        """The engine holds new KV for a topic: it is taken and pushed when the topic rests."""
+        if self.snapshots.ours is None or self._stopping:
+            return
+        if (again := self._waiting.get(topic)) is not None:
+            again.set()
+            return
+        self._waiting[topic] = asyncio.Event()
+        self._spawn(self._replicate(topic))
+
+    # ---- KV, in the background ----
+
+    async def _replicate(self, topic: str) -> None:
+        again = self._waiting[topic]
+        try:
+            while True:
+                again.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DEBOUNCE_S):
+                        await again.wait()
+                        continue
+                await self._push(topic)
+                if not again.is_set():
+                    return
+        finally:
+            del self._waiting[topic]
+
+    async def _push(self, topic: str) -> None:
+        """Bring the snapshot on our disk up to date, and those of the topic's keepers."""
+        try:
+            head = await self.snapshots.take(topic) or await self.snapshots.header(topic)
+        except ConclaveError as e:
+            log.info("no snapshot of a topic was taken: %s", e)
+            return
+        fingerprint = self._engine.info.fingerprint
+        for peer in self.turns.keepers(topic):
+            if head is None or peer.info.fingerprint != fingerprint:
+                continue
+            async with self._pushes:
+                try:
+                    await self._transfer.push(peer, head)
+                except ConclaveError as e:
+                    log.info("the snapshot of a topic did not reach node %s: %s", peer.id, e)
+
+    async def _pull(self, topic: str, tokens: int, prefill_s: float) -> bool:
+        if tokens * prefill_s < PULL_WORTH_S or self._store.version(topic) == Version():
+            return False
+        maker = self._store.version(topic).node_id
+        peers = [p for p in self._mesh.peers() if p.info.fingerprint == self._engine.info.fingerprint]
+        keepers = {p.id for p in self.turns.keepers(topic, more=1)}
+        near = [p for p in peers if p.id == maker] + [p for p in peers if p.id in keepers and p.id != maker]
+        for peer in near:
+            try:
+                if await self._transfer.pull(peer, topic, tokens, prefill_s):
+                    return True
+            except (ConclaveError, OSError) as e:
+                log.info("the snapshot of a topic did not come from node %s: %s", peer.id, e)
+        return False
+
+    # ---- when nodes meet ----
+
+    def on_change(self, change: Change) -> None:
+        """A change of the membership: who comes may have newer turns, who goes leaves topics short of a keeper."""
+        if change.kind in (Kind.JOINED, Kind.RECOVERED):
+            self._spawn(self._met([change.info.id]))
+        elif change.kind in (Kind.DIED, Kind.LEFT):
+            self._spawn(self._met([p.id for p in self._mesh.peers()]))
+
+    async def _met(self, nodes: Sequence[str]) -> None:
+        """Compare lists with some peers, and offer them the snapshots that they should keep."""
+        peers = [p for p in self._mesh.peers() if p.id in nodes]
+        for peer in peers:
+            await self._reconcile(peer)
+        alive = {p.id for p in self._mesh.peers()}
+        for topic in self.snapshots.blocks.topics():
+            maker = self._store.version(topic).node_id
+            if (maker == self._id or maker not in alive) and any(p.id in nodes for p in self.turns.keepers(topic)):
+                self.changed(topic)
+
+    async def _reconcile(self, peer: Peer) -> None:
+        try:
+            await self.turns.reconcile(peer)
+        except (ConclaveError, ValueError) as e:
+            log.info("the topics of node %s were not compared: %s", peer.id, e)
+
+    async def _reconcile_now_and_then(self) -> None:
+        rng = random.Random()
+        while True:
+            await asyncio.sleep(RECONCILE_S * rng.uniform(0.8, 1.2))
+            if peers := self._mesh.peers():
+                await self._reconcile(rng.choice(peers))
+
+    def _forgotten(self, topic: str) -> None:
+        """A topic was forgotten: its KV goes too."""
+        self._spawn(self._drop(topic))
+
+    async def _drop(self, topic: str) -> None:
+        await asyncio.to_thread(self.snapshots.blocks.forget, topic)
+        with contextlib.suppress(ConclaveError):
+            await self._engine.forget(topic)
+
+    # ---- for the listeners ----
+
+    async def append(self, request: kvsync_pb2.AppendRequest) -> kvsync_pb2.AppendResponse:
+        """KVSync.Append. Raises InvalidRequest."""
+        topic, entry = wire.entry(request)
+        taken, on_disk, held = await self.turns.take(topic, entry)
+        return kvsync_pb2.AppendResponse(
+            stored=on_disk and taken not in (Taken.ORPHAN, Taken.STALE),
+            held=wire.held_pb(held),
+            orphan=taken is Taken.ORPHAN,
+        )
+
+    async def offer(self, header: bytes) -> kvsync_pb2.OfferResponse:
+        """KVSync.Offer."""
+        return await self._transfer.offered(header)
+
+    async def push(self, parts: AsyncIterator[kvsync_pb2.PushRequest]) -> kvsync_pb2.PushResponse:
+        """KVSync.Push."""
+        return await self._transfer.pushed(parts)
+
+    async def pull(self, request: kvsync_pb2.PullRequest) -> AsyncGenerator[kvsync_pb2.PullResponse, None]:
+        """KVSync.Pull: the turns that the caller lacks, then the snapshot if it is of the caller's model."""
+        topic = wire.name("topic", request.topic)
+        try:
+            held = self._store.log(topic)
+        except NotFound:
+            return
+        theirs = wire.version(request.version) if request.HasField("version") else Version()
+        if theirs < held.head:
+            for entry in held.after(theirs):
+                yield kvsync_pb2.PullResponse(turn=wire.entry_pb(topic, entry))
+        ours = self.snapshots.ours
+        if not request.fingerprint or ours is None or request.fingerprint != ours.fingerprint:
+            return
+        head = await self.snapshots.take(topic) or await self.snapshots.header(topic)
+        if head is not None:
+            async with contextlib.aclosing(self._transfer.pulled(head, set(request.held))) as parts:
+                async for part in parts:
+                    yield part
+
+    def topics(self, *, tombstones: bool) -> list[TopicInfo]:
+        """KVSync.List: the topics held; tombstones are for nodes, not for people."""
+        return self._store.list(forgotten=tombstones)
+
+    def show(self, topic: str) -> tuple[TopicInfo, tuple[Message, ...], list[tuple[Version, tuple[Message, ...]]], int]:
+        """A topic for people: what List says, its conversation, its branches, the tokens of its snapshot. Raises
+        NotFound."""
+        held = self._store.get(topic)
+        logged = self._store.log(topic)
+        info = next(t for t in self._store.list() if t.topic == topic)
+        branches = [(v, logged.conversation(v)) for v in logged.branches()]
+        return info, held.messages, branches, self.snapshots.blocks.tokens(topic)
+
+    async def forget(self, topic: str) -> tuple[Version, list[str]]:
+        """KVSync.Forget: the tombstone's version, and the other nodes that have it. Raises NotFound."""
+        return await self.turns.forget(topic)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._stopping:
+            work.close()
+            return
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("replication failed in the background", exc_info=error)

@@ -1,0 +1,246 @@
+"""Snapshots between nodes: offered, pushed, pulled. A transfer that breaks off leaves whole blocks behind, so the next
+one goes on from there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
+from typing import Any
+
+from node import metrics, wire
+from node.core import block, snapshot
+from node.core.refusal import Reason, refuse
+from node.core.snapshot import Block, Header
+from node.errors import ConclaveError, CorruptSnapshot
+from node.mesh.peer import Peer
+from node.replicator.rates import Measured, Pace
+from node.replicator.snapshots import Snapshots, count
+from node.store import Store
+from node.types import Version
+from node.v1 import kvsync_pb2
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 256 << 10
+MAX_CHUNK_BYTES = 1 << 20
+OFFER_S = 5.0
+# A push or pull may take this long, and as long again as its bytes take at this rate: slower than that is a hang.
+TRANSFER_S = 30.0
+SLOWEST_BYTES_PER_S = 32_000.0
+
+
+class Receiver:
+    """One snapshot on its way in: a header, then chunks of its missing blocks. Every block is checked as it is whole,
+    and kept."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
+        self.head: Header | None = None
+        self.bytes = 0
+        self._wanted: dict[bytes, Block] = {}
+        self._known: set[bytes] = set()  # blocks of the snapshot that are here already
+        self._key = b""
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def begin(self, data: bytes) -> Header:
+        """The header. Raises CorruptSnapshot or IncompatibleSnapshot."""
+        if self.head is not None:
+            raise count(refuse(Reason.MALFORMED, "it has two headers"))
+        self.head = self._snapshots.check(data)
+        self._wanted = {b.key: b for b in self._snapshots.missing(self.head)}
+        self._known = {b.key for b in self.head.blocks} - set(self._wanted)
+        return self.head
+
+    async def feed(self, chunk: kvsync_pb2.BlockChunk) -> None:
+        """A part of a block; they come in order, one block after the other. Raises CorruptSnapshot, OSError."""
+        key, data = chunk.key, chunk.data
+        each = self._wanted.get(key)
+        self.bytes += len(data)
+        if self.head is not None and self.bytes > self.head.size + len(self.head.blocks) * block.HEAD_BYTES:
+            raise count(refuse(Reason.TOO_LARGE, "it sends more than its blocks have"))
+        if key in self._known and not self._parts:
+            return  # it was sent once more, or the sender did not know that it is here
+        if self.head is None or (each is None and not self._parts):
+            raise count(refuse(Reason.UNWANTED, "it sends a block that was not asked for"))
+        if self._parts and key != self._key:
+            raise count(refuse(Reason.MALFORMED, "a block begins before another has ended"))
+        assert each is not None
+        if chunk.offset != self._size or len(data) > MAX_CHUNK_BYTES or (not data and not chunk.last):
+            raise count(refuse(Reason.MALFORMED, "a part of a block is out of place"))
+        if self._size + len(data) > each.size + block.HEAD_BYTES:
+            raise count(refuse(Reason.SIZE, "a block is larger than its rows"))
+        self._key = key
+        self._parts.append(data)
+        self._size += len(data)
+        if chunk.last:
+            whole = b"".join(self._parts)
+            self._parts, self._size = [], 0
+            await asyncio.to_thread(self._snapshots.put, each, whole)
+            del self._wanted[key]
+            self._known.add(key)
+
+    async def finish(self) -> Header:
+        """All has come: keep the snapshot. Raises CorruptSnapshot, OSError."""
+        if self.head is None or self._wanted or self._parts:
+            raise count(refuse(Reason.MISSING, "it ends before all of its blocks have come"))
+        await asyncio.to_thread(self._snapshots.blocks.save, self.head)
+        return self.head
+
+
+class Transfer:
+    """Offers, pushes and pulls of this node, as the one who calls and as the one who is called."""
+
+    def __init__(self, snapshots: Snapshots, store: Store, measured: Measured, pace: Pace) -> None:
+        self._snapshots = snapshots
+        self._store = store
+        self._measured = measured
+        self._pace = pace
+
+    # ---- calling ----
+
+    async def push(self, peer: Peer, head: Header) -> bool:
+        """Give a peer a snapshot, as far as it lacks it. Says whether it holds it now. Raises ConclaveError."""
+        packed = head.pack()
+        offer = kvsync_pb2.OfferRequest(header=packed)
+        answer = await peer.call(peer.bulk.Offer, offer, OFFER_S)
+        if answer.reason:
+            log.info("node %s does not want a snapshot: %s", peer.id, answer.reason)
+            return False
+        wanted = set(answer.missing)
+        if not wanted and answer.HasField("held") and wire.version(answer.held) >= head.version:
+            return True
+        blocks = [b for b in head.blocks if b.key in wanted]
+        size = sum(b.size for b in blocks)
+        started = time.monotonic()
+        sent = _Sent()
+        done = await peer.call(peer.bulk.Push, self._parts(packed, blocks, sent), TRANSFER_S + self._seconds(size))
+        metrics.SYNC_BYTES.labels("sent", "snapshot").inc(sent.bytes + len(packed))
+        self._measured.moved(peer.id, sent.bytes, time.monotonic() - started)
+        if not done.accepted:
+            log.info("node %s did not take a snapshot: %s", peer.id, done.reason)
+        return bool(done.accepted)
+
+    async def _parts(self, packed: bytes, blocks: Iterable[Block], sent: _Sent) -> AsyncIterator[Any]:
+        yield kvsync_pb2.PushRequest(header=packed)
+        async for chunk in self._chunks(blocks):
+            sent.bytes += len(chunk.data)
+            yield kvsync_pb2.PushRequest(chunk=chunk)
+
+    async def _chunks(self, blocks: Iterable[Block]) -> AsyncIterator[kvsync_pb2.BlockChunk]:
+        for each in blocks:
+            data = await asyncio.to_thread(self._snapshots.blocks.get, each.key)
+            if data is None:
+                raise CorruptSnapshot("a block of the snapshot is gone from the disk")
+            for offset in range(0, len(data), CHUNK_BYTES):
+                part = data[offset : offset + CHUNK_BYTES]
+                await self._pace.take(len(part))
+                last = offset + CHUNK_BYTES >= len(data)
+                yield kvsync_pb2.BlockChunk(key=each.key, offset=offset, data=part, last=last)
+
+    def _seconds(self, size: int) -> float:
+        return size / SLOWEST_BYTES_PER_S
+
+    async def pull(self, peer: Peer, topic: str, tokens: int, prefill_s: float) -> bool:
+        """Take a peer's snapshot if that is quicker than prefilling `tokens` tokens at `prefill_s` seconds each. Says
+        whether ours changed. Raises ConclaveError, OSError."""
+        ours = self._snapshots.ours
+        if ours is None:
+            return False
+        mine = await self._snapshots.header(topic)
+        request = kvsync_pb2.PullRequest(
+            topic=topic,
+            held=[b.key for b in mine.blocks] if mine else [],
+            fingerprint=ours.fingerprint,
+            version=wire.held_pb(self._store.version(topic)),
+        )
+        limit = max(tokens * prefill_s, 1.0)
+        receiver = Receiver(self._snapshots)
+        started = time.monotonic()
+        async with contextlib.aclosing(peer.stream(peer.bulk.Pull, request, limit)) as parts:
+            async for part in parts:
+                if part.HasField("header"):
+                    head = receiver.begin(part.header)
+                    if head.topic != topic:
+                        raise count(refuse(Reason.UNWANTED, "it is of another topic"))
+                    lacking = sum(b.size for b in self._snapshots.missing(head))
+                    rates = self._measured.rates(peer.id)
+                    if not snapshot.is_worth(min(tokens, len(head.tokens)), prefill_s, head.size, lacking, rates):
+                        return False
+                elif part.HasField("chunk"):
+                    await receiver.feed(part.chunk)
+        if receiver.head is None:
+            return False
+        metrics.SYNC_BYTES.labels("received", "snapshot").inc(receiver.bytes)
+        self._measured.moved(peer.id, receiver.bytes, time.monotonic() - started)
+        await receiver.finish()
+        return True
+
+    # ---- being called ----
+
+    async def offered(self, data: bytes) -> kvsync_pb2.OfferResponse:
+        """KVSync.Offer."""
+        try:
+            head = self._snapshots.check(data)
+            self._check_wanted(head)
+        except ConclaveError as e:
+            return kvsync_pb2.OfferResponse(reason=getattr(e, "reason", "") or "other")
+        mine = await self._snapshots.header(head.topic)
+        held = wire.held_pb(mine.version) if mine is not None else None
+        return kvsync_pb2.OfferResponse(held=held, missing=[b.key for b in self._snapshots.missing(head)])
+
+    async def pushed(self, parts: AsyncIterator[kvsync_pb2.PushRequest]) -> kvsync_pb2.PushResponse:
+        """KVSync.Push."""
+        receiver = Receiver(self._snapshots)
+        head: Header | None = None
+        reason = ""
+        try:
+            async for part in parts:
+                if part.HasField("header"):
+                    head = receiver.begin(part.header)
+                    self._check_wanted(head)
+                else:
+                    await receiver.feed(part.chunk)
+            await receiver.finish()
+            metrics.SYNC_BYTES.labels("received", "snapshot").inc(receiver.bytes)
+        except ConclaveError as e:
+            reason = getattr(e, "reason", "") or "other"
+            log.info("a push was refused: %s", e)
+        except OSError as e:
+            reason = "disk"
+            self._snapshots.problem = f"KV snapshots cannot be written ({e.strerror or e})"
+        mine = await self._snapshots.header(head.topic) if head is not None else None
+        return kvsync_pb2.PushResponse(
+            accepted=not reason, held=wire.held_pb(mine.version) if mine is not None else None, reason=reason
+        )
+
+    async def pulled(self, head: Header, held: Collection[bytes]) -> AsyncGenerator[kvsync_pb2.PullResponse, None]:
+        """The snapshot part of KVSync.Pull, for a caller that holds some blocks."""
+        packed = head.pack()
+        yield kvsync_pb2.PullResponse(header=packed)
+        sent = len(packed)
+        try:
+            async for chunk in self._chunks(b for b in head.blocks if b.key not in held):
+                sent += len(chunk.data)
+                yield kvsync_pb2.PullResponse(chunk=chunk)
+        finally:
+            metrics.SYNC_BYTES.labels("sent", "snapshot").inc(sent)
+
+    def _check_wanted(self, head: Header) -> None:
+        """A snapshot of an older version than ours, or of a topic that is not here, is not wanted."""
+        version = self._store.version(head.topic)
+        if version == Version() or self._store.log(head.topic).is_forgotten:
+            raise count(refuse(Reason.UNWANTED, "its topic is not held here"))
+        stored = self._snapshots.blocks.version(head.topic)
+        if stored is not None and stored > head.version:
+            raise count(refuse(Reason.STALE, "a newer snapshot is held here"))
+
+
+class _Sent:
+    """Bytes that a stream has sent."""
+
+    def __init__(self) -> None:
+        self.bytes = 0

@@ -1,0 +1,265 @@
+"""Logs between nodes: to peers before a turn is answered, from peers before one begins, and when nodes meet again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from node import metrics, wire
+from node.core import placement
+from node.core.log import Entry, Taken
+from node.errors import ConclaveError, InvalidRequest, NotFound, PeerUnavailable
+from node.mesh.peer import Peer
+from node.store import Store
+from node.types import Version
+from node.v1 import kvsync_pb2
+
+log = logging.getLogger(__name__)
+
+# A turn that no peer has by then is answered all the same, with a warning: a person waits.
+ACKNOWLEDGE_S = 0.25
+APPEND_S = 5.0
+# Asking peers for newer turns delays the first token; who does not answer by then is not waited for.
+FRESH_S = 0.25
+FETCH_S = 10.0
+MAX_ASKED = 8  # peers that are asked for a topic that is not known here
+MAX_TURNS = 100_000  # that one Pull may send
+MAX_LISTED = 65_536
+
+
+class Peers(Protocol):
+    """What is needed of the mesh."""
+
+    def peers(self) -> list[Peer]:
+        """The peers that are alive."""
+
+
+class Turns:
+    """The logs of this node and their copies elsewhere. `spawn` runs what nobody waits for."""
+
+    def __init__(
+        self,
+        node_id: str,
+        mesh: Peers,
+        store: Store,
+        fingerprint: str,
+        replicas: int,
+        waits_for_peer: bool,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        on_forgotten: Callable[[str], None],
+    ) -> None:
+        self._id = node_id
+        self._mesh = mesh
+        self._store = store
+        self._fingerprint = fingerprint
+        self._replicas = replicas
+        self._waits = waits_for_peer
+        self._spawn = spawn
+        self._on_forgotten = on_forgotten
+
+    # ---- who ----
+
+    def keepers(self, topic: str, more: int = 0) -> list[Peer]:
+        """The peers that keep a topic besides us: of our model, or where there is none, any. `more` of them than that
+        are those that could have been chosen by another node."""
+        if not self._replicas:
+            return []
+        alive = self._mesh.peers()
+        same = [p for p in alive if p.info.fingerprint == self._fingerprint] or alive
+        by_id = {p.id: p for p in same}
+        return [by_id[i] for i in placement.replicas(topic, by_id, self._replicas + more)]
+
+    def is_keeper(self, topic: str) -> bool:
+        """Whether this node is among those that keep a topic, as another node would choose."""
+        ids = [p.id for p in self._mesh.peers() if p.info.fingerprint == self._fingerprint]
+        return self._id in placement.replicas(topic, [*ids, self._id], self._replicas + 1)
+
+    def next_version(self, topic: str) -> Version:
+        """The version that a turn made here has. Taking over from a node that is held for dead raises the epoch, so
+        that what it may still say alone loses."""
+        held = self._store.version(topic)
+        is_there = held.node_id in ("", self._id) or any(p.id == held.node_id for p in self._mesh.peers())
+        return Version(held.epoch + (not is_there), held.turn + 1, self._id)
+
+    # ---- a turn of ours ----
+
+    async def keep(self, topic: str, entry: Entry) -> tuple[str, ...]:
+        """Put a turn on our disk and on peers'; returns when it may be answered, with what a person should know."""
+        local = asyncio.ensure_future(self._keep_here(topic, entry))
+        sends = [asyncio.ensure_future(self.send(peer, topic, entry)) for peer in self.keepers(topic)]
+        warnings: list[str] = []
+        if sends and self._waits and not await _first_true(sends, ACKNOWLEDGE_S):
+            warnings.append(
+                f"durability: no peer had this turn within {ACKNOWLEDGE_S * 1000:.0f} ms, so it is on this node alone"
+            )
+        for send in sends:
+            if not send.done():
+                self._spawn(_finish(send))
+        await local
+        if self._store.problem:
+            warnings.append(f"durability: {self._store.problem}")
+        return tuple(warnings)
+
+    async def _keep_here(self, topic: str, entry: Entry) -> None:
+        await self._store.add(topic, entry)
+        self._store.add_replica(topic, entry.version, self._id)
+
+    async def send(self, peer: Peer, topic: str, entry: Entry) -> bool:
+        """Give a peer a turn, and what it lacks before it. Says whether the peer's disk has it."""
+        try:
+            answer = await self._append(peer, topic, entry)
+            if answer.orphan:
+                for each in self._lacking(topic, wire.version(answer.held), entry):
+                    answer = await self._append(peer, topic, each)
+        except ConclaveError as e:
+            log.info("node %s did not take turn %s of a topic: %s", peer.id, entry.version.turn, e)
+            return False
+        if answer.stored:
+            self._store.add_replica(topic, entry.version, peer.id)
+        if wire.version(answer.held) > entry.version:
+            self._spawn(self._fetch_later(peer, topic))
+        return bool(answer.stored)
+
+    def _lacking(self, topic: str, held: Version, last: Entry) -> list[Entry]:
+        entries = self._store.log(topic).path(last.version)
+        at = next((i + 1 for i, e in enumerate(entries) if e.version == held), 0)
+        if not at:
+            at = max((i for i, e in enumerate(entries) if e.begins), default=0)
+        return entries[at:]
+
+    async def _append(self, peer: Peer, topic: str, entry: Entry) -> kvsync_pb2.AppendResponse:
+        request = wire.entry_pb(topic, entry)
+        metrics.SYNC_BYTES.labels("sent", "log").inc(request.ByteSize())
+        return await peer.call(peer.kvsync.Append, request, APPEND_S)
+
+    # ---- a turn of a peer's ----
+
+    async def take(self, topic: str, entry: Entry) -> tuple[Taken, bool, Version]:
+        """KVSync.Append: what became of an entry, whether it is on our disk, and the version held."""
+        kept = await self._store.add(topic, entry)
+        if kept.taken is Taken.HEAD:
+            for node in (entry.version.node_id, self._id):
+                self._store.add_replica(topic, entry.version, node)
+            if entry.forgotten:
+                self._on_forgotten(topic)
+        return kept.taken, kept.on_disk, self._store.version(topic)
+
+    # ---- newer turns from peers ----
+
+    async def freshen(self, topic: str, expected: Version) -> None:
+        """Before a turn: learn of turns that other nodes made, as far as they answer soon; longer where ours are known
+        to be too few, as the client `expected` a later one."""
+        known = self._store.version(topic) != Version() and self._store.version(topic) >= expected
+        peers = self.keepers(topic, more=1)
+        if not known:
+            others = [p for p in self._mesh.peers() if p.id not in {q.id for q in peers}]
+            peers = [*peers, *others[: max(MAX_ASKED - len(peers), 0)]]
+        if not peers:
+            return
+        tasks = [asyncio.ensure_future(self.fetch(peer, topic)) for peer in peers]
+        await asyncio.wait(tasks, timeout=FRESH_S if known else FETCH_S)
+        for task in tasks:
+            if task.done():
+                task.exception()
+            else:
+                self._spawn(_finish(task))
+
+    async def fetch(self, peer: Peer, topic: str) -> bool:
+        """Take from a peer the turns that it has and we lack. Says whether our head changed. Raises ConclaveError."""
+        before = self._store.version(topic)
+        request = kvsync_pb2.PullRequest(topic=topic, version=wire.held_pb(before))
+        count = 0
+        async with contextlib.aclosing(peer.stream(peer.kvsync.Pull, request, FETCH_S)) as parts:
+            async for part in parts:
+                count += 1
+                if not part.HasField("turn") or count > MAX_TURNS:
+                    raise InvalidRequest(f"node {peer.id} sent something else than turns, or too many")
+                name, entry = wire.entry(part.turn)
+                if name != topic:
+                    raise InvalidRequest(f"node {peer.id} sent a turn of another topic")
+                metrics.SYNC_BYTES.labels("received", "log").inc(part.ByteSize())
+                await self.take(topic, entry)
+        now = self._store.version(topic)
+        if now != before and before != Version():
+            await self._tell_of_branch(peer, topic, before)
+        return now != before
+
+    async def _tell_of_branch(self, peer: Peer, topic: str, lost: Version) -> None:
+        """What we said alone lost against what the peer said alone: it keeps ours as a branch, as we do."""
+        held = self._store.log(topic)
+        if lost not in held.branches():
+            return
+        for entry in held.path(lost):
+            await self._append(peer, topic, entry)
+
+    async def _fetch_later(self, peer: Peer, topic: str) -> None:
+        with contextlib.suppress(ConclaveError):
+            await self.fetch(peer, topic)
+
+    # ---- when nodes meet ----
+
+    async def reconcile(self, peer: Peer) -> int:
+        """Compare a peer's list with ours and take what is newer there: topics that we hold or should. The peer does
+        the same. Answers how many topics changed. Raises ConclaveError."""
+        listed = await peer.call(peer.kvsync.List, kvsync_pb2.ListRequest(), FETCH_S)
+        if len(listed.topics) > MAX_LISTED:
+            raise InvalidRequest(f"node {peer.id} lists {len(listed.topics)} topics")
+        changed = 0
+        for info in listed.topics:
+            topic, version = wire.name("topic", info.topic), wire.version(info.version)
+            ours = self._store.version(topic)
+            if version == ours:
+                self._store.add_replica(topic, version, peer.id)
+            elif version > ours and (ours != Version() or info.forgotten or self.is_keeper(topic)):
+                if info.forgotten:
+                    if ours != Version():
+                        await self.take(topic, Entry(version, forgotten=True))
+                        changed += 1
+                else:
+                    changed += await self.fetch(peer, topic)
+        return changed
+
+    # ---- forgetting ----
+
+    async def forget(self, topic: str) -> tuple[Version, list[str]]:
+        """Let a topic go here and on all nodes that are alive: the tombstone's version, and who has it. Raises
+        NotFound."""
+        held = self._store.log(topic)
+        if held.is_forgotten:
+            raise NotFound(f"topic {topic!r} was forgotten already")
+        entry = Entry(self.next_version(topic), forgotten=True)
+        await self._store.add(topic, entry)
+        self._on_forgotten(topic)
+        peers = self._mesh.peers()
+        done = await asyncio.gather(*(self._forget_at(peer, topic, entry) for peer in peers))
+        return entry.version, [peer.id for peer, took in zip(peers, done, strict=True) if took]
+
+    async def _forget_at(self, peer: Peer, topic: str, entry: Entry) -> bool:
+        try:
+            return wire.version((await self._append(peer, topic, entry)).held) == entry.version
+        except (ConclaveError, PeerUnavailable):
+            return False
+
+
+async def _first_true(tasks: Sequence[asyncio.Future[bool]], timeout_s: float) -> bool:
+    """Whether one of the tasks says yes in time; returns as soon as one does."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + timeout_s
+    waiting = set(tasks)
+    while waiting:
+        done, waiting = await asyncio.wait(
+            waiting, timeout=max(until - loop.time(), 0), return_when=asyncio.FIRST_COMPLETED
+        )
+        if any(task.result() for task in done):
+            return True
+        if not done:
+            return False
+    return False
+
+
+async def _finish(task: asyncio.Future[Any]) -> None:
+    with contextlib.suppress(ConclaveError):
+        await task

@@ -1,0 +1,314 @@
+"""A conversation outlives its node: its turns are elsewhere before they are answered, its KV follows."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+from nodes import Node, meet, nodes, part
+
+from node import metrics
+from node.core import blob, block, snapshot
+from node.core.log import Entry
+from node.core.refusal import Reason, refuse
+from node.core.slots import Speeds, common_prefix
+from node.errors import NotFound
+from node.replicator import Options, snapshots, turns
+from node.replicator import replicator as replicator_module
+from node.types import GenerateResult, Version
+
+LONG = "Please tell me about it. " * 14
+
+
+def texts(node: Node, topic: str = "t") -> list[str]:
+    return [m.content for m in node.store.get(topic).messages]
+
+
+def durability(result: GenerateResult) -> list[str]:
+    return [w for w in result.outcome.warnings if w.startswith("durability")]
+
+
+async def soon(condition: object, what: str) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # type: ignore[operator]  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicator_module, "DEBOUNCE_S", 0.02)
+    # The tests' machines are busy; what they test is not how quick a disk is.
+    monkeypatch.setattr(turns, "ACKNOWLEDGE_S", 10.0)
+    monkeypatch.setattr(turns, "FRESH_S", 10.0)
+
+
+async def test_another_node_goes_on_from_the_log_and_from_the_kv(tmp_path: Path) -> None:
+    """The node that held the topic is gone; the other remembers, and computes what is new only. The answer is the one
+    that the first node would have given, token by token."""
+    async with nodes(tmp_path, 2) as (one, two):
+        await one.say(f"my boat is called Argo {LONG}")
+        first = await one.say("hi")
+        assert not durability(first)
+        assert texts(two) == texts(one), "the turn is on the other node when it is answered"
+        assert set(one.store.get("t").replicas) == {one.id, two.id}
+        await one.settled()
+        assert two.blocks.tokens("t") == one.blocks.tokens("t") > 150
+        part(one, two)
+        there = await two.say("what is my boat called?")
+        here = await one.say("what is my boat called?")
+        assert "Argo" in there.text
+        assert there.text == here.text
+        assert there.usage.cached == here.usage.cached > 150
+        assert there.version == Version(1, 3, two.id), "it took over from a node that it does not see"
+        assert here.version == Version(0, 3, one.id)
+
+
+async def test_both_sides_of_a_partition_went_on_and_agree_afterwards(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 2) as (one, two):
+        await one.say("my boat is called Argo")
+        await one.settled()
+        part(one, two)
+        await one.say("hi")
+        await one.say("thank you")
+        assert not durability(await two.say("hello")), "nobody else is alive who could have it"
+        lost = texts(one)
+        meet(one, two)
+        await soon(lambda: one.store.version("t") == two.store.version("t"), "versions agree")
+        await one.settled()
+        assert one.store.version("t") == Version(1, 2, two.id)
+        assert texts(one) == texts(two)
+        for node in (one, two):
+            log = node.store.log("t")
+            assert log.branches() == [Version(0, 3, one.id)], "what one said alone is kept, on both"
+            assert [m.content for m in log.conversation(Version(0, 3, one.id))] == lost
+
+
+async def test_a_turn_costs_its_new_tokens(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 2) as (one, two):
+
+        def sent() -> float:
+            return metrics.SYNC_BYTES.labels("sent", "snapshot")._value.get()
+
+        await one.say(f"hello {LONG}")
+        await one.settled()
+        ours = one.replicator.snapshots.ours
+        assert ours is not None
+        before = await one.replicator.snapshots.header("t")
+        for _ in range(4):
+            assert before is not None
+            already = sent()
+            await one.say("thank you")
+            await one.settled()
+            head = await one.replicator.snapshots.header("t")
+            assert head is not None
+            # An answer may read as other tokens than were sampled: then it is replaced, with the block that it is in.
+            same = common_prefix(before.tokens, head.tokens)
+            new = (len(head.tokens) - same + snapshot.GROWTH_TOKENS) * ours.layout.token_bytes
+            assert 0 < sent() - already < new + 100 * len(head.blocks)
+            assert two.blocks.tokens("t") == len(head.tokens)
+            before = head
+
+
+async def test_a_peer_that_was_away_takes_what_it_missed(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 3, Options(replicas=2)) as (one, two, three):
+        await one.say("my boat is called Argo")
+        part(one, three)
+        part(two, three)
+        await one.say("hi")
+        await one.say("forget me", topic="u")
+        assert "u" not in [t.topic for t in three.store.list()]
+        assert len(texts(three)) == 2
+        meet(one, two, three)
+        await soon(lambda: three.store.version("t") == one.store.version("t"), "the turn comes")
+        await soon(lambda: three.store.version("u") == one.store.version("u"), "the topic comes")
+        await one.settled()
+        await soon(lambda: three.blocks.tokens("t") == one.blocks.tokens("t"), "its KV comes")
+
+
+async def test_what_is_forgotten_does_not_come_back_with_a_node_that_was_away(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 3) as (one, two, three):
+        await one.say("my boat is called Argo")
+        await one.settled()
+        part(one, three)
+        part(two, three)
+        version, elsewhere = await two.replicator.forget("t")
+        assert elsewhere == [one.id]
+        await soon(lambda: not one.blocks.topics() and not two.blocks.topics(), "KV is gone")
+        assert texts(three)
+        meet(one, two, three)
+        await soon(lambda: three.store.version("t") == version, "the tombstone comes")
+        for node in (one, two, three):
+            with pytest.raises(NotFound):
+                node.store.get("t")
+            await soon(lambda node=node: not node.blocks.topics(), "KV is gone")  # type: ignore[misc]
+        anew = await three.say("hello", append=False)
+        assert anew.version.turn == version.turn + 1
+        assert anew.usage.cached < 10
+
+
+async def test_a_node_that_never_held_a_topic_finds_it(tmp_path: Path) -> None:
+    """With one replica, the third node has neither log nor KV; asked to go on, it gets both."""
+    async with nodes(tmp_path, 3, Options(replicas=1)) as made:
+        one = made[0]
+        await one.say(f"my boat is called Argo {LONG}")
+        await one.settled()
+        stranger = next(n for n in made[1:] if n.store.version("t").turn == 0)
+        stranger.engine._scheduler.slots.speeds = slow_prefill()  # type: ignore[union-attr]
+        result = await stranger.say("what is my boat called?", append=True)
+        assert "Argo" in result.text
+        assert result.version.turn == 2
+        assert result.usage.cached > 100
+
+
+def slow_prefill() -> Speeds:
+    return Speeds(prefill_s=0.01)
+
+
+async def test_a_restart_brings_topics_and_kv_back(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 1) as (one,):
+        await one.say(f"my boat is called Argo {LONG}")
+        await one.settled()
+    async with nodes(tmp_path, 1) as (one,):
+        one.engine._scheduler.slots.speeds = slow_prefill()  # type: ignore[union-attr]
+        result = await one.say("what is my boat called?")
+        assert "Argo" in result.text
+        assert result.usage.cached > 100
+
+
+async def test_a_peer_that_hangs_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(tmp_path, 2) as (one, two):
+        monkeypatch.setattr(turns, "ACKNOWLEDGE_S", 0.2)
+        hold = asyncio.Event()
+        real = two.store.add
+
+        async def slow(name: str, entry: Entry) -> object:
+            await hold.wait()
+            return await real(name, entry)
+
+        monkeypatch.setattr(two.store, "add", slow)
+        result = await one.say("my boat is called Argo")
+        assert any("no peer had this turn" in w for w in result.outcome.warnings)
+        assert one.store.version("t").turn == 1
+        hold.set()
+        await soon(lambda: two.store.version("t").turn == 1, "it comes late")
+        await soon(lambda: two.id in one.store.get("t").replicas, "and is known to be there")
+
+
+async def test_local_durability_waits_for_nobody(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 2, Options(waits_for_peer=False)) as (one, two):
+        await one.say("hello")
+        await soon(lambda: two.store.version("t").turn == 1, "it comes all the same")
+    async with nodes(tmp_path / "off", 2, Options(replicas=0)) as (one, two):
+        result = await one.say("hello")
+        await one.settled()
+        assert not durability(result)
+        assert two.store.list() == []
+        assert one.blocks.tokens("t") > 0
+
+
+async def test_a_broken_push_goes_on_where_it_broke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(tmp_path, 2) as (one, two):
+        real, came = two.replicator.snapshots.put, []
+
+        def breaks(each: object, data: bytes) -> None:
+            if len(came) == 2:
+                raise OSError(28, "No space left on device")
+            real(each, data)  # type: ignore[arg-type]
+            came.append(each)
+
+        monkeypatch.setattr(two.replicator.snapshots, "put", breaks)
+        await one.say(f"my boat is called Argo {LONG}")
+        await one.settled()
+        assert len(came) == 2
+        assert two.blocks.tokens("t") == 0
+        assert "No space" in two.replicator.snapshots.problem
+
+        def counts(each: object, data: bytes) -> None:
+            real(each, data)  # type: ignore[arg-type]
+            came.append(each)
+
+        monkeypatch.setattr(two.replicator.snapshots, "put", counts)
+        one.replicator.changed("t")
+        await one.settled()
+        assert two.blocks.tokens("t") == one.blocks.tokens("t")
+        assert len({e.key for e in came}) == len(came), "no block came twice"  # type: ignore[attr-defined]
+
+
+async def test_a_damaged_snapshot_costs_a_prefill_and_no_answer(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 2) as (one, two):
+        await one.say(f"my boat is called Argo {LONG}")
+        await one.settled()
+        for path in (tmp_path / "n1" / "kv" / "blocks").iterdir():
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        part(one, two)
+        two.engine._scheduler.slots.speeds = slow_prefill()  # type: ignore[union-attr]
+        result = await two.say("what is my boat called?")
+        assert "Argo" in result.text
+        assert result.usage.cached == 0
+        assert two.blocks.tokens("t") == 0 or two.blocks.version("t") == result.version
+
+
+async def test_kv_that_is_well_formed_and_wrong_is_found_out(tmp_path: Path) -> None:
+    """Another conversation's KV under this one's header, checksums and all: only computing tells."""
+    async with nodes(tmp_path, 2) as (one, two):
+        await one.say(f"my boat is called Argo {LONG}")
+        await one.settled()
+        head = await two.replicator.snapshots.header("t")
+        ours = two.replicator.snapshots.ours
+        assert head is not None
+        assert ours is not None
+        state = snapshot.assemble(head, ours, two.blocks.get)
+        _, (rows,) = blob.read(state)
+        moved = blob.Rows(0, tuple(plane[::-1].copy() for plane in rows.planes))  # every row at another's place
+        bare = snapshot.header("t", head.version, head.tokens, ours)
+        wrong, made = snapshot.encode(bare, {}, (moved,), block.Codec.NONE, 1)
+        for key, data in made.items():
+            two.blocks.put(key, data)
+        two.blocks.save(wrong)
+        part(one, two)
+        two.engine._scheduler.slots.speeds = slow_prefill()  # type: ignore[union-attr]
+        result = await two.say("what is my boat called?")
+        assert two.engine.refuted == 1
+        assert "Argo" in result.text
+        assert result.usage.cached == 0
+
+
+async def test_another_models_kv_stays_away(tmp_path: Path) -> None:
+    async with nodes(tmp_path / "a", 1) as (one,), nodes(tmp_path / "b", 1, fingerprint="other") as (two,):
+        await one.say("hello")
+        await one.settled()
+        head = await one.replicator.snapshots.header("t")
+        assert head is not None
+        await two.replicator.turns.take("t", one.store.log("t").entries[0])
+        answer = await two.replicator.offer(head.pack())
+        assert (answer.reason, list(answer.missing)) == ("fingerprint", [])
+
+
+async def test_versions_grow_over_what_others_know(tmp_path: Path) -> None:
+    """A client that moved on to another node by itself: that node asks before it answers."""
+    async with nodes(tmp_path, 3, Options(replicas=1)) as made:
+        await made[0].say("my boat is called Argo")
+        for turn in range(2, 6):
+            node = made[turn % 3]
+            result = await node.say("thank you", append=True)
+            assert result.version.turn == turn
+        heads = {n.store.log("t").head for n in made if n.store.version("t").turn == 5}
+        assert len(heads) == 1
+
+
+async def test_closing_in_the_middle_leaves_nothing_running(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 2) as (one, _):
+        await one.say(f"hello {LONG}")
+        one.replicator.changed("t")
+        await one.replicator.stop()
+        assert not one.replicator._tasks
+        with contextlib.suppress(NotFound):
+            await one.replicator.warm("t", [1, 2, 3])
+
+
+def test_reasons_are_counted() -> None:
+    before = metrics.SNAPSHOTS_REFUSED.labels("checksum")._value.get()
+    snapshots.count(refuse(Reason.CHECKSUM, "x"))
+    assert metrics.SNAPSHOTS_REFUSED.labels("checksum")._value.get() == before + 1
