@@ -21,7 +21,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health
 
-from node import __version__, wire
+from node import __version__, logs, wire
 from node.api import http, rpc
 from node.api.http.here import Here
 from node.api.kvsync import KVSyncServicer
@@ -142,6 +142,7 @@ class Node:
         self._undo.callback(data.release)
         self._token = load_token(places.config, config.token)
         self._identity = Identity(self._token, load_node_id(data.path))
+        logs.always(node=self._identity.node_id)
         self._name = config.name or platform.node() or self._identity.node_id
         self._bind()
         make_backend = await _backend(config, data.path, lambda line: self.on_notice(line))

@@ -99,6 +99,9 @@ class Config:
     sync_codec: str = _option(
         "auto", "compression of KV; auto: lz4 where the link is slow enough", choices=("auto", "none", "lz4", "zstd")
     )
+    log: str = _option(
+        "text", "the log on stderr: text, or json with a line for each request", choices=("text", "json")
+    )
     queue: int = _option(64, "requests that may wait for a free sequence", metavar="N")
 
     @property

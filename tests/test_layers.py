@@ -16,7 +16,7 @@ NODE = Path(__file__).resolve().parents[1] / "node"
 LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "__init__ address errors types metrics",
+        "__init__ address errors logs types metrics",
         "core config home",
         "v1",
         "wire",
@@ -32,7 +32,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 # The shared vocabulary: these may know each other (types raises errors, metrics counts types).
-LEAVES = frozenset({"__init__", "errors", "types", "metrics"})
+LEAVES = frozenset({"__init__", "errors", "types", "metrics", "logs"})
 # A program that uses a node from outside takes the wire format, not the node.
 CLIENT_MAY = frozenset({"__init__", "address", "errors", "types", "v1", "wire"})
 

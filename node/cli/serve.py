@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from node import __version__, config, home
 from node.cli import render
 from node.config import Config
+from node.logs import JsonLines
 from node.types import NodeInfo
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def run(options: Namespace) -> int:
     # gRPC reads this when it is first imported, and has no other way to refuse TLS 1.2 (`node.mesh.identity`): the only
     # cipher that is left for it needs an RSA certificate, which no node has.
     os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES128-GCM-SHA256")
-    _log(verbose=bool(options.verbose))
+    _log(verbose=bool(options.verbose), as_json=chosen.log == "json")
     return asyncio.run(_serve(chosen))
 
 
@@ -177,11 +178,15 @@ class _OneLine(logging.Formatter):
         return f"{record.levelname.lower()}: {render.one_line(message, 400)}"
 
 
-def _log(*, verbose: bool) -> None:
+def _log(*, verbose: bool, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    if verbose:
+    level = logging.INFO if verbose or as_json else logging.ERROR
+    if as_json:
+        handler.setFormatter(JsonLines())
+    elif verbose:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
-        logging.getLogger("node").setLevel(logging.DEBUG)
     else:
         handler.setFormatter(_OneLine())  # what a person should know of comes as a notice, not as a warning
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[handler], force=True)
+    if verbose:
+        logging.getLogger("node").setLevel(logging.DEBUG)
+    logging.basicConfig(level=level, handlers=[handler], force=True)

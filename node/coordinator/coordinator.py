@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -24,6 +25,8 @@ from node.errors import ConclaveError, InvalidRequest, NotFound, Overloaded
 from node.replicator import Replicator
 from node.store import Store
 from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Tally, Version
+
+log = logging.getLogger(__name__)
 
 REMEMBERED_RESULTS = 1024
 REMEMBERED_POLLS = 256
@@ -93,9 +96,12 @@ class Coordinator:
             outcome = e.code.lower() if isinstance(e, ConclaveError) else "internal"
             raise
         finally:
+            seconds = time.monotonic() - started
             metrics.REQUESTS.labels(outcome).inc()
             if result is not None:
-                metrics.REQUEST_SECONDS.observe(time.monotonic() - started)
+                metrics.REQUEST_SECONDS.observe(seconds)
+            tokens = result.usage.candidates if result is not None else 0
+            _tell("request", request, outcome=outcome, seconds=round(seconds, 4), tokens=tokens)
             del self._running[request.request_id]
             answer.set_result(result)
 
@@ -131,6 +137,7 @@ class Coordinator:
                         yield ballots[-1]
         finally:
             self._ended(request, job_id)
+            _tell("poll", request, coordinator=coordinator, candidates=len(candidates), finished=len(ballots))
         yield consensus.tally(ballots, request.strategy, len(candidates))
 
     def decide(self, topic: str, version: Version, request_id: str = "", winner: int = 0) -> tuple[bool, Version]:
@@ -209,6 +216,13 @@ class _TopicTurns:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
+
+
+def _tell(what: str, request: GenerateRequest, **fields: object) -> None:
+    """A line of the log for a request's part on this node; what it says is in it for no one to read."""
+    if log.isEnabledFor(logging.INFO):
+        said = " ".join(f"{name}={value}" for name, value in fields.items())
+        log.info("%s %s: %s", what, request.request_id, said, extra={"request_id": request.request_id, **fields})
 
 
 def _content_hash(request: GenerateRequest) -> str:

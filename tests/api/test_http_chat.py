@@ -270,6 +270,10 @@ async def test_an_answer_that_breaks_off_says_why() -> None:
 
 async def test_a_request_that_is_repeated_gets_the_same_answer() -> None:
     async with web(FakeSpec(answers=tuple("abcdefgh"))) as node:
+        fresh = await node.post(CHAT, asked(model="fake"))
+        assert len(fresh.headers["x-request-id"]) == 16
+        named = await node.post(CHAT, asked(model="fake", stream=True), idempotency_key="mine")
+        assert named.headers["x-request-id"] == "mine"
         first = (await node.post(CHAT, asked(model="fake"), idempotency_key="one")).json
         again = (await node.post(CHAT, asked(model="fake"), idempotency_key="one")).json
         assert first["choices"] == again["choices"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import struct
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from web import SLOW, asked, web
 
-from node.api.http import names
+from node.api.http import bind, names
 from node.api.http.guard import is_this_machine
 from node.api.http.responses import Remembered
 from node.engine.fake import FakeSpec
@@ -234,7 +235,7 @@ async def test_pages_of_other_sites_may_not_ask() -> None:
             assert "access-control-allow-origin" not in found.headers
         own = f"http://localhost:{node.port}"
         preflight = await node.call("OPTIONS", CHAT, origin=own, access_control_request_headers="content-type")
-        assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, own)
+        assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (200, own)
         assert preflight.headers["access-control-allow-headers"] == "content-type"
         assert (await node.post(CHAT, asked(), origin=own)).status == 200
 
@@ -293,6 +294,8 @@ async def test_every_error_has_its_code_and_one_line() -> None:
             assert "\n" not in found.error
         found = await node.post(CHAT, b"x" * (17 << 20))
         assert (found.status, "longer than 16 MiB" in found.error) == (400, True)
+        long = await node.post(CHAT, asked("w " * 9000, model="fake"))
+        assert long.json["error"]["code"] == "context_length_exceeded"
         for method, path, status in (("GET", "/v1/nothing", 404), ("GET", CHAT, 405), ("POST", "/v1/models", 405)):
             found = await node.call(method, path)
             assert (found.status, "/openapi.json" in found.error) == (status, True)
@@ -304,6 +307,11 @@ async def test_a_defect_is_no_traceback(monkeypatch: pytest.MonkeyPatch, caplog:
         found = await node.post(CHAT, asked(model="fake"))
         assert (found.status, "internal error: ZeroDivisionError" in found.error) == (500, True)
         assert "Traceback" not in found.body.decode()
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP, "else asyncio leaves Nagle's algorithm on"
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------

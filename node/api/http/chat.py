@@ -31,9 +31,10 @@ class Chat:
     async def __call__(self, request: Request) -> Response:
         """Answer a conversation. Raises ConclaveError for what can be seen to be wrong before it is answered."""
         body = await read(request, _DECODER)
-        wanted = asked.chat(body, self._here.node, request_id(request))
+        id = request_id(request)
+        wanted = asked.chat(body, self._here.node, id)
         completion = _Completion(self._here, wanted, body.prompt_cache_key)
-        return Stream(completion.stream) if body.stream else Whole(completion.whole)
+        return Stream(completion.stream, id) if body.stream else Whole(completion.whole, id)
 
 
 class _Completion:

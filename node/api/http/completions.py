@@ -37,11 +37,10 @@ class Completions:
             raise InvalidRequest(f"{len(texts)} prompts: send 1 to {MAX_PROMPTS}")
         id = request_id(request)
         all_of_them = [
-            asked.completion(body, text, self._here.node, f"{id}/{i}" if id and i else id)
-            for i, text in enumerate(texts)
+            asked.completion(body, text, self._here.node, f"{id}/{i}" if i else id) for i, text in enumerate(texts)
         ]
         completion = _Completion(self._here, all_of_them, echo=bool(body.echo))
-        return Stream(completion.stream) if body.stream else Whole(completion.whole)
+        return Stream(completion.stream, id) if body.stream else Whole(completion.whole, id)
 
 
 class _Completion:

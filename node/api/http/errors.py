@@ -42,6 +42,8 @@ def rendered(error: Exception, code: str | None = None) -> tuple[int, bytes]:
     if isinstance(error, ConclaveError):
         status, kind = _HTTP.get(error.code, (500, "server_error"))
         message = wire.one_line(error.message, wire.MAX_DETAIL)
+        if status == 400 and message.startswith("the prompt is ") and "a sequence holds" in message:
+            code = "context_length_exceeded"  # by which agents know that they must shorten it
     else:
         log.error("a request failed", exc_info=error)
         status, kind = 500, "server_error"

@@ -35,7 +35,8 @@ KEEP_ALIVE_S = 75  # an idle connection; longer than the 60 s after which proxie
 def bind(host: str, port: int) -> socket.socket:
     """Take a port, before the model is loaded. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named: only then asyncio sets TCP_NODELAY, without which each answer waits 40 ms for an ACK.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -58,7 +58,7 @@ class Guard:
         elif scope["method"] == "OPTIONS" and origin is not None:
             asked = headers.get("access-control-request-headers", "*")
             allowed = {"access-control-allow-methods": _METHODS.decode(), "access-control-allow-headers": asked}
-            await Response(status_code=204, headers=allowed)(scope, receive, answer)
+            await Response(status_code=200, headers=allowed)(scope, receive, answer)
         else:
             await self._app(scope, receive, answer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
@@ -73,8 +74,9 @@ async def read(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def request_id(request: Request) -> str:
-    """The key by which a client that asks again gets the same answer; empty if it gave none. Raises InvalidRequest."""
-    return wire.name("Idempotency-Key", request.headers.get("idempotency-key", "")[:MAX_ID_BYTES])
+    """The key by which a client that asks again gets the same answer, or a fresh one. Raises InvalidRequest."""
+    given = wire.name("Idempotency-Key", request.headers.get("idempotency-key", "")[:MAX_ID_BYTES])
+    return given or secrets.token_hex(8)
 
 
 def now() -> int:

@@ -67,9 +67,10 @@ class Responses:
         before: Sequence[types_pb2.Message] = ()
         if body.previous_response_id:
             before = self._remembered.get(body.previous_response_id)
-        wanted, said = asked.responses(body, before, self._here.node, request_id(request))
+        id = request_id(request)
+        wanted, said = asked.responses(body, before, self._here.node, id)
         made = _Response(self._here, body, wanted, said, self._remembered)
-        return Stream(made.stream, end=b"") if body.stream else Whole(made.whole)
+        return Stream(made.stream, id, end=b"") if body.stream else Whole(made.whole, id)
 
 
 class _Response:

@@ -22,16 +22,17 @@ _COMMENT = b": still working\n\n"
 class Whole(Response):
     """A JSON answer that is worked on until it is there."""
 
-    def __init__(self, work: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(self, work: Callable[[], Awaitable[bytes]], id: str = "") -> None:
         super().__init__(media_type="application/json")
         self._work = work
+        self._id = id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Work, and answer unless the client has left."""
 
         async def answer() -> None:
             try:
-                found = Response(await self._work(), media_type="application/json")
+                found = Response(await self._work(), headers=_headers(self._id), media_type="application/json")
             except Exception as e:
                 found = errors.response(e)
             await found(scope, receive, send)
@@ -42,14 +43,17 @@ class Whole(Response):
 class Stream(Response):
     """Server-sent events. An error before the first one is an answer of its own; later, it is an event."""
 
-    def __init__(self, pieces: Callable[[], AsyncGenerator[bytes, None]], end: bytes = b"data: [DONE]\n\n") -> None:
+    def __init__(
+        self, pieces: Callable[[], AsyncGenerator[bytes, None]], id: str, end: bytes = b"data: [DONE]\n\n"
+    ) -> None:
         super().__init__(media_type="text/event-stream")
+        self._id = id
         self._pieces = pieces
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events as they come, comments when none come."""
-        out = _Out(send)
+        out = _Out(send, self._id)
 
         async def write() -> None:
             try:
@@ -70,8 +74,9 @@ class Stream(Response):
 class _Out:
     """The body of a stream on its way out."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, id: str) -> None:
         self._send = send
+        self._id = id
         self._last = time.monotonic()
         self.started = False
 
@@ -84,6 +89,7 @@ class _Out:
                 (b"content-type", b"text/event-stream; charset=utf-8"),
                 (b"cache-control", b"no-cache"),
                 (b"x-accel-buffering", b"no"),  # nginx would collect it otherwise
+                *((k.encode(), v.encode("latin-1", "replace")) for k, v in _headers(self._id).items()),
             ]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -97,6 +103,11 @@ class _Out:
         """Say something if nothing was said for long."""
         if time.monotonic() - self._last >= KEEP_ALIVE_S:
             await self.send(_COMMENT)
+
+
+def _headers(id: str) -> dict[str, str]:
+    """By this id, the logs of all nodes tell of the request. A client may have chosen any text for it."""
+    return {"x-request-id": id} if id and id.isascii() else {}
 
 
 async def _unless_left(work: Any, receive: Receive, out: _Out | None = None) -> None:
