@@ -34,6 +34,7 @@ from node.core.plan import shared
 from node.engine import trial
 from node.engine.backend import Backend
 from node.engine.engine import Engine
+from node.engine.face import EngineFace
 from node.engine.fake import FakeBackend, FakeSpec
 from node.engine.shelf import Shelf
 from node.errors import BackendError, InvalidRequest, NotReady
@@ -145,15 +146,7 @@ class Node:
         logs.always(node=self._identity.node_id)
         self._name = config.name or platform.node() or self._identity.node_id
         self._bind()
-        make_backend = await _backend(config, data.path, lambda line: self.on_notice(line))
-        self._engine = Engine(
-            make_backend,
-            node=self._identity.node_id,
-            queue_limit=config.queue,
-            memory=config.kv_memory << 20,
-            shelf=self._make_shelf(data.path),
-            drafts=config.draft,
-        )
+        self._engine = await self._make_engine(data.path)
         self._undo.push_async_callback(self._engine.close)
         await self._engine.start()
         self._store = await _store(data.path)
@@ -245,6 +238,23 @@ class Node:
             codec=None if config.sync_codec == "auto" else Codec(config.sync_codec),
         )
         return Replicator(self._identity.node_id, self._engine, self._mesh, self._store, blocks, options)
+
+    async def _make_engine(self, directory: Path) -> EngineFace:
+        """The local engine, or the connection to a server. `directory` is this node's own."""
+        config = self._config
+        if config.backend == "openai" or (config.url and config.backend == "auto"):
+            from node.engine import remote
+
+            options = remote.options(config.url, config.model, config.slots, config.ctx, config.queue)
+            return remote.RemoteEngine(options, node=self._identity.node_id)
+        return Engine(
+            await _backend(config, directory, lambda line: self.on_notice(line)),
+            node=self._identity.node_id,
+            queue_limit=config.queue,
+            memory=config.kv_memory << 20,
+            shelf=self._make_shelf(directory),
+            drafts=config.draft,
+        )
 
     def _bind(self) -> None:
         """Take both ports before the model is loaded, so that a taken one is said at once."""

@@ -23,7 +23,7 @@ DEFAULT_HTTP_PORT = 7422
 KV_TYPES = ("f16", "q8_0")
 SWA = ("full", "small")
 ALL_REPLICAS = 1 << 16
-BACKENDS = ("auto", "llama", "fake")
+BACKENDS = ("auto", "llama", "mlx", "openai", "fake")
 
 
 def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
@@ -43,6 +43,7 @@ class Config:
         metavar="bundled|auto|NAME|PATH.gguf|hf:OWNER/NAME",
     )
     backend: str = _option("auto", "what computes", choices=BACKENDS)
+    url: str = _option("", "the server that --backend openai uses (its key: CONCLAVE_BACKEND_KEY)", metavar="URL")
     candidates: int = _option(0, "candidates a prompt over the mesh; 0: four for each node taking part", metavar="N")
     strategy: str = _option("auto", "how votes are counted", choices=tuple(Strategy))
     early_stop: str = _option(
@@ -199,6 +200,9 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
     if c.replicas != "all" and not (c.replicas.isdecimal() and c.replicas.isascii() and int(c.replicas) <= 64):
         raise InvalidRequest(f"{sources.get('replicas', 'replicas')} is {c.replicas!r}: it must be 0 to 64, or all")
     _check_http(c, sources)
+    if c.backend != "auto" and (c.backend == "openai") != bool(c.url):
+        missing = "--url is for --backend openai" if c.url else "say with --url which server, as http://HOST:PORT/v1"
+        raise InvalidRequest(f"{sources.get('backend', 'backend')} is {c.backend}: {missing}")
     for peer in c.join_addresses:
         check_address(peer, sources.get("join", "join"))
     for interface in c.interfaces:

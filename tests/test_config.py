@@ -13,6 +13,7 @@ VALUES: dict[str, tuple[object, str, str]] = {
     "join": ("none", "10.0.0.1:7421", '"auto"'),
     "model": ("a.gguf", "b.gguf", '"c.gguf"'),
     "backend": ("fake", "llama", '"auto"'),
+    "url": ("http://a/v1", "http://b/v1", '"http://c/v1"'),
     "candidates": (3, "4", "5"),
     "strategy": ("majority", "quality", '"fastest"'),
     "quorum": ("strict", "half", '"strict"'),

@@ -39,6 +39,7 @@ CLIENT_MAY = frozenset({"__init__", "address", "errors", "types", "v1", "wire"})
 # Outside packages and the only places that may import them; a folder is named with a closing slash.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "llama_cpp": ("engine/llamacpp/",),
+    "httpx2": ("engine/remote/",),
     "mlx": ("engine/mlx.py",),
     "mlx_lm": ("engine/mlx.py",),
     "grpc": ("v1/", "wire.py", "wire/", "mesh/", "mesh.py", "api/", "app.py", "cli.py", "cli/", "client.py"),

@@ -5,7 +5,6 @@ They raise ConclaveError; `node.api.seam` makes status codes of it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator
@@ -18,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from node import wire
 from node.api.status import status_pb
 from node.coordinator import Coordinator, Counted, Event, Planned, Voted, Wrote
-from node.engine.engine import Engine
+from node.engine.face import EngineFace
 from node.errors import InvalidRequest, Unauthenticated
 from node.mesh.identity import peer_id
 from node.mesh.mesh import Mesh
@@ -48,7 +47,7 @@ _VOTE = vote_pb2.DESCRIPTOR.services_by_name["Vote"].full_name
 class GenerateServicer(generate_pb2_grpc.GenerateServicer):
     """Generate: for clients on the local listener and for peers on the mesh's."""
 
-    def __init__(self, coordinator: Coordinator, engine: Engine, defaults: Defaults) -> None:
+    def __init__(self, coordinator: Coordinator, engine: EngineFace, defaults: Defaults) -> None:
         self._coordinator = coordinator
         self._engine = engine
         self._defaults = defaults
@@ -72,9 +71,9 @@ class GenerateServicer(generate_pb2_grpc.GenerateServicer):
         if not 1 <= len(request.texts) <= wire.MAX_TEXTS:
             raise InvalidRequest(f"{len(request.texts)} texts: send 1 to {wire.MAX_TEXTS}")
         self._coordinator.check_model(request.model)
-        texts, backend = list(request.texts), self._engine.backend
+        texts = list(request.texts)
         vectors = await self._engine.embed(texts)
-        tokens = await asyncio.to_thread(lambda: sum(len(backend.tokenize(t)) for t in texts))
+        tokens = sum(await self._engine.lengths(texts))
         return generate_pb2.EmbedResponse(
             embeddings=[generate_pb2.Embedding(values=v) for v in vectors],
             model=self._engine.info.name,
@@ -119,7 +118,7 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
 class MeshServicer(mesh_pb2_grpc.MeshServicer):
     """Mesh: Status for everyone, Hello and Probe for peers (`is_mesh`)."""
 
-    def __init__(self, mesh: Mesh, engine: Engine, store: Store, version: str, *, is_mesh: bool) -> None:
+    def __init__(self, mesh: Mesh, engine: EngineFace, store: Store, version: str, *, is_mesh: bool) -> None:
         self._mesh = mesh
         self._engine = engine
         self._store = store

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from node import wire
-from node.engine.engine import Engine
+from node.engine.face import EngineFace
 from node.mesh.mesh import Mesh
 from node.store import Store
 from node.v1 import mesh_pb2
 
 
-def status_pb(mesh: Mesh, engine: Engine, store: Store, version: str) -> mesh_pb2.StatusResponse:
+def status_pb(mesh: Mesh, engine: EngineFace, store: Store, version: str) -> mesh_pb2.StatusResponse:
     """The nodes known, the topics and the sequences of this one."""
     free, total = engine.free_sequences, engine.info.sequences
     return mesh_pb2.StatusResponse(

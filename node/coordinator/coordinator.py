@@ -20,7 +20,7 @@ from node.coordinator.place import Peers, Place
 from node.coordinator.turn import Turn
 from node.core import consensus
 from node.engine import scheduler
-from node.engine.engine import Engine
+from node.engine.face import EngineFace
 from node.errors import ConclaveError, InvalidRequest, NotFound, Overloaded
 from node.replicator import Replicator
 from node.store import Store
@@ -39,7 +39,7 @@ class Coordinator:
     def __init__(
         self,
         node_id: str,
-        engine: Engine,
+        engine: EngineFace,
         mesh: Peers,
         store: Store,
         *,

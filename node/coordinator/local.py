@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 import time
@@ -12,21 +11,20 @@ from dataclasses import replace
 from node import metrics
 from node.core import answers, tools
 from node.engine import scheduler
-from node.engine.engine import Engine
+from node.engine.face import EngineFace
 from node.errors import InvalidRequest
 from node.types import Ballot, Candidate, FinishReason, GenerateRequest
 
 Warm = Callable[[str, Sequence[int]], Awaitable[None]]
 # A candidate that ended in one of these ways votes; one that was cut off by a decision or a deadline does not.
 VOTING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS)
-RENDER_INLINE_CHARS = 20_000  # longer prompts are tokenized off the event loop
 MAX_TOKEN_CHARS = 256  # the longest tokens of vocabularies are runs of some 100 spaces
 
 
 class LocalPhase:
     """Runs candidates of a request. `warm(topic, prompt)` may bring KV of a topic to the engine before."""
 
-    def __init__(self, engine: Engine, warm: Warm | None = None) -> None:
+    def __init__(self, engine: EngineFace, warm: Warm | None = None) -> None:
         self.engine = engine
         self._warm = warm
 
@@ -49,6 +47,7 @@ class LocalPhase:
         seed = request.params.seed
         seed = secrets.randbits(63) if seed is None else seed
         job = scheduler.job(job_id, prompt, candidates, request.params, seed, deadline, request.topic, wave)
+        job = replace(job, messages=request.messages, tools=request.tools, is_raw=request.is_raw)
         async with contextlib.aclosing(self.engine.run(job)) as events:
             async for event in events:
                 counted.see(event)
@@ -56,22 +55,13 @@ class LocalPhase:
                     event = replace(event, candidate=with_calls(event.candidate, request))
                 yield event
 
-    async def _prompt(self, request: GenerateRequest) -> list[int]:
-        backend = self.engine.backend
-
-        def make() -> list[int]:
-            if request.is_raw:
-                return backend.tokenize(request.messages[-1].content)
-            return backend.tokenize(backend.render(request.messages, request.tools))
-
+    async def _prompt(self, request: GenerateRequest) -> tuple[int, ...]:
         size = _size(request)
         context = self.engine.info.context
         if size > MAX_TOKEN_CHARS * context:
             # Tokenizing it could take minutes, and nothing could stop it.
             raise InvalidRequest(f"the prompt is {size} characters and a sequence holds {context} tokens: shorten it")
-        if size > RENDER_INLINE_CHARS:
-            return await asyncio.to_thread(make)
-        return make()
+        return await self.engine.prompt(request.messages, request.tools, is_raw=request.is_raw)
 
 
 class _Counted:

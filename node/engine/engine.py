@@ -13,15 +13,16 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from node.core.slots import Speeds
 from node.engine.backend import Backend, ModelInfo, Row
+from node.engine.face import Load
 from node.engine.pace import SMALL_BATCH
 from node.engine.scheduler import PROMPT_ONLY, Ended, Event, Failed, Job, Scheduler
 from node.engine.shelf import Shelf
 from node.errors import BackendError, ConclaveError, NotReady
+from node.types import Message, Tool
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -29,15 +30,7 @@ log = logging.getLogger(__name__)
 _Command = Callable[[Scheduler], list[Event]]
 _CALIBRATION_STEPS = 16
 _CALIBRATION_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How busy an engine is: free sequences, requests that wait, topics whose KV is kept between their turns."""
-
-    free: int = 0
-    queued: int = 0
-    topics: int = 0
+_INLINE_CHARS = 20_000  # longer prompts are tokenized off the event loop
 
 
 class Engine:
@@ -104,6 +97,27 @@ class Engine:
     def free_sequences(self) -> int:
         """Sequences that no running candidate has."""
         return self._load.free
+
+    async def prompt(self, messages: Sequence[Message], tools: Sequence[Tool], *, is_raw: bool) -> tuple[int, ...]:
+        """The tokens of a conversation by the model's template, or of a text as it is. Long ones are made elsewhere
+        than on the event loop."""
+        backend = self.backend
+
+        def make() -> tuple[int, ...]:
+            return tuple(backend.tokenize(messages[-1].content if is_raw else backend.render(messages, tools)))
+
+        if sum(len(m.content) for m in messages) > _INLINE_CHARS:
+            return await asyncio.to_thread(make)
+        return make()
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token."""
+        return self.backend.piece(token)
+
+    async def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        backend = self.backend
+        return await asyncio.to_thread(lambda: [len(backend.tokenize(text)) for text in texts])
 
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """The events of a job, `Ended` last. Leaving the iteration cancels the job. Raises what the job failed with."""

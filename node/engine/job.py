@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from node.errors import ConclaveError
-from node.types import Candidate, SamplingParams, TokenLogprob
+from node.types import Candidate, Message, SamplingParams, TokenLogprob, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,10 @@ class Job:
     deadline: float | None = None
     topic: str = ""
     wave: int = 0
+    # What the prompt was made from, for an engine elsewhere, which makes its own tokens of it.
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    is_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)

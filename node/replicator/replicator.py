@@ -14,7 +14,7 @@ from node import wire
 from node.core.block import Codec
 from node.core.log import Entry, Taken
 from node.core.members import Change, Kind
-from node.engine.engine import Engine
+from node.engine.face import EngineFace
 from node.errors import ConclaveError, NotFound
 from node.mesh.peer import Peer
 from node.replicator.rates import Measured, Pace
@@ -52,7 +52,13 @@ class Replicator:
     """Keeps this node's topics elsewhere, and others' topics here. Use it from one event loop."""
 
     def __init__(
-        self, node_id: str, engine: Engine, mesh: Peers, store: Store, blocks: Blocks, options: Options | None = None
+        self,
+        node_id: str,
+        engine: EngineFace,
+        mesh: Peers,
+        store: Store,
+        blocks: Blocks,
+        options: Options | None = None,
     ) -> None:
         options = options or Options()
         self._engine = engine

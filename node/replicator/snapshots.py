@@ -16,7 +16,7 @@ from node.core.block import Codec
 from node.core.refusal import Reason, refuse
 from node.core.slots import common_prefix
 from node.core.snapshot import Block, Header, Ours
-from node.engine.engine import Engine
+from node.engine.face import EngineFace
 from node.errors import ConclaveError, CorruptSnapshot, IncompatibleSnapshot
 from node.replicator.rates import Measured
 from node.store import Blocks, Store
@@ -31,7 +31,7 @@ class Snapshots:
     """Snapshots between engine and disk. `codec` None: compress where the slowest link makes it worth it."""
 
     def __init__(
-        self, engine: Engine, store: Store, blocks: Blocks, measured: Measured, codec: Codec | None = None
+        self, engine: EngineFace, store: Store, blocks: Blocks, measured: Measured, codec: Codec | None = None
     ) -> None:
         self._engine = engine
         self._store = store
@@ -217,7 +217,7 @@ class Snapshots:
         return length
 
 
-def _ours(engine: Engine) -> Ours | None:
+def _ours(engine: EngineFace) -> Ours | None:
     """What snapshots must fit; None where the backend's KV is not of a form that can be sent."""
     info, sample = engine.info, engine.sample
     if not isinstance(sample, np.ndarray):

@@ -115,7 +115,9 @@ class Swarm:
 
     def env(self, **more: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("CONCLAVE_") and k not in _CHANGES_OUTPUT}
-        return kept | {"CONCLAVE_HOME": str(self.home), "CONCLAVE_INTERFACE": "127.0.0.1"} | more
+        # Not `auto`: a developer's machine may have bigger models in its caches.
+        own = {"CONCLAVE_HOME": str(self.home), "CONCLAVE_INTERFACE": "127.0.0.1", "CONCLAVE_MODEL": "bundled"}
+        return kept | own | more
 
     def run(self, *argv: str | bytes, stdin: bytes = b"", timeout: float = 60.0, **env: str) -> Ran:
         """Run a command to its end."""

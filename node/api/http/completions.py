@@ -32,7 +32,7 @@ class Completions:
     async def __call__(self, request: Request) -> Response:
         """Go on with one text or several. Raises ConclaveError."""
         body = await read(request, _DECODER)
-        texts = asked.prompts(body.prompt, self._here.engine.backend.piece)
+        texts = asked.prompts(body.prompt, self._here.engine.piece)
         if not 1 <= len(texts) <= MAX_PROMPTS:
             raise InvalidRequest(f"{len(texts)} prompts: send 1 to {MAX_PROMPTS}")
         id = request_id(request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import asyncio
 import base64
 import sys
 from typing import Any
@@ -38,13 +37,12 @@ class Embeddings:
             raise InvalidRequest(f"encoding_format is {form[:40]!r}: it must be float or base64")
         if body.dimensions is not None:
             raise InvalidRequest("dimensions cannot be chosen: vectors are as long as the model's hidden state")
-        texts = asked.prompts(body.input, engine.backend.piece)
+        texts = asked.prompts(body.input, engine.piece)
         if not 1 <= len(texts) <= wire.MAX_TEXTS or not all(texts):
             raise InvalidRequest(f"input has {len(texts)} texts: send 1 to {wire.MAX_TEXTS}, none of them empty")
 
         async def work() -> bytes:
-            backend = engine.backend
-            lengths = await asyncio.to_thread(lambda: [len(backend.tokenize(t)) for t in texts])
+            lengths = await engine.lengths(texts)
             if max(lengths) > engine.info.context:
                 raise InvalidRequest(
                     f"a text of {max(lengths)} tokens does not fit a sequence of {engine.info.context}: shorten it"

@@ -15,7 +15,7 @@ from node import wire
 from node.api.http.asked import Asked, Node
 from node.api.http.deltas import Delta, deltas
 from node.coordinator import Coordinator
-from node.engine.engine import Engine
+from node.engine.face import EngineFace
 from node.errors import InvalidRequest, NotReady
 from node.mesh.mesh import Mesh
 from node.store import Store
@@ -31,7 +31,7 @@ class Here:
 
     id: str
     coordinator: Coordinator
-    engine: Engine
+    engine: EngineFace
     mesh: Mesh
     store: Store
     defaults: wire.Defaults

@@ -1,0 +1,131 @@
+"""A node whose model is on another server: our own gateway, and llama-server where it was built; one that goes away."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.metadata
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from swarm import Swarm, request, until
+
+from node.models.resolve import BUNDLED
+from node.v1 import types_pb2
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conclave" / "rivals"
+LLAMA_SERVER = CACHE / importlib.metadata.version("llama-cpp-python") / "build/bin/llama-server"
+
+
+@pytest.fixture
+def llama_server() -> Iterator[str]:
+    """A real llama-server on the bundled model; its URL."""
+    if not LLAMA_SERVER.exists():
+        pytest.skip("llama-server is not built: scripts/bench/build_rivals.sh")
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        port = s.getsockname()[1]
+    command = [
+        str(LLAMA_SERVER),
+        "-m",
+        str(BUNDLED),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "-np",
+        "4",
+        "-c",
+        "8192",
+    ]
+    server = subprocess.Popen(
+        [*command, "--jinja", "-t", "2", "--no-warmup"],
+        env={**os.environ, "GOMP_SPINCOUNT": "1000"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: is_healthy(port), "llama-server starts")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def is_healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def test_a_real_llama_server(own: Swarm, llama_server: str) -> None:
+    node = own.start("--backend", "openai", "--url", llama_server, "--join", "none", "--slots", "4")
+    own.ready(node)
+    answer = node.client.ask("What is 12 + 30?", candidates=4)
+    assert "42" in answer.text
+    assert answer.outcome.finished >= 2
+    assert answer.usage.prompt_tokens > 10
+    assert all(c.mean_logprob < 0 for c in answer.candidates)
+    [info] = node.client.status().nodes
+    assert (info.backend, info.sequences) == ("openai", 4)
+    params = types_pb2.SamplingParams(json_schema='{"type": "integer"}', max_tokens=20)
+    assert node.client.ask("What is 12 + 30?", candidates=1, params=params).text.strip().lstrip("-").isdigit()
+    grammar = types_pb2.SamplingParams(grammar='root ::= "yes" | "no"')
+    assert node.client.ask("Is it?", candidates=1, params=grammar).text in ("yes", "no")
+    # A topic's next turn sends the conversation again, and llama-server finds its prefix.
+    turn = node.client.generate.Generate(request("My cat is called Tom.", topic="t"), timeout=30)
+    assert turn.version.turn == 1
+    again = node.client.generate.Generate(request("What is my cat called?", topic="t", append=True), timeout=30)
+    assert again.version.turn == 2
+    assert again.usage.cached_tokens > 10
+    # A client that leaves frees the server's slots within a step.
+    stream = node.client.generate.Stream(_long(), timeout=30)
+    next(stream)
+    stream.cancel()
+    until(lambda: node.used() == 0, "the server's slots are free")
+
+
+def _long() -> object:
+    from node.v1 import generate_pb2
+
+    params = types_pb2.SamplingParams(max_tokens=1500, ignore_eos=True)
+    return generate_pb2.StreamRequest(request=request("Count.", candidates=4, params=params))
+
+
+def test_our_own_gateway_and_its_end(own: Swarm) -> None:
+    """A node behind a node: the votes of the outer one are over answers of the inner one."""
+    inner = own.start("--backend", "fake", "--model", "fake:answers=answer: 42,name=inner", "--join", "none")
+    own.ready(inner)
+    outer = own.start("--backend", "openai", "--url", inner.http_address, "--join", "none")
+    own.ready(outer)
+    answer = outer.client.ask("What is 40 + 2?", candidates=3)
+    assert answer.text == "answer: 42"
+    assert answer.outcome.finished >= 2
+    [info] = outer.client.status().nodes
+    assert (info.model, info.backend) == ("conclave", "openai")
+    own.end(inner)
+    before = time.monotonic()
+    with pytest.raises(grpc.RpcError) as failed:
+        outer.client.ask("And now?")
+    assert "does not answer" in failed.value.details()
+    assert time.monotonic() - before < 10
+    assert outer.process.poll() is None
+
+
+def test_no_server_is_one_line(own: Swarm) -> None:
+    done = own.run("--backend", "openai", "--url", "http://127.0.0.1:9", "--join", "none")
+    assert done.code == 1
+    assert done.err.strip().startswith("error: http://127.0.0.1:9/v1 does not answer")
+    assert len(done.err.strip().splitlines()) == 1
+    done = own.run("--backend", "openai", "--join", "none")
+    assert done.code == 2
+    assert "say with --url which server" in done.err
