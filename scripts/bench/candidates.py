@@ -3,17 +3,22 @@
     python scripts/bench/candidates.py [--generate 64] [--rounds 3] [--quick] [--json]
 
 A random-weight model in the shape of Qwen2.5-0.5B, Q8_0; 512 prompt tokens that nobody has seen before, two threads,
-f16 KV, flash attention. Rounds go A B C A B C; ratios are medians over rounds.
+f16 KV, flash attention. Rounds go A B C A B C; ratios are medians over rounds. The rivals are llama.cpp as it is built
+from the same source; ours has our kernels (scripts/kernels). The processes are the older design, a process with its own
+model a candidate: on llama.cpp's own library with one and with two threads each, the better of which counts, and on
+ours, which tells the design's share from the kernels'.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -61,11 +66,21 @@ def theirs(server: rivals.Server, rng: random.Random, candidates: int, generate:
     return time.perf_counter() - started
 
 
-def processes(path: Path, candidates: int, generate: int) -> tuple[float, int]:
-    """The older design: a process with its own copy of the model a candidate. Seconds, and memory of all in bytes."""
-    command = [sys.executable, "-m", "scripts.bench.one_process", str(path), str(PROMPT), str(generate)]
+@dataclass(frozen=True)
+class Processes:
+    """What so many processes took: seconds, and memory of all in bytes, shared pages in each and counted once."""
+
+    seconds: float
+    rss: int
+    pss: int
+
+
+def processes(path: Path, candidates: int, generate: int, threads: int, library: Path | None) -> Processes:
+    """The older design. `library` is a folder with another build of llama.cpp."""
+    command = [sys.executable, "-m", "scripts.bench.one_process", str(path), str(PROMPT), str(generate), str(threads)]
+    env = {**os.environ, **({"LLAMA_CPP_LIB_PATH": str(library)} if library else {})}
     started_all = [
-        subprocess.Popen(command, cwd=running.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, cwd=running.ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(candidates)
     ]
     for process in started_all:
@@ -80,11 +95,10 @@ def processes(path: Path, candidates: int, generate: int) -> tuple[float, int]:
         assert process.stdout is not None
         assert process.stdout.readline() == "done\n"
     took = time.perf_counter() - started
-    # The weights are mapped from one file: what is shared is counted once, as the machine does (PSS).
-    memory = sum(psutil.Process(p.pid).memory_full_info().pss for p in started_all)
+    memory = [psutil.Process(p.pid).memory_full_info() for p in started_all]
     for process in started_all:
         process.communicate("stop\n")
-    return took, memory
+    return Processes(took, sum(m.rss for m in memory), sum(m.pss for m in memory))
 
 
 def main() -> None:
@@ -105,33 +119,41 @@ def main() -> None:
             ours(node, rng, 1, 4)
             times["ours 1"].append(ours(node, rng, 1, generate))
             times["ours 8"].append(ours(node, rng, 8, generate))
-            memory = psutil.Process(node.process.pid).memory_full_info().pss
+            memory = psutil.Process(node.process.pid).memory_full_info()
         floor = rivals.batched_bench(path, PROMPT, generate, [1, 8], THREADS)
         times["floor 1"].append(floor[1]["t"])
         times["floor 8"].append(floor[8]["t"])
         with rivals.server(path, "-c", str(8 * 1024), "-np", "8", "-kvu", threads=THREADS) as server:
             theirs(server, rng, 1, 4)
             times["server 8"].append(theirs(server, rng, 8, generate))
-    took, memory_8 = processes(path, 8, generate)
+    stock = rivals.build()
+    older = {
+        "8 processes, 1 thread each": processes(path, 8, generate, 1, stock),
+        "8 processes, 2 threads each": processes(path, 8, generate, 2, stock),
+        "8 processes, 1 thread each, our kernels": processes(path, 8, generate, 1, None),
+    }
+    best = min(list(older.values())[:2], key=lambda each: each.seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     spread = {name: f"{min(values):.2f} to {max(values):.2f}" for name, values in times.items()}
     rows: list[list[object]] = [["what", "seconds, median", "range", "tokens/s"]]
     for name, value in medians.items():
         rows.append([name, f"{value:.2f}", spread[name], f"{int(name.split()[1]) * generate / value:.1f}"])
-    rows.append(["8 processes", f"{took:.2f}", "once", f"{8 * generate / took:.1f}"])
+    rows += [[name, f"{p.seconds:.2f}", "once", f"{8 * generate / p.seconds:.1f}"] for name, p in older.items()]
     running.table(rows)
 
     def ratio(a: str, b: str) -> float:
         return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
-    print(f"\nmemory: ours {memory >> 20} MiB, 8 processes {memory_8 >> 20} MiB (PSS)")
+    print(f"\nmemory, MiB: ours {memory.rss >> 20}, 8 processes {best.rss >> 20} (resident, RSS)")
+    print(f"with pages that they share counted once: {memory.pss >> 20} and {best.pss >> 20} (PSS)")
     running.finish(
         {
             "n8_over_n1": ratio("ours 8", "ours 1"),
             "n8_over_floor": ratio("ours 8", "floor 8"),
             "n8_over_server": ratio("server 8", "ours 8"),
-            "n8_speedup_over_processes": took / medians["ours 8"],
-            "n8_memory_over_processes": memory / memory_8,
+            "n8_speedup_over_processes": best.seconds / medians["ours 8"],
+            "n8_memory_over_processes": memory.rss / best.rss,
+            "n8_memory_over_processes_pss": memory.pss / best.pss,
             "prompt_tokens": PROMPT,
             "generated_tokens": generate,
         },

@@ -12,14 +12,13 @@ from node.types import SamplingParams
 
 
 def main() -> None:
-    path, prompt, generate = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    # One thread each: with eight processes on few cores, more threads only wait for each other.
-    backend = LlamaBackend(LlamaOptions(path, "one", "", sequences=1, context=1024, threads=1))
+    path, (prompt, generate, threads) = Path(sys.argv[1]), map(int, sys.argv[2:5])
+    backend = LlamaBackend(LlamaOptions(path, "one", "", sequences=1, context=1024, threads=threads))
     scheduler = Scheduler(backend, time.monotonic)
     print("ready", flush=True)
     sys.stdin.readline()
     tokens = backend.tokenize("a" * prompt)
-    scheduler.submit(job("j", tokens, [1], SamplingParams(max_tokens=generate), time.time_ns()))
+    scheduler.submit(job("j", tokens, [1], SamplingParams(max_tokens=generate, ignore_eos=True), time.time_ns()))
     while not scheduler.idle:
         scheduler.step()
     print("done", flush=True)
