@@ -9,6 +9,9 @@ from node.engine.backend import Row
 from node.engine.pace import Pace
 from node.engine.request import Branch, Request
 
+# The oldest prompt has one part in so many of the room, whatever else comes.
+OLDEST = 4
+
 
 @dataclass(slots=True)
 class Batch:
@@ -44,11 +47,13 @@ def fill(running: Collection[Request], pace: Pace, size: int, drafts: int) -> Ba
     room = size - batch.decoding
     if batch.decoding:
         room = min(room, pace.room(batch.decoding))
-    # Equal shares: a short prompt is not kept waiting by a long one, and what it leaves over is the others'.
+    # What has least left comes first: it can begin to write, and a short prompt is not kept waiting by a long one. The
+    # oldest has its share in any case, so that a long one comes to its end too.
     unfinished = [request for request in running if not request.is_computed]
-    unfinished.sort(key=lambda r: len(r.job.prompt) - r.computed)
-    for i, request in enumerate(unfinished):
-        room -= _compute(request, batch, -(-room // (len(unfinished) - i)))
+    if len(unfinished) > 1:
+        room -= _compute(unfinished[0], batch, room // OLDEST)
+    for request in sorted(unfinished, key=lambda r: len(r.job.prompt) - r.computed):
+        room -= _compute(request, batch, room)
     return batch
 
 
@@ -75,7 +80,8 @@ def _compute(request: Request, batch: Batch, room: int) -> int:
     start, prompt = request.computed, request.job.prompt
     end = min(start + room, len(prompt))
     batch.rows += [Row(prompt[i], i, request.base, i == len(prompt) - 1) for i in range(start, end)]
-    request.computed, request.batched = end, end - start
+    request.computed = end
+    request.batched += end - start
     if end == len(prompt) > start:
         request.prompt_row = len(batch.rows) - 1
     return end - start

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conclave" / "bench"
+LETTERS = range(ord("a"), ord("z") + 1)  # token ids: the vocabulary begins with the bytes
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -44,13 +44,20 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def node(*flags: str, home: Path | None = None, wait_s: float = 120, cpus: Sequence[int] = ()) -> Iterator[Node]:
-    """A node of its own mesh (or of `home`'s), ended when the block ends. `cpus` pins it."""
+def node(
+    *flags: str,
+    home: Path | None = None,
+    wait_s: float = 120,
+    cpus: Sequence[int] = (),
+    program: Sequence[str] = ("node",),
+) -> Iterator[Node]:
+    """A node of its own mesh (or of `home`'s), ended when the block ends. `cpus` pins it; `program` is the module to
+    run and its first words."""
     with contextlib.ExitStack() as stack:
         where = home or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conclave-bench-")))
         port, mesh_port = free_port(), free_port()
         env = {**os.environ, "CONCLAVE_HOME": str(where), "CONCLAVE_INTERFACE": "127.0.0.1"}
-        command = [sys.executable, "-m", "node", "--port", str(port), "--mesh-port", str(mesh_port), *flags]
+        command = [sys.executable, "-m", *program, "--port", str(port), "--mesh-port", str(mesh_port), *flags]
         if cpus:
             command = ["taskset", "-c", ",".join(map(str, cpus)), *command]
         log = stack.enter_context((where / f"log-{port}").open("wb"))

@@ -1,12 +1,16 @@
-"""Forty topics in turn: how long until the first token, against llama-server with a pinned slot for each.
+"""Forty topics in turn, and eighty on room for forty: how long until the first token.
 
-    python scripts/bench/topics.py [--topics 40] [--messages 160] [--kind round-robin] [--quick] [--json]
+    python scripts/bench/topics.py [--part pinned|parked|all] [--topics 40] [--messages 160] [--kind round-robin]
+                                   [--quick] [--json]
 
-A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, f16 KV, flash attention. Both get the same token
-sequences: the client sends the whole conversation, with a fixed text for every answer. Turns alternate between the two
-programs, so noise of the machine hits both. Ours keeps idle topics parked in memory outside the context; llama-server
-has a separate KV stream for each slot (-no-kvu, its best). The first cycle, which computes every topic's beginning, is
-left out of the figures.
+A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, f16 KV, flash attention. All get the same token
+sequences: the client sends the whole conversation, with a fixed text for every answer. Turns alternate between the
+programs, so noise of the machine hits all. What computes a topic's beginning is left out of the figures.
+
+pinned: ours keeps idle topics parked in memory outside the context; llama-server has a pinned slot for each, with a
+separate KV stream (-no-kvu, its best); the naive way is our node with all topics in the one context.
+parked: twice as many topics as there is room for. Ours and plain LRU have memory for half of the topics and no disk;
+then ours as it is by default, and llama-server with a slot for half of the topics and its RAM cache, by default too.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,7 +31,9 @@ from scripts.bench.make_model import model
 from scripts.bench.traces import trace
 
 THREADS = 2
+CONTEXT = 1024
 FIRST, TOKENS = 256, 16
+OVERHEAD, TURN = 20, 42  # tokens of the template around a first message, and of a whole later turn
 ANSWER = "fine."
 
 
@@ -75,67 +82,119 @@ class Theirs:
         return first, int(last["timings"]["prompt_n"])
 
 
-def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+@dataclass
+class Times:
+    """Of one program: milliseconds to the first token and tokens computed, a turn each, beginnings left out."""
+
+    first: list[float] = field(default_factory=list)
+    computed: list[int] = field(default_factory=list)
+
+    @property
+    def p50(self) -> float:
+        return statistics.median(self.first)
+
+    @property
+    def p99(self) -> float:
+        return sorted(self.first)[min(int(0.99 * len(self.first)), len(self.first) - 1)]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.first)
+
+
+def run(programs: dict[str, Ours | Theirs], kind: str, topics: int, messages: int, first: int) -> dict[str, Times]:
+    """Every turn of a trace on every program, in changing order."""
+    times = {name: Times() for name in programs}
+    seen: set[int] = set()
+    for i, turn in enumerate(trace(kind, topics, messages, first, TOKENS)):
+        for name in list(programs) if i % 2 else list(reversed(programs)):
+            seconds, tokens = programs[name].turn(turn.topic, turn.text)
+            if turn.topic in seen:
+                times[name].first.append(seconds * 1e3)
+                times[name].computed.append(tokens)
+        seen.add(turn.topic)
+    rows: list[list[object]] = [["first token, ms", "median", "mean", "p99", "p99/p50", "tokens computed a turn"]]
+    for name, t in times.items():
+        tokens_a_turn = f"{statistics.mean(t.computed):.1f}"
+        rows.append([name, f"{t.p50:.1f}", f"{t.mean:.1f}", f"{t.p99:.1f}", f"{t.p99 / t.p50:.2f}", tokens_a_turn])
+    print(f"\n{topics} topics, {messages} messages ({kind}); a topic begins with {first} tokens\n")
+    running.table(rows)
+    return times
+
+
+def pinned(path: Path, kind: str, topics: int, messages: int, first: int) -> dict[str, object]:
+    node = ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(CONTEXT), "--draft", "0")
+    with (
+        running.node(*node) as ours,
+        running.node(*node, "--slots", str(topics + 1), program=("scripts.bench.variant", "shared")) as shared,
+        rivals.server(
+            path, "-c", str(CONTEXT * topics), "-np", str(topics), "-no-kvu", "--slot-prompt-similarity", "0",
+            threads=THREADS,
+        ) as server,
+    ):  # fmt: skip
+        programs: dict[str, Ours | Theirs] = {
+            "ours": Ours(ours), "llama-server": Theirs(server, topics), "one shared context": Ours(shared)
+        }  # fmt: skip
+        times = run(programs, kind, topics, messages, first)
+    mine, theirs = times["ours"], times["llama-server"]
+    figures: dict[str, object] = {
+        "p99_over_p50": mine.p99 / mine.p50,
+        "server_p99_over_p50": theirs.p99 / theirs.p50,
+        "over_server": statistics.median(t / o for o, t in zip(mine.first, theirs.first, strict=True)),
+        "shared_over_ours": times["one shared context"].mean / mine.mean,
+    }
+    if kind == "round-robin":
+        size = len(mine.first) // max(messages // topics - 1, 1)
+        figures["last_cycle_over_second"] = statistics.median(mine.first[-size:]) / statistics.median(mine.first[:size])
+    return figures
+
+
+def parked(path: Path, kind: str, topics: int, messages: int, first: int) -> dict[str, object]:
+    """`topics` is how many there is room for; twice as many come."""
+    # Half of a conversation's growth, in cells; the shape has 12,288 bytes a cell in f16.
+    cells = first + OVERHEAD + (messages // topics) * TURN // 2
+    memory = max(topics * cells * 12_288 >> 20, 1)
+    node = ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(CONTEXT), "--draft", "0")
+    limited = (*node, "--kv-memory", str(memory), "--kv-disk", "0")
+    with (
+        running.node(*limited) as ours,
+        running.node(*limited, program=("scripts.bench.variant", "lru")) as lru,
+        running.node(*node) as default,
+        rivals.server(path, "-c", str(CONTEXT * topics), "-np", str(topics), "-no-kvu", threads=THREADS) as server,
+    ):
+        programs: dict[str, Ours | Theirs] = {
+            f"ours, {memory} MiB": Ours(ours),
+            f"plain LRU, {memory} MiB": Ours(lru),
+            "ours, as it is": Ours(default),
+            f"llama-server, {topics} slots and its RAM cache": Theirs(server, 0),
+        }
+        mine, plain, roomy, theirs = run(programs, kind, 2 * topics, 2 * messages, first).values()
+    return {
+        "parked_over_lru": plain.mean / mine.mean,
+        "parked_over_server": theirs.mean / roomy.mean,
+        "parked_limited_over_server": theirs.mean / mine.mean,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["pinned", "parked", "all"], default="all")
     parser.add_argument("--topics", type=int, default=40)
     parser.add_argument("--messages", type=int, default=0, help="default: four for each topic")
     parser.add_argument("--kind", choices=["round-robin", "zipf"], default="round-robin")
     parser.add_argument("--first", type=int, default=FIRST)
-    parser.add_argument("--quick", action="store_true", help="8 topics, 32 messages")
+    parser.add_argument("--quick", action="store_true", help="4 topics that begin with 128 tokens")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    topics = 8 if args.quick else args.topics
+    topics, first = (4, 128) if args.quick else (args.topics, args.first)
     messages = args.messages or 4 * topics
     path = model("q8_0")
-    context = 1024
-    took: dict[str, list[float]] = {"ours": [], "llama-server": []}
-    computed: dict[str, list[int]] = {"ours": [], "llama-server": []}
-    seen: set[int] = set()
-    with (
-        running.node("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(context)) as node,
-        rivals.server(
-            path, "-c", str(context * topics), "-np", str(topics), "-no-kvu", "--slot-prompt-similarity", "0",
-            threads=THREADS,
-        ) as server,
-    ):  # fmt: skip
-        programs = {"ours": Ours(node), "llama-server": Theirs(server, topics)}
-        for i, turn in enumerate(trace(args.kind, topics, messages, args.first, TOKENS)):
-            order = list(programs) if i % 2 else list(reversed(programs))
-            for name in order:
-                seconds, tokens = programs[name].turn(turn.topic, turn.text)
-                if turn.topic in seen:
-                    took[name].append(seconds * 1e3)
-                    computed[name].append(tokens)
-            seen.add(turn.topic)
-    rows: list[list[object]] = [["first token, ms", "median", "mean", "p99", "p99/p50", "tokens computed a turn"]]
-    figures: dict[str, float] = {}
-    for name, values in took.items():
-        p50, p99 = statistics.median(values), percentile(values, 0.99)
-        figures[name] = p99 / p50
-        rows.append(
-            [name, f"{p50:.1f}", f"{statistics.mean(values):.1f}", f"{p99:.1f}", f"{p99 / p50:.2f}",
-             f"{statistics.mean(computed[name]):.1f}"]
-        )  # fmt: skip
-    running.table(rows)
-    size = len(took["ours"]) // max(messages // topics - 1, 1)
-    second = statistics.median(took["ours"][:size])
-    last = statistics.median(took["ours"][-size:])
-    print(f"\n{topics} topics, {messages} messages ({args.kind}); a topic begins with {args.first} tokens")
-    running.finish(
-        {
-            "p99_over_p50": figures["ours"],
-            "server_p99_over_p50": figures["llama-server"],
-            "last_cycle_over_second": last / second,
-            "over_server": statistics.median(t / o for o, t in zip(took["ours"], took["llama-server"], strict=True)),
-            "topics": topics,
-            "messages": messages,
-        },
-        as_json=args.json,
-    )
+    figures: dict[str, object] = {}
+    if args.part != "parked":
+        figures |= pinned(path, args.kind, topics, messages, first)
+    if args.part != "pinned":
+        figures |= parked(path, args.kind, topics, messages, first)
+    running.finish({**figures, "topics": topics, "messages": messages, "kind": args.kind}, as_json=args.json)
 
 
 if __name__ == "__main__":

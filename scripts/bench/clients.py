@@ -1,0 +1,190 @@
+"""Thirty-two clients at once, prompts and answers of mixed lengths: tokens a second and who waits how long.
+
+    python scripts/bench/clients.py [--clients 32] [--requests 3] [--rounds 2] [--quick] [--json]
+
+A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, f16 KV, flash attention. Each client sends its
+requests one after the other, with prompts of 32 to 512 tokens that nobody has seen before and answers of 16 to 96
+letters, so that each token is text at once; both programs get the same lengths and decode 16 sequences at once, so
+clients wait for each other. Rounds go A B A B.
+
+Then one client writes alone, and again while prompts of 4,000 tokens are computed beside it: how much later its tokens
+come, which is what chunked prefill is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from node.v1 import generate_pb2, types_pb2
+from scripts.bench import rivals, running
+from scripts.bench.candidates import OVERHEAD, THREADS, text
+from scripts.bench.make_model import LETTERS, model
+
+SEQUENCES = 16
+CONTEXT = 1024
+LONG = 4000
+
+
+@dataclass(frozen=True)
+class Length:
+    """Tokens of one request."""
+
+    prompt: int
+    answer: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a load: generated tokens a second, and seconds until the first text, a request each."""
+
+    speed: float
+    waits: list[float]
+
+    @property
+    def worst(self) -> float:
+        return max(self.waits) / statistics.median(self.waits)
+
+
+def lengths(rng: random.Random, clients: int, requests: int) -> list[list[Length]]:
+    return [[Length(rng.randint(32, 512), rng.randint(16, 96)) for _ in range(requests)] for _ in range(clients)]
+
+
+def ours(node: running.Node, rng: random.Random, length: Length) -> list[float]:
+    """When texts came, in seconds since the call."""
+    request = generate_pb2.GenerateRequest(
+        messages=[types_pb2.Message(role="user", content=text(rng, max(length.prompt - OVERHEAD, 1)))],
+        candidates=1, scope=generate_pb2.SCOPE_LOCAL,
+        params=types_pb2.SamplingParams(
+            max_tokens=length.answer, seed=rng.randrange(1 << 32), ignore_eos=True,
+            logit_bias=dict.fromkeys(LETTERS, 100.0),
+        ),
+    )  # fmt: skip
+    times: list[float] = []
+    started = time.perf_counter()
+    for event in node.generate.Stream(generate_pb2.StreamRequest(request=request), timeout=600):
+        if event.WhichOneof("event") == "token":
+            times.append(time.perf_counter() - started)
+    assert event.done.usage.completion_tokens == length.answer, event.done.usage
+    return times
+
+
+def theirs(server: rivals.Server, rng: random.Random, length: Length) -> list[float]:
+    """When the first text came, in seconds since the call."""
+    body = {
+        "prompt": text(rng, length.prompt), "n_predict": length.answer, "ignore_eos": True, "cache_prompt": False,
+        "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "logit_bias": [[t, 100] for t in LETTERS],
+    }  # fmt: skip
+    first, _, last = server.first_token(body)
+    assert last["timings"]["predicted_n"] == length.answer
+    return [first]
+
+
+def load(ask: Callable[[random.Random, Length], list[float]], work: list[list[Length]]) -> Load:
+    """Every client at once, each in a thread of its own."""
+
+    def client(requests: list[Length]) -> list[float]:
+        rng = random.Random(time.time_ns())
+        return [ask(rng, length)[0] for length in requests]
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(len(work)) as pool:
+        waits = [wait for each in pool.map(client, work) for wait in each]
+    tokens = sum(length.answer for requests in work for length in requests)
+    return Load(tokens / (time.perf_counter() - started), waits)
+
+
+def gaps(node: running.Node, answer: int, *, beside: bool) -> list[float]:
+    """Seconds between the tokens of one writer; `beside`: long prompts are computed all the while."""
+    over = threading.Event()
+
+    def prompts() -> None:
+        rng = random.Random(time.time_ns())
+        while not over.is_set():
+            ours(node, rng, Length(LONG, 1))
+
+    with ThreadPoolExecutor(1) as pool:
+        if beside:
+            other = pool.submit(prompts)
+            time.sleep(0.3)
+        times = ours(node, random.Random(time.time_ns()), Length(64, answer))
+        over.set()
+        if beside:
+            other.result()
+    return [b - a for a, b in pairwise(times[4:])]  # the first ones wait for its own prompt
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[min(int(0.99 * len(values)), len(values) - 1)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="12 clients with a request each, one round")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    clients, requests, rounds, answer = (
+        (12, 1, 1, 80) if args.quick else (args.clients, args.requests, args.rounds, 160)
+    )
+    path = model("q8_0")
+    mine: list[Load] = []
+    other: list[Load] = []
+    for i in range(rounds):
+        work = lengths(random.Random(i), clients, requests)
+        with running.node(
+            "--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(CONTEXT),
+            "--slots", str(SEQUENCES),
+        ) as node:  # fmt: skip
+            ours(node, random.Random(1), Length(32, 4))
+            mine.append(load(lambda rng, length, node=node: ours(node, rng, length), work))  # type: ignore[misc]
+        flags = ("-c", str(SEQUENCES * CONTEXT), "-np", str(SEQUENCES), "-kvu")
+        with rivals.server(path, *flags, threads=THREADS) as server:
+            theirs(server, random.Random(1), Length(32, 4))
+            other.append(load(lambda rng, length, server=server: theirs(server, rng, length), work))  # type: ignore[misc]
+    with running.node(
+        "--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(LONG + 200), "--draft", "0"
+    ) as node:
+        ours(node, random.Random(1), Length(512, 4))
+        alone = gaps(node, answer, beside=False)
+        crowded = gaps(node, answer, beside=True)
+    rows: list[list[object]] = [["what", "tokens/s", "median wait, s", "longest", "longest/median"]]
+    for name, loads in (("ours", mine), ("llama-server", other)):
+        waits = [wait for each in loads for wait in each.waits]
+        speeds = " ".join(f"{each.speed:.1f}" for each in loads)
+        worst = f"{statistics.median(each.worst for each in loads):.2f}"
+        rows.append([name, speeds, f"{statistics.median(waits):.2f}", f"{max(waits):.2f}", worst])
+    running.table(rows)
+    print()
+    rows = [["time to a writer's next token, ms", "median", "p99"]]
+    for name, values in (("alone", alone), (f"while prompts of {LONG:,} tokens are computed", crowded)):
+        rows.append([name, f"{statistics.median(values) * 1e3:.1f}", f"{p99(values) * 1e3:.1f}"])
+    running.table(rows)
+    running.finish(
+        {
+            "throughput_over_server": statistics.median(a.speed / b.speed for a, b in zip(mine, other, strict=True)),
+            "max_wait_over_median": statistics.median(each.worst for each in mine),
+            "server_max_wait_over_median": statistics.median(each.worst for each in other),
+            "inter_token_p99_with_prefill_over_without": p99(crowded) / p99(alone),
+            "clients": clients,
+            "requests": clients * requests,
+        },
+        as_json=args.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
