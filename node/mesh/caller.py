@@ -86,7 +86,7 @@ class Caller:
                     roster.say(f"--join {address} is this node itself: give the address of another one")
                     return
                 pause = 0.25
-                while roster.is_alive(met):  # noqa: ASYNC110  # a second later is soon enough to call again
+                while roster.is_met(met):  # noqa: ASYNC110  # a second later is soon enough to call again
                     await asyncio.sleep(1.0)
             except Unauthenticated as e:
                 roster.say(e.message)
@@ -108,7 +108,7 @@ class Caller:
         """
         roster = self._roster
         usable = [a for a in addresses if is_address(a)]
-        if not usable or roster.stopping or node_id in self._pursued or (roster.is_alive(node_id) and not moved):
+        if not usable or roster.stopping or node_id in self._pursued or (roster.is_met(node_id) and not moved):
             return
         task = roster.spawn(self._call_until_met(node_id, usable, moved, caller))
         self._pursued[node_id] = task
@@ -126,7 +126,7 @@ class Caller:
                 except ConclaveError as e:
                     _log.debug("calling node %s at %s: %s", node_id, address, e.message)
             await asyncio.sleep(pause * roster.rng.uniform(0.8, 1.2))
-            if (roster.is_alive(node_id) and not moved) or roster.members.has_left(node_id):
+            if (roster.is_met(node_id) and not moved) or roster.members.has_left(node_id):
                 return
             if caller and self._called_us.get(node_id, 0.0) > started + 1.0:
                 roster.say(
@@ -146,7 +146,7 @@ class Caller:
         hello = mesh_pb2.HelloRequest(node=roster.me(), protocol=PROTOCOL)
         if not node_id:
             node_id = await self._who(address, hello)
-            if roster.is_alive(node_id) or node_id == roster.id:
+            if roster.is_met(node_id) or node_id == roster.id:
                 return node_id
         peer = Peer(roster.identity, address, node_id, roster.suspect)
         try:

@@ -79,17 +79,21 @@ class Prober:
     async def _probe(self, id: str) -> None:
         """One direct probe, then indirect ones; tells the members what came of it."""
         roster = self._roster
-        peer = roster.peers.get(id)
-        if peer is None or id in self._probing:
+        peer, held = roster.peers.get(id), roster.members.get(id)
+        if held is None or id in self._probing:
             return
         self._probing.add(id)
         started = time.monotonic()
         try:
             try:
-                roster.answered(id, await peer.probe(roster.probe_request(id), roster.timeout_s))
+                if peer is None:  # Others say that it lives: calling it is the probe.
+                    async with asyncio.timeout(roster.timeout_s):
+                        await self._caller.meet(held.address, id)
+                else:
+                    roster.answered(id, await peer.probe(roster.probe_request(id), roster.timeout_s))
                 return
-            except ConclaveError as e:
-                _log.debug("probing node %s: %s", id, e.message)
+            except (ConclaveError, TimeoutError) as e:
+                _log.debug("probing node %s: %s", id, e)
             held = roster.members.get(id)
             # Of a suspect others have found already that no other path leads to it.
             suspected = held is not None and held.state is NodeState.SUSPECT

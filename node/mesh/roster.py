@@ -74,6 +74,10 @@ class Roster:
         held = self.members.get(id)
         return held is not None and held.state not in (NodeState.SUSPECT, NodeState.DEAD)
 
+    def is_met(self, id: str) -> bool:
+        """Whether a node is held for alive and we have a connection to it: others may have told us that it is back."""
+        return id in self.peers and self.is_alive(id)
+
     def suspect(self, id: str) -> None:
         """Something spoke against a peer: it is probed at once."""
         self.members.check(id)
@@ -131,6 +135,8 @@ class Roster:
         id = change.info.id
         if change.kind in (Kind.DIED, Kind.LEFT) and id in self.peers:
             self.spawn(self.peers.pop(id).close())
+        if change.kind is Kind.JOINED and id not in self.peers:
+            self.strangers(change.info)  # It is back, others say: only who is called can be probed.
         if change.kind in (Kind.SUSPECTED, Kind.REFUTED):
             self.wake.set()
         if change.kind is not Kind.UPDATED:

@@ -1,0 +1,156 @@
+"""Nodes, one a host of a `Lan`, as their owners run them; each has a home of its own, and all have one token."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from chaos.lan import Host, Lan
+from node.mesh.local import running_nodes
+from node.v1 import generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
+
+ROOT = Path(__file__).resolve().parents[2]
+SOON_S = 30.0  # for what takes a second on a quiet machine
+STEP_S = 0.02
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], what: str, within: float = SOON_S) -> float:
+    """Waits for a condition to be true; returns how many seconds it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < within, f"not within {within:g} s: {what}"
+        time.sleep(STEP_S)
+    return time.monotonic() - started
+
+
+@dataclass
+class Machine:
+    """A host with its node, while it runs one. `address` leads to the node's listener for clients, from anywhere."""
+
+    host: Host
+    home: Path
+    address: str
+    process: subprocess.Popen[bytes] | None = None
+    id: str = ""
+    started: float = 0.0
+    channel: grpc.Channel = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200)]
+        self.channel = grpc.insecure_channel(self.address, options=options)
+        self.mesh = mesh_pb2_grpc.MeshStub(self.channel)
+        self.generate = generate_pb2_grpc.GenerateStub(self.channel)
+
+    @property
+    def log(self) -> Path:
+        """What the node wrote, over all its lives."""
+        return self.home / "log"
+
+    def said(self) -> str:
+        """The text of `log`."""
+        return self.log.read_text(errors="replace")
+
+    def status(self, timeout_s: float = 5.0) -> mesh_pb2.StatusResponse:
+        """What the node says. Raises grpc.RpcError."""
+        return self.mesh.Status(mesh_pb2.StatusRequest(), timeout=timeout_s)
+
+    def nodes(self) -> list[types_pb2.NodeInfo]:
+        """All nodes that it remembers, itself first; none while it does not answer."""
+        try:
+            return list(self.status(2.0).nodes)
+        except grpc.RpcError:
+            return []
+
+    def peers(self) -> set[str]:
+        """Ids of the other nodes that it holds for alive."""
+        return {n.id for n in self.nodes() if n.state == "alive" and n.id != self.id}
+
+    def state_of(self, id: str) -> str:
+        """What it holds a node for; empty if it does not know it, or does not say."""
+        return next((n.state for n in self.nodes() if n.id == id), "")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its node a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def end(self, within: float = 15.0) -> int | None:
+        """Ask its node to stop; its exit code, None if it had to be killed."""
+        if self.process is None:
+            return 0
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        try:
+            code: int | None = self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            code = None
+        self.process = None
+        return code
+
+
+class Swarm:
+    """A machine on each host of a lan, none running a node yet."""
+
+    def __init__(self, lan: Lan, home: Path, token: str) -> None:
+        self.lan = lan
+        self.token = token
+        self.machines = [Machine(h, home / f"host{h.index}", lan.relay(h, 7420)) for h in lan.hosts]
+        for machine in self.machines:
+            machine.home.mkdir(parents=True, exist_ok=True)
+
+    def start(self, machine: Machine, *flags: str, token: str = "") -> None:
+        """Start a machine's node; `ready` waits for it."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith("CONCLAVE_")}
+        argv = [sys.executable, "-m", "node", "--port", "7420", "--mesh-port", "7421", "--token", token or self.token]
+        with machine.log.open("ab") as out:
+            machine.process = subprocess.Popen(
+                machine.host.command(*argv, *flags),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=env | {"CONCLAVE_HOME": str(machine.home), "PYTHONUNBUFFERED": "1"},
+                cwd=ROOT,
+            )
+        machine.started = time.monotonic()
+
+    def ready(self, machines: Sequence[Machine] | None = None) -> None:
+        """Wait until nodes serve."""
+        for machine in machines or self.machines:
+
+            def here(machine: Machine = machine) -> bool:
+                assert machine.process is not None
+                code = machine.process.poll()
+                assert code is None, f"a node ended with {code}: {machine.said()}"
+                nodes = machine.nodes() if running_nodes(machine.home / "run") else []
+                machine.id = nodes[0].id if nodes else ""
+                return bool(nodes)
+
+            until(here, f"the node on {machine.host.ip} starts")
+
+    def see_each_other(self, machines: Sequence[Machine] | None = None) -> bool:
+        """Whether each of these nodes holds all the others of them for alive, and nobody else."""
+        here = machines or self.machines
+        ids = {m.id for m in here}
+        return all(m.peers() == ids - {m.id} for m in here)
+
+    def close(self) -> None:
+        """End what still runs; none may hang, and none may have shown a traceback."""
+        hung = [m.host.ip for m in self.machines if m.end() is None]
+        for machine in self.machines:
+            machine.channel.close()
+        assert not hung, f"did not stop within 15 s: {hung}"
+        for machine in self.machines:
+            if machine.log.exists():
+                assert "Traceback" not in machine.said(), machine.said()
