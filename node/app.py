@@ -22,6 +22,7 @@ import psutil
 from grpc_health.v1 import health
 
 from node import __version__, logs, wire
+from node.address import join_address
 from node.api import http, rpc
 from node.api.http.here import Here
 from node.api.kvsync import KVSyncServicer
@@ -41,8 +42,8 @@ from node.errors import BackendError, InvalidRequest, NotReady
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.home import DataDir, home
-from node.mesh.discovery import announced
 from node.mesh.identity import Identity, load_node_id, load_token
+from node.mesh.interfaces import announced
 from node.mesh.mesh import Mesh
 from node.models import resolve
 from node.models.shape import is_repacked, shape
@@ -157,6 +158,7 @@ class Node:
             runtime=places.runtime,
             interfaces=config.interfaces,
             notice=lambda line: self.on_notice(line),
+            moved=self._move,
             http_address=self._http_address,
         )
         self._replicator = await self._replication(data.path)
@@ -282,8 +284,10 @@ class Node:
         mesh_port = _listen("--mesh-port", self._config.mesh_port, DEFAULT_MESH_PORT, add)
         self._bind_http()
         self._local_address = f"127.0.0.1:{port}"
-        host = announced(self._config.interfaces)[0]
-        self._mesh_address = f"[{host}]:{mesh_port}" if ":" in host else f"{host}:{mesh_port}"
+        self._mesh_address = join_address(announced(self._config.interfaces)[0], mesh_port)
+
+    def _move(self, address: str) -> None:
+        self._mesh_address = address
 
     def _add_services(self) -> None:
         config, engine = self._config, self._engine

@@ -35,7 +35,9 @@ def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: 
 class Config:
     """What a node was told. Build one with `load`, which checks it; ports None mean "the default or the next free"."""
 
-    join: str = _option("auto", "find peers: auto (mDNS), none, or addresses", metavar="auto|none|HOST:PORT[,…]")
+    join: str = _option(
+        "auto", "find peers: auto (mDNS), none, addresses, or auto and addresses", metavar="auto|none|HOST:PORT[,…]"
+    )
     model: str = _option(
         "auto",
         "auto: the biggest on this machine that fits and chats, else bundled; a name that `models list` shows; a file; "
@@ -107,8 +109,10 @@ class Config:
 
     @property
     def join_addresses(self) -> tuple[str, ...]:
-        """The HOST:PORT addresses of `join`; none for auto and none."""
-        return () if self.join in ("auto", "none") else tuple(a.strip() for a in self.join.split(","))
+        """The HOST:PORT addresses of `join`; none for auto and none. `auto,HOST:PORT` is both."""
+        if self.join == "none":
+            return ()
+        return tuple(a.strip() for a in self.join.split(",") if a.strip() != "auto")
 
     @property
     def api_keys(self) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import shutil
 import socket
 import stat
@@ -26,8 +25,6 @@ from node.errors import ConclaveError, InvalidRequest
 from node.hardware.machine import Machine, detect
 
 LOW_DISK, LEAST_DISK = 2 * GIB, GIB // 8
-MDNS = ("224.0.0.251", 5353)
-MDNS_S = 0.5
 BACKEND_S = 60.0
 # In a process of its own: a llama.cpp that was built for another processor ends with SIGILL, and not with an error.
 _BACKEND = """
@@ -186,6 +183,8 @@ def token(file: Path, override: str) -> Check:
 
 def mdns(interfaces: tuple[str, ...]) -> Iterator[Check]:
     """Whether nodes could find each other, on each interface."""
+    from node.mesh.multicast import hears_itself
+
     found = [
         (name, ip) for name, ip in _interfaces() if (ip in interfaces if interfaces else not ip.startswith("127."))
     ]
@@ -204,42 +203,18 @@ def mdns(interfaces: tuple[str, ...]) -> Iterator[Check]:
 
 
 def _interfaces() -> list[tuple[str, str]]:
+    """Name and IPv4 address of what is up, but for the bridges of containers."""
+    from node.mesh.interfaces import is_virtual
+
     try:
         up = {name for name, state in psutil.net_if_stats().items() if state.isup}
         addresses = psutil.net_if_addrs()
     except (OSError, psutil.Error):
         return []
     return [
-        (name, str(a.address)) for name in sorted(addresses) if name in up
+        (name, str(a.address)) for name in sorted(addresses) if name in up and not is_virtual(name)
         for a in addresses[name] if a.family == socket.AF_INET
     ]  # fmt: skip
-
-
-def hears_itself(ip: str, timeout: float = MDNS_S) -> str:
-    """Ask for a name that nobody has, and wait for the question to come back; what is wrong, or nothing."""
-    label = f"doctor-{secrets.token_hex(6)}".encode()
-    asked = b"".join(bytes([len(part)]) + part for part in (label, b"_conclave", b"_tcp", b"local")) + b"\0"
-    packet = bytes.fromhex("000000000001000000000000") + asked + bytes.fromhex("00100001")  # one question: TXT, IN
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if hasattr(socket, "SO_REUSEPORT"):  # other responders of this machine hold the port too
-                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            s.bind(("", MDNS[1]))
-            s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(MDNS[0]) + socket.inet_aton(ip))
-            s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(ip))
-            s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
-            s.sendto(packet, MDNS)
-            until = time.monotonic() + timeout
-            while (left := until - time.monotonic()) > 0:
-                s.settimeout(left)
-                if label in s.recv(9000):
-                    return ""
-    except TimeoutError:
-        pass
-    except OSError as e:
-        return e.strerror or str(e)
-    return "multicast does not come back"
 
 
 def clock(now: float, installed: float) -> Check:

@@ -208,6 +208,10 @@ class Members:
         if member is not None and member.state is not NodeState.DEAD:
             self._checks.add(id)
 
+    def renew(self) -> None:
+        """We say something new of ourselves that must overtake what others tell of us, such as another address."""
+        self.incarnation += 1
+
     def stalled(self, seconds: float) -> None:
         """This process could not run for so long; suspects are given that time on top, for it proves nothing."""
         for id in self._suspects:

@@ -45,7 +45,7 @@ class Caller:
         self._pursued: dict[str, asyncio.Task[None]] = {}
         self._called_us: dict[str, float] = {}
         self._slots = asyncio.Semaphore(MAX_CALLING)
-        roster.strangers = lambda info: self.pursue(info.id, [info.address])
+        roster.strangers = lambda info: self.pursue(info.id, [info.address], moved=roster.is_met(info.id))
 
     # ---- reasons to call ----
 
@@ -94,6 +94,11 @@ class Caller:
                 roster.say(f"{e.message}; trying again until it answers", key=f"join {address}")
             await asyncio.sleep(pause * roster.rng.uniform(0.8, 1.2))
             pause = min(pause * 2, JOIN_RETRY_S)
+
+    def again(self) -> None:
+        """Makes every connection anew: this machine's address changed, so whatever still comes goes astray."""
+        for id, peer in list(self._roster.peers.items()):
+            self.pursue(id, [peer.address], moved=True)
 
     def renew(self) -> None:
         """Makes those connections anew whose certificate is about to end; call it every minute or so."""

@@ -10,22 +10,22 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import ifaddr
-from zeroconf import InterfaceChoice, IPVersion, ServiceStateChange, Zeroconf
+from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from node.address import join_address
 from node.mesh.identity import NODE_ID
+from node.mesh.interfaces import MAX_ADDRESSES, announced, likeliest_first, own
+from node.mesh.multicast import hears_itself
 
 SERVICE = "_conclave._tcp.local."
 PROTOCOL = 1
 RESOLVE_MS = 3000
 MAX_RESOLVING = 16  # A flood of names must not become a flood of questions.
 MAX_NAMES = 512
-MAX_ADDRESSES = 8
 MESH_ID = re.compile(rb"[0-9a-f]{16}")
 
 
@@ -42,8 +42,7 @@ class Discovery:
     """Announces this node and looks for others.
 
     `port` is the mesh listener's, `addresses` the IPs to announce (default: those of the interfaces used), `interfaces`
-    the local IPs to use (default: all, loopback included). IPv4 only: link-local IPv6 addresses need a zone to be
-    dialled.
+    the local IPs to use (default: all but those of containers' bridges, loopback included).
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class Discovery:
         self._mesh_id = mesh_id
         self._port = port
         self._on_found = on_found
-        self._interfaces = [i for i in interfaces if ipaddress.ip_address(i).version == 4]
+        self._interfaces = list(interfaces)
         self._addresses = list(addresses) or announced(self._interfaces)
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
@@ -71,18 +70,17 @@ class Discovery:
     async def start(self) -> str:
         """Announces and looks from now on. Returns "" or one line that says why this network has no discovery."""
         try:
-            if missing := set(self._interfaces) - {str(n.ip) for n in _networks()}:
+            ours = [str(n.ip) for n in own()]
+            if missing := set(self._interfaces) - set(ours):
                 raise OSError(f"{', '.join(sorted(missing))} is no address of this machine")
-            self._zeroconf = AsyncZeroconf(
-                interfaces=self._interfaces or InterfaceChoice.All, ip_version=IPVersion.V4Only
-            )
+            self._zeroconf = await _listening(self._interfaces or ours)
             self._info = AsyncServiceInfo(
                 SERVICE,
                 f"{self._node_id}.{SERVICE}",
                 port=self._port,
                 properties={"id": self._node_id, "mesh": self._mesh_id, "v": str(PROTOCOL)},
                 server=f"{self._node_id}.local.",
-                addresses=[socket.inet_aton(a) for a in self._addresses],
+                addresses=[ipaddress.ip_address(a).packed for a in self._addresses],
             )
             # Ids are random, so nobody else has our name: telling zeroconf so saves it 0.75 s of asking around.
             await self._zeroconf.async_register_service(self._info, cooperating_responders=True)
@@ -92,6 +90,18 @@ class Discovery:
             reason = str(e) or type(e).__name__
             return f"no discovery on this network ({reason}): join nodes of other machines with --join HOST:PORT"
         return ""
+
+    async def deaf(self) -> str:
+        """One line that says why others cannot be found here although it started; "" if they can be.
+
+        Sockets for multicast open in networks that do not carry it: what we ask must at least come back to us.
+        """
+        ips = [ip for ip in self._interfaces or [str(n.ip) for n in own()] if ipaddress.ip_address(ip).version == 4]
+        tried = [ip for ip in ips if not ipaddress.ip_address(ip).is_loopback]
+        problems = await asyncio.gather(*(asyncio.to_thread(hears_itself, ip) for ip in tried))
+        if not problems or not all(problems):
+            return ""
+        return f"no discovery on this network ({problems[0]}): join nodes of other machines with --join HOST:PORT"
 
     async def stop(self) -> None:
         """Withdraws the announcement (peers see it at once) and ends; harmless when done twice."""
@@ -140,44 +150,21 @@ def _checked(info: AsyncServiceInfo, label: str) -> Found | None:
     mesh = properties.get(b"mesh") or b""
     if properties.get(b"id") != label.encode() or not MESH_ID.fullmatch(mesh) or not info.port:
         return None
-    ips = info.parsed_addresses(IPVersion.V4Only)[:MAX_ADDRESSES]
-    return Found(label, mesh.decode(), tuple(f"{ip}:{info.port}" for ip in _likeliest_first(ips)))
+    port = info.port
+    ips = [ip for ip in info.parsed_addresses(IPVersion.All) if not ipaddress.ip_address(ip).is_link_local]
+    return Found(label, mesh.decode(), tuple(join_address(ip, port) for ip in likeliest_first(ips[:MAX_ADDRESSES])))
 
 
-def announced(interfaces: Sequence[str] = ()) -> list[str]:
-    """The IPv4 addresses to announce: those of `interfaces`, else all of this machine that others can reach.
-
-    The one that packets to elsewhere would leave from goes first. Loopback is announced only where there is nothing
-    else; nodes on one machine meet by `node.mesh.local` as well.
-    """
-    if interfaces:
-        return list(interfaces)[:MAX_ADDRESSES]
-    primary = _primary()
-    own = sorted((str(n.ip) for n in _networks()), key=lambda ip: ip != primary)
-    return ([ip for ip in own if not ipaddress.ip_address(ip).is_loopback] or own or ["127.0.0.1"])[:MAX_ADDRESSES]
-
-
-def _likeliest_first(ips: Sequence[str]) -> list[str]:
-    # A machine with containers announces bridges that only it can reach; what shares a network with us goes first.
-    networks = [n.network for n in _networks()]
-    return sorted(ips, key=lambda ip: not any(ipaddress.ip_address(ip) in n for n in networks))
-
-
-def _primary() -> str:
-    # Connecting a datagram socket sends nothing; it only has the system choose a route (the address is a reserved one).
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        try:
-            s.connect(("240.0.0.1", 9))
-            address: str = s.getsockname()[0]
-        except OSError:
-            return ""
-        return address
-
-
-def _networks() -> list[ipaddress.IPv4Interface]:
-    found = []
-    for adapter in ifaddr.get_adapters():
-        for ip in adapter.ips:
-            if ip.is_IPv4:
-                found.append(ipaddress.IPv4Interface(f"{ip.ip}/{ip.network_prefix}"))
-    return found
+async def _listening(ips: Sequence[str]) -> AsyncZeroconf:
+    """mDNS on the interfaces with these addresses. Where one family does not work, the other has to do."""
+    four = [ip for ip in ips if ":" not in ip]
+    six = [ip for ip in ips if ":" in ip and not ipaddress.ip_address(ip).is_loopback]
+    problem: Exception = OSError("no interface is up")
+    for some, version in ((four + six, IPVersion.All), (four, IPVersion.V4Only), (six, IPVersion.V6Only)):
+        has = {":" in ip for ip in some}
+        if has == {IPVersion.All: {False, True}, IPVersion.V4Only: {False}, IPVersion.V6Only: {True}}[version]:
+            try:
+                return AsyncZeroconf(interfaces=some, ip_version=version)
+            except Exception as e:  # zeroconf raises what the sockets do, without a common base
+                problem = e
+    raise problem

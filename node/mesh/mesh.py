@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from node import wire
-from node.address import is_address
+from node.address import is_address, split_address
 from node.core.members import Change, Dead, Settings
 from node.errors import ConclaveError, InvalidRequest, NotFound, NotReady
 from node.mesh import local
 from node.mesh.caller import Caller
 from node.mesh.discovery import Discovery, Found
 from node.mesh.identity import Identity
+from node.mesh.interfaces import still
 from node.mesh.peer import Peer
 from node.mesh.prober import Prober
 from node.mesh.roster import MAX_NEWS, PROTOCOL, Roster, caller
@@ -26,6 +28,7 @@ from node.types import NodeInfo
 from node.v1 import mesh_pb2
 
 GOODBYE_S = 0.5
+ADDRESS_S = 1.0  # A look costs half a millisecond; a new lease must show before the node is held for dead.
 
 
 class Mesh:
@@ -34,7 +37,7 @@ class Mesh:
     `self_info` describes this node whenever asked; its `address` must be what others can dial. `runtime` is the
     directory of `node.home` where nodes of this machine meet (None: not used), `interfaces` the local IPs for mDNS
     (empty: all), `mdns` whether to use it under `join="auto"`. `notice` is told, once, each line that a person should
-    see; `notices` keeps them.
+    see; `notices` keeps them. `moved` is told the new address when this machine's changes (None: it does not).
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Mesh:
         mdns: bool = True,
         settings: Settings | None = None,
         notice: Callable[[str], None] = lambda _: None,
+        moved: Callable[[str], None] | None = None,
         rng: random.Random | None = None,
         http_address: str = "",
     ) -> None:
@@ -58,7 +62,9 @@ class Mesh:
         self._prober = Prober(self._roster, self._caller)
         self._runtime = runtime
         self._interfaces = interfaces
+        self._moved = moved
         self._mdns = mdns
+        self._started = time.time()
         self._running: asyncio.Task[None] | None = None
         self._discovery: Discovery | None = None
         self._presence: local.Presence | None = None
@@ -88,6 +94,8 @@ class Mesh:
             self._roster.spawn(self._caller.join(address))
         if "auto" in words and self._mdns:
             await self._announce()
+        if self._moved is not None:
+            self._roster.spawn(self._watch_address(self._moved))
 
     async def stop(self) -> None:
         """Leaves: withdraws announcements, says goodbye to the peers (at most half a second), closes everything."""
@@ -101,19 +109,18 @@ class Mesh:
             self._running.cancel()
         goodbye = mesh_pb2.HelloRequest(node=roster.me(), protocol=PROTOCOL, leaving=True)
         discovery = [self._discovery.stop()] if self._discovery is not None else []
+        # Who came back a moment ago may not be connected yet, and must hear it too.
+        unmet = [i for i in roster.members.alive() if i.id not in roster.peers]
+        roster.peers |= {i.id: Peer(roster.identity, i.address, i.id) for i in unmet}
         await asyncio.gather(
             *discovery, *(p.hello(goodbye, GOODBYE_S) for p in roster.peers.values()), return_exceptions=True
         )
         await roster.close()
 
     def _meet_here(self, runtime: Path, *, look: bool) -> None:
-        info = self._roster.info()
-        me = local.RunningNode(
-            self.id, os.getpid(), self.mesh_id, info.address, info.local_address, time.time(), self._http_address
-        )
         try:
             self._presence = local.Presence(runtime)
-            self._presence.publish(me)
+            self._presence.publish(self._here())
         except (OSError, ConclaveError) as e:
             self._roster.say(f"other nodes and commands on this machine cannot find this node: {e}")
         if look:
@@ -125,15 +132,42 @@ class Mesh:
                 )
             )
 
-    async def _announce(self) -> None:
-        host, port = self._roster.info().address.rsplit(":", 1)
-        # What Hello tells others to dial is announced too; only a name instead of an IPv4 address cannot be.
-        ips = [host] if re.fullmatch(r"[0-9.]+", host) else []
-        self._discovery = Discovery(
-            self.id, self.mesh_id, int(port), self._caller.found, interfaces=self._interfaces, addresses=ips
+    def _here(self) -> local.RunningNode:
+        info, http = self._roster.info(), self._http_address
+        return local.RunningNode(
+            self.id, os.getpid(), self.mesh_id, info.address, info.local_address, self._started, http
         )
-        if problem := await self._discovery.start():
-            self._roster.say(problem)
+
+    async def _announce(self) -> None:
+        host, port = split_address(self._roster.info().address) or ("", 0)
+        # What Hello tells others to dial is announced too; only a name instead of an address cannot be.
+        with contextlib.suppress(ValueError):
+            host = str(ipaddress.ip_address(host))
+            self._discovery = Discovery(
+                self.id, self.mesh_id, port, self._caller.found, interfaces=self._interfaces, addresses=[host]
+            )
+            # The second takes a moment where multicast works, and half a second where it does not.
+            if problem := await self._discovery.start() or await self._discovery.deaf():
+                self._roster.say(problem)
+
+    async def _watch_address(self, moved: Callable[[str], None]) -> None:
+        """Notices that this machine was given another address, and tells whoever would dial the old one."""
+        while True:
+            await asyncio.sleep(ADDRESS_S)
+            old = self._roster.info().address
+            new = await asyncio.to_thread(still, old, self._interfaces)
+            if new == old:
+                continue
+            moved(new)
+            self._roster.members.renew()
+            self._caller.again()
+            if self._presence is not None:
+                with contextlib.suppress(OSError):
+                    self._presence.publish(self._here())
+            if self._discovery is not None:
+                await self._discovery.stop()
+                await self._announce()
+            self._roster.say(f"this machine's address changed: other machines join now with --join {new}")
 
     # ---- for the other layers ----
 

@@ -137,6 +137,8 @@ class Roster:
             self.spawn(self.peers.pop(id).close())
         if change.kind is Kind.JOINED and id not in self.peers:
             self.strangers(change.info)  # It is back, others say: only who is called can be probed.
+        if change.kind is Kind.UPDATED and id in self.peers and self.peers[id].address != change.info.address:
+            self.strangers(change.info)  # It moved.
         if change.kind in (Kind.SUSPECTED, Kind.REFUTED):
             self.wake.set()
         if change.kind is not Kind.UPDATED:

@@ -24,7 +24,9 @@ def unavailable() -> str:
     missing = [tool for tool in ("ip", "unshare", "nsenter") if shutil.which(tool) is None]
     if missing:
         return f"{', '.join(missing)} not installed"
-    tried = subprocess.run(["unshare", "--net", "ip", "link", "add", "x", "type", "veth"], capture_output=True, check=False)
+    tried = subprocess.run(
+        ["unshare", "--net", "ip", "link", "add", "x", "type", "veth"], capture_output=True, check=False
+    )
     return "" if tried.returncode == 0 else f"no network namespaces: {tried.stderr.decode(errors='replace').strip()}"
 
 
@@ -80,7 +82,7 @@ class Lan:
             relay.close()
         for holder in self._holders:
             holder.kill()
-            holder.wait()
+            holder.communicate()
 
     # ---- what can happen to a network ----
 

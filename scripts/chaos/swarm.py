@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
 
@@ -21,14 +20,15 @@ from node.v1 import generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
 ROOT = Path(__file__).resolve().parents[2]
 SOON_S = 30.0  # for what takes a second on a quiet machine
 STEP_S = 0.02
-T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], what: str, within: float = SOON_S) -> float:
-    """Waits for a condition to be true; returns how many seconds it took."""
+def until(
+    condition: Callable[[], object], what: str, within: float = SOON_S, instead: Callable[[], str] = lambda: ""
+) -> float:
+    """Waits for a condition to be true; returns how many seconds it took. `instead` says what is the case."""
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() - started < within, f"not within {within:g} s: {what}"
+        assert time.monotonic() - started < within, f"not within {within:g} s: {what}; {instead()}"
         time.sleep(STEP_S)
     return time.monotonic() - started
 
@@ -144,6 +144,15 @@ class Swarm:
         here = machines or self.machines
         ids = {m.id for m in here}
         return all(m.peers() == ids - {m.id} for m in here)
+
+    def views(self) -> str:
+        """Who holds whom for what, a line for each node."""
+        names = {m.id: m.host.index for m in self.machines}
+        return "".join(
+            f"\n  {m.host.index} {m.id}: "
+            + ", ".join(f"{names.get(n.id, n.id)} {n.state} {n.address} {n.incarnation % 100000}" for n in m.nodes())
+            for m in self.machines
+        )
 
     def close(self) -> None:
         """End what still runs; none may hang, and none may have shown a traceback."""

@@ -1,16 +1,19 @@
 """mDNS on loopback, and what of a stranger's record is believed."""
 
 import asyncio
+import ipaddress
 import random
 import socket
 from typing import Any
 
+import ifaddr
 import pytest
 from meshnode import HOST, until
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
-from node.mesh import discovery
-from node.mesh.discovery import SERVICE, Discovery, Found, announced
+from node.mesh import discovery, interfaces
+from node.mesh.discovery import SERVICE, Discovery, Found
+from node.mesh.interfaces import announced
 
 
 def node_id() -> str:
@@ -101,8 +104,42 @@ def test_what_is_announced() -> None:
 
 
 def test_what_shares_a_network_with_us_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ipaddress
+    monkeypatch.setattr(interfaces, "own", lambda: [ipaddress.ip_interface("192.168.7.3/24")])
+    ips = ["172.17.0.1", "192.168.7.9", "fd00::1", "10.8.0.2"]
+    assert interfaces.likeliest_first(ips) == ["192.168.7.9", "172.17.0.1", "fd00::1", "10.8.0.2"]
 
-    monkeypatch.setattr(discovery, "_networks", lambda: [ipaddress.IPv4Interface("192.168.7.3/24")])
-    ips = ["172.17.0.1", "192.168.7.9", "10.8.0.2"]
-    assert discovery._likeliest_first(ips) == ["192.168.7.9", "172.17.0.1", "10.8.0.2"]
+
+def adapters(**ips: list[str]) -> list[ifaddr.Adapter]:
+    def one(text: str) -> ifaddr.IP:
+        i = ipaddress.ip_interface(text)
+        return ifaddr.IP(str(i.ip) if i.version == 4 else (str(i.ip), 0, 0), i.network.prefixlen, "")
+
+    return [ifaddr.Adapter(name, name, [one(i) for i in found]) for name, found in ips.items()]
+
+
+def test_bridges_of_containers_are_not_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = adapters(
+        lo=["127.0.0.1/8", "::1/128"],
+        docker0=["172.17.0.1/16"],
+        **{"br-0123456789ab": ["172.18.0.1/16"], "veth12ab": ["169.254.7.7/16"], "virbr0": ["192.168.122.1/24"]},
+        br0=["192.168.1.5/24"],  # a bridge that a person made is a network like any other
+        wlan0=["10.0.0.7/24", "fe80::7/64", "fd00::7/64"],
+    )
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: found)
+    monkeypatch.setattr(interfaces, "_primary", lambda *_: "10.0.0.7")
+    assert announced() == ["10.0.0.7", "192.168.1.5", "fd00::7"]
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: found[:3])
+    assert announced() == ["127.0.0.1"]
+
+
+def test_an_address_stays_while_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interfaces, "_primary", lambda *_: "")
+
+    def now(**ips: list[str]) -> str:
+        monkeypatch.setattr(ifaddr, "get_adapters", lambda: adapters(lo=["127.0.0.1/8"], **ips))
+        return interfaces.still("10.0.0.7:7421")
+
+    assert now(eth0=["10.0.0.7/24"]) == now(wlan0=["10.9.0.1/24"], eth0=["10.0.0.7/24"]) == "10.0.0.7:7421"
+    assert now() == "10.0.0.7:7421"
+    assert now(eth0=["10.0.0.9/24"]) == "10.0.0.9:7421"
+    assert now(eth0=["fd00::9/64"]) == "[fd00::9]:7421"

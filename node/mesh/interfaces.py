@@ -1,0 +1,84 @@
+"""This machine's IP addresses: which of them others can reach, and which networks it shares with others."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+
+import ifaddr
+
+from node.address import join_address, split_address
+
+MAX_ADDRESSES = 8
+# Bridges and links of containers and virtual machines, by the names that their makers give: only this machine is there.
+_VIRTUAL = re.compile(
+    r"docker\d*|br-[0-9a-f]{12}|veth.*|virbr\d+(-nic)?|lxcbr\d+|lxdbr\d+|incusbr\d+|cni.*|podman\d+|cali.*|flannel.*"
+)
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+
+def is_virtual(name: str) -> bool:
+    """Whether an interface is a bridge or link of containers, where no other machine is."""
+    return _VIRTUAL.fullmatch(name) is not None
+
+
+def own() -> list[Interface]:
+    """All addresses of this machine with their networks, those of containers' bridges apart.
+
+    Without IPv6 link-local ones: elsewhere they mean nothing without a zone that only the one who dials knows.
+    """
+    found: list[Interface] = []
+    for adapter in ifaddr.get_adapters():
+        if is_virtual(adapter.name):
+            continue
+        for ip in adapter.ips:
+            address = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            interface = ipaddress.ip_interface(f"{address}/{ip.network_prefix}")
+            if interface.version == 4 or not interface.ip.is_link_local:
+                found.append(interface)
+    return found
+
+
+def announced(interfaces: Sequence[str] = ()) -> list[str]:
+    """The addresses to announce: those of `interfaces`, else all of this machine that others can reach.
+
+    The one that packets to elsewhere would leave from goes first, IPv4 before IPv6. Loopback is announced only where
+    there is nothing else; nodes on one machine meet by `node.mesh.local` as well.
+    """
+    if interfaces:
+        return list(interfaces)[:MAX_ADDRESSES]
+    primary = _primary(socket.AF_INET, "240.0.0.1"), _primary(socket.AF_INET6, "2001:db8::1")
+    ips = sorted((i.ip for i in own()), key=lambda ip: (ip.version, str(ip) not in primary))
+    loopback = [ip for ip in ips if ip.is_loopback]
+    return [str(ip) for ip in [ip for ip in ips if not ip.is_loopback] or loopback[:1]][:MAX_ADDRESSES] or ["127.0.0.1"]
+
+
+def still(address: str, interfaces: Sequence[str] = ()) -> str:
+    """The HOST:PORT that others should dial from now on, where it was `address` until now.
+
+    It stays as long as this machine has it, and also while it has no other: a cable that is out comes in again.
+    """
+    host, port = split_address(address) or ("", 0)
+    now = announced(interfaces)
+    if host in {str(i.ip) for i in own()} or ipaddress.ip_address(now[0]).is_loopback:
+        return address
+    return join_address(now[0], port)
+
+
+def likeliest_first(ips: Sequence[str]) -> list[str]:
+    """Addresses of another machine, in the order in which to try them: what shares a network with us goes first."""
+    networks = [n.network for n in own()]
+    return sorted(ips, key=lambda ip: not any(ipaddress.ip_address(ip) in n for n in networks))
+
+
+def _primary(family: socket.AddressFamily, elsewhere: str) -> str:
+    # Connecting a datagram socket sends nothing; it only has the system choose a route (the addresses are reserved).
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as s:
+            s.connect((elsewhere, 9))
+            address: str = s.getsockname()[0]
+    except OSError:
+        return ""
+    return address

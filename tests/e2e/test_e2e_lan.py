@@ -1,0 +1,181 @@
+"""Five hosts on a switch, each a network namespace with one node: what a person with five machines would see.
+
+The hosts are shared; every test leaves all five running and on one switch.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from chaos.lan import Lan, unavailable
+from chaos.swarm import Machine, Swarm, until
+
+from node.mesh.identity import new_token
+
+FLAGS = ("--backend", "fake")
+AGAIN_S = 5.0  # Whatever happened, within this everybody knows (DESIGN §6 and §8).
+HEADROOM = 2.0  # Two busy cores carry five nodes and everything else that is tested.
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    if reason := unavailable():
+        pytest.skip(reason)
+    lan = Lan(5)
+    made = Swarm(lan, tmp_path_factory.mktemp("lan"), new_token())
+    try:
+        # One after the other is told of the first, by address alone: nobody announces anything.
+        first, *others = made.machines
+        made.start(first, *FLAGS, "--join", "none")
+        made.ready([first])
+        for machine in others:
+            made.start(machine, *FLAGS, "--join", f"{first.host.ip}:7421")
+        made.ready()
+        until(lambda: made.see_each_other(), "--join of one address finds all five")
+        yield made
+    finally:
+        made.close()
+        lan.close()
+
+
+@pytest.fixture
+def five(swarm: Swarm) -> Iterator[list[Machine]]:
+    yield swarm.machines
+    until(lambda: swarm.see_each_other(), "all five are together at the end", instead=swarm.views)
+
+
+def held(machines: list[Machine], whom: Machine, *states: str) -> bool:
+    """Whether each holds a node for one of these; "" is left or unknown."""
+    return all(m.state_of(whom.id) in states for m in machines)
+
+
+def test_join_of_one_address_found_all_five(five: list[Machine]) -> None:
+    for machine in five:
+        assert {n.address for n in machine.nodes()} == {f"{m.host.ip}:7421" for m in five}
+
+
+def test_a_killed_node_is_out_and_comes_back(five: list[Machine], swarm: Swarm) -> None:
+    victim, *others = five[::-1]
+    victim.signal(signal.SIGKILL)
+    assert until(lambda: held(others, victim, "dead"), "it is held for dead") <= AGAIN_S * HEADROOM
+    assert victim.process is not None
+    victim.process.wait()
+    swarm.start(victim, *FLAGS, "--join", f"{others[0].host.ip}:7421")
+    swarm.ready([victim])
+
+
+def test_a_short_stop_is_refuted_and_nobody_flaps(five: list[Machine]) -> None:
+    victim, *others = five[::-1]
+    victim.signal(signal.SIGSTOP)
+    try:
+        until(lambda: any(m.state_of(victim.id) == "suspect" for m in others), "it is suspected")
+    finally:
+        victim.signal(signal.SIGCONT)
+    seen = set()
+    end = time.monotonic() + 3.0
+    while time.monotonic() < end:
+        seen |= {m.state_of(v.id) for m in others for v in five if v is not m}
+        time.sleep(0.05)
+    assert seen <= {"alive", "suspect"}, seen
+    assert held(others, victim, "alive")
+
+
+def test_a_pulled_cable_and_a_split(five: list[Machine], swarm: Swarm) -> None:
+    one, two, *rest = five
+    swarm.lan.link(one.host, up=False)
+    until(lambda: held([two, *rest], one, "dead"), "who is unplugged is held for dead", AGAIN_S * HEADROOM)
+    swarm.lan.link(one.host, up=True)
+    until(lambda: swarm.see_each_other(), "plugged in again, it is back", AGAIN_S * HEADROOM)
+    swarm.lan.split([one.host, two.host])
+    until(lambda: swarm.see_each_other([one, two]) and swarm.see_each_other(rest), "two halves", AGAIN_S * HEADROOM)
+    swarm.lan.split([])
+    until(lambda: swarm.see_each_other(), "healed", AGAIN_S * HEADROOM)
+
+
+def test_a_clean_leave_is_seen_at_once(five: list[Machine], swarm: Swarm) -> None:
+    """And the node that starts again finds the others by mDNS, over IPv4 and IPv6."""
+    victim, *others = five[::-1]
+    victim.signal(signal.SIGTERM)
+    until(lambda: held(others, victim, ""), "it said goodbye", AGAIN_S, swarm.views)
+    assert victim.process is not None
+    assert victim.process.wait(10) == 0
+    # The others do not announce themselves; for mDNS two sides are needed.
+    other = others[0]
+    assert other.end() == 0
+    swarm.start(victim, *FLAGS, "--join", "auto")
+    swarm.start(other, *FLAGS, "--join", f"auto,{others[1].host.ip}:7421")  # and by it the rest
+    swarm.ready([victim, other])
+    until(lambda: other.id in victim.peers(), "they found each other by mDNS")
+
+
+def test_a_node_whose_address_changes(five: list[Machine], swarm: Swarm) -> None:
+    *others, mover = five
+    swarm.lan.readdress(mover.host, "10.77.0.77")
+    there = "10.77.0.77:7421"
+    try:
+        until(lambda: all(there in {n.address for n in m.nodes() if n.state == "alive"} for m in others), "it moved")
+        assert "address changed: other machines join now with --join 10.77.0.77:7421" in mover.said()
+    finally:
+        swarm.lan.readdress(swarm.lan.hosts[mover.host.index], mover.host.ip)
+    back = f"{mover.host.ip}:7421"
+    until(lambda: all(back in {n.address for n in m.nodes() if n.state == "alive"} for m in others), "it moved back")
+
+
+def test_the_same_node_id_twice_is_refused(five: list[Machine], swarm: Swarm) -> None:
+    *others, cloned = five
+    original = others[0]
+    assert cloned.end() == 0
+    data = cloned.home / "data" / "node-0" / "node_id"
+    own = data.read_text()
+    shutil.copy(original.home / "data" / "node-0" / "node_id", data)
+    try:
+        swarm.start(cloned, *FLAGS, "--join", f"{others[1].host.ip}:7421")
+        line = (
+            rf"another node, at {re.escape(original.host.ip)}:7421, has this node's id {original.id}.*Remove the file"
+        )
+        until(lambda: re.search(line, cloned.said()) or "was the data directory copied" in cloned.said(), "it is told")
+        assert all(original.id in m.peers() for m in others[1:])
+        assert {n.address for m in others for n in m.nodes() if n.id == original.id} == {f"{original.host.ip}:7421"}
+    finally:
+        assert cloned.end() == 0
+        data.write_text(own)
+        swarm.start(cloned, *FLAGS, "--join", f"{others[1].host.ip}:7421")
+        swarm.ready([cloned])
+
+
+def test_ipv6_alone_is_enough(five: list[Machine], swarm: Swarm) -> None:
+    one, two, *_ = five[::-1]
+    assert (one.end(), two.end()) == (0, 0)
+    for machine in (one, two):
+        machine.host.do("ip", "-4", "addr", "flush", "dev", "eth0")
+        swarm.start(machine, *FLAGS, "--join", "auto")
+    swarm.ready([one, two])
+    until(lambda: one.id in two.peers() and two.id in one.peers(), "they found each other over IPv6")
+    assert one.nodes()[0].address == f"[{one.host.ip6}]:7421"
+    for machine in (one, two):
+        assert machine.end() == 0
+        machine.host.do("ip", "addr", "add", f"{machine.host.ip}/24", "dev", "eth0")
+        swarm.start(machine, *FLAGS, "--join", f"{five[0].host.ip}:7421")
+    swarm.ready([one, two])
+
+
+def test_no_multicast_is_said_in_the_banner_and_join_works(five: list[Machine], swarm: Swarm) -> None:
+    first, *_, deaf = five
+    assert deaf.end() == 0
+    deaf.log.write_bytes(b"")
+    deaf.host.do("nft", "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; }")
+    deaf.host.do("nft", "add rule inet deaf in udp dport 5353 drop")
+    try:
+        swarm.start(deaf, *FLAGS, "--join", f"auto,{first.host.ip}:7421")
+        swarm.ready([deaf])
+        until(lambda: first.id in deaf.peers(), "--join works")
+        until(lambda: "Ask it something" in deaf.said(), "the banner is out")
+        assert "no discovery on this network (multicast does not come back)" in deaf.said().split("Ask it")[0]
+        assert "--join HOST:PORT" in deaf.said()
+    finally:
+        deaf.host.do("nft", "delete table inet deaf")
