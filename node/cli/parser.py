@@ -296,6 +296,11 @@ def _doctor(p: _Parser) -> None:
     _verbose(p)
 
 
+def _completion(p: _Parser) -> None:
+    p.add_argument("shell", nargs="?", metavar="bash|zsh|fish", help="the shell that is to complete")
+    _verbose(p)
+
+
 COMMANDS: dict[str, Command] = {
     c.name: c
     for c in (
@@ -306,9 +311,17 @@ COMMANDS: dict[str, Command] = {
         Command("topics", "the conversations that are kept", _topics, "python -m node topics show garden"),
         Command("token", "the secret that machines of one mesh share", _token, "python -m node token show"),
         Command("models", "models: what there is, what fits and why", _models, "python -m node models plan"),
+        Command("completion", "a script for your shell", _completion, "source <(conclave completion bash)"),
         Command("doctor", "check this machine, and say what to do", _doctor, "python -m node doctor"),
     )
 }
+
+
+def flags(command: Command) -> dict[str, str]:
+    """The flags of a command with a dash or two, and what each is for."""
+    parser = _Parser(prog=command.name)
+    command.add(parser)
+    return {a.option_strings[-1]: str(a.help).replace("%%", "%") for a in parser.group._group_actions}
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str], prog: str) -> argparse.Namespace:
