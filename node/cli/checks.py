@@ -20,7 +20,7 @@ import node
 from node import home
 from node.cli.check import FAIL, GIB, OK, WARN, Check
 from node.cli.machine import backend_on_gpu, hardware, planned
-from node.config import DEFAULT_MESH_PORT, DEFAULT_PORT, Config, load
+from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config, load
 from node.errors import ConclaveError, InvalidRequest
 from node.hardware.machine import Machine, detect
 
@@ -51,6 +51,8 @@ def all_checks(environ: Mapping[str, str]) -> Iterator[Check]:
     yield from backend(config, machine)
     running = _running(here.runtime)
     yield port("port for clients", config.port, DEFAULT_PORT, ("127.0.0.1",), running)
+    if config.http_port != 0:
+        yield port("port for HTTP", config.http_port, DEFAULT_HTTP_PORT, (config.http_host,), running)
     yield port("port for peers", config.mesh_port, DEFAULT_MESH_PORT, config.interfaces or ("",), running)
     yield token(here.config / "token", config.token)
     yield from mdns(config.interfaces)
@@ -153,7 +155,7 @@ def _running(directory: Path) -> dict[int, str]:
 
     found = {}
     for each in running_nodes(directory):
-        for address in (each.local_address, each.mesh_address):
+        for address in (each.local_address, each.mesh_address, each.http_address):
             number = address.rpartition(":")[2]
             if number.isdigit():
                 found[int(number)] = each.node_id

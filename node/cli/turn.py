@@ -15,6 +15,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from node.cli import render
+from node.cli.markdown import Paper
 from node.client import TIMEOUT_S, Client, Moved, request
 from node.errors import ConclaveError, DeadlineExceeded
 from node.v1 import generate_pb2, types_pb2
@@ -92,11 +93,11 @@ def system(options: Namespace) -> list[types_pb2.Message]:
 
 
 class View:
-    """What is seen of an answer while it is written: progress on stderr, one candidate's text on a terminal."""
+    """What is seen of an answer while it is written: progress on stderr, one candidate as Markdown on a terminal."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._out = sys.stdout
-        self._streams = sys.stdout.isatty() and not quiet
+        self._paper = Paper(render.console(sys.stdout)) if sys.stdout.isatty() and not quiet else None
         self._progress = sys.stderr.isatty() and not quiet
         self._live: Live | None = None
         self.has_moved = False
@@ -106,7 +107,6 @@ class View:
         self._planned = 0
         self._texts: dict[int, str] = {}
         self._answers: dict[int, str] = {}
-        self._written = ""
         self._started = time.monotonic()
 
     def __enter__(self) -> View:
@@ -124,10 +124,8 @@ class View:
 
     def __exit__(self, *_: object) -> None:
         self._end_progress()
-        if self._written:
-            self._out.write("\n")
-            self._out.flush()
-            self._written = ""
+        if self._paper is not None:
+            self._paper.stop()
 
     def on_event(self, event: generate_pb2.StreamResponse) -> None:
         """Take in one event of the stream."""
@@ -137,8 +135,10 @@ class View:
         elif kind == "token":
             id = event.token.candidate_id
             self._texts[id] = self._texts.get(id, "") + event.token.text
-            if self._planned == 1 and self._streams:
-                self._write(self._texts[id])
+            if self._planned == 1 and self._paper is not None:
+                self._end_progress()
+                # White space at the end waits: the finished answer may come without it.
+                self._paper.write(render.clean(self._texts[id]).rstrip())
         elif kind == "candidate":
             self._answers[event.candidate.id] = event.candidate.answer or event.candidate.text
             self._texts.pop(event.candidate.id, None)
@@ -147,34 +147,24 @@ class View:
         """Print the answer, or what is still missing of it."""
         self._end_progress()
         text = render.shown(response.text, self._out)
-        if self._written and not text.startswith(self._written):
-            self._out.write("\n")  # rare: what was streamed is not how the answer begins
-            self._written = ""
-        self._out.write(text[len(self._written) :])
-        if not text.endswith("\n"):
-            self._out.write("\n")
-        self._written = ""
-        self._out.flush()
+        if self._paper is not None:
+            self._paper.finish(text)
+        else:
+            self._out.write(text)
+            if not text.endswith("\n"):
+                self._out.write("\n")
+            self._out.flush()
 
     def restart(self, reason: str) -> None:
         """The answer begins anew, on another node."""
         self.has_moved = True
-        if self._written:
-            self._out.write("\n")
-            self._out.flush()
+        if self._paper is not None:
+            self._paper.stop()
         if self._live is None:
             render.note(reason)
         else:
             self._live.console.print(Text(render.one_line(reason, 400), style="dim"))
         self._begin()
-
-    def _write(self, whole: str) -> None:
-        self._end_progress()
-        # White space at the end waits: the finished answer may come without it.
-        text = render.clean(whole).rstrip()
-        self._out.write(text[len(self._written) :])
-        self._out.flush()
-        self._written = text
 
     def _end_progress(self) -> None:
         if self._live is not None:
