@@ -29,6 +29,7 @@ from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Tally
 log = logging.getLogger(__name__)
 
 REMEMBERED_RESULTS = 1024
+REMEMBERED_LOGPROBS = 200_000  # some 200 bytes each
 REMEMBERED_POLLS = 256
 MAX_WAITING_TURNS = 64  # of one topic
 
@@ -51,6 +52,7 @@ class Coordinator:
         self._local = LocalPhase(engine, replicator.warm if replicator is not None else None)
         self._place = Place(node_id, self._local, mesh, store, clock, strict_quorum, early_stop, replicator)
         self._results: OrderedDict[str, tuple[str, GenerateResult]] = OrderedDict()
+        self._logprobs = 0  # in them
         # The answer is None where the first call of this id failed or was left.
         self._running: dict[str, tuple[str, asyncio.Future[GenerateResult | None]]] = {}
         self._topics: dict[str, _TopicTurns] = {}
@@ -187,9 +189,13 @@ class Coordinator:
         return None
 
     def _remember(self, content: str, result: GenerateResult) -> None:
+        """Keep a result in case it is asked for again; of those with many log probabilities, the last few."""
         self._results[result.request_id] = (content, result)
-        while len(self._results) > REMEMBERED_RESULTS:
-            self._results.popitem(last=False)
+        self._logprobs += _logprobs(result)
+        while len(self._results) > REMEMBERED_RESULTS or (
+            self._logprobs > REMEMBERED_LOGPROBS and len(self._results) > 1
+        ):
+            self._logprobs -= _logprobs(self._results.popitem(last=False)[1][1])
 
     @contextlib.asynccontextmanager
     async def _turn_of(self, topic: str) -> AsyncIterator[None]:
@@ -232,3 +238,8 @@ def _content_hash(request: GenerateRequest) -> str:
 def _check_same(request_id: str, content: str, other: str) -> None:
     if content != other:
         raise InvalidRequest(f"request_id {request_id!r} was used for another request: an id belongs to one request")
+
+
+def _logprobs(result: GenerateResult) -> int:
+    """How many log probabilities a result holds."""
+    return sum(1 + len(token.top) for candidate in result.candidates for token in candidate.logprobs)

@@ -34,7 +34,7 @@ from node.engine.logprobs import Logprobs
 from node.engine.pace import Pace
 from node.engine.request import Branch, Request
 from node.engine.shelf import Shelf
-from node.engine.slots import Pool, Slots
+from node.engine.slots import UNNAMED, Pool, Slots
 from node.engine.text import TextStream
 from node.engine.waiting import Waiting
 from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
@@ -138,7 +138,7 @@ class Scheduler:
             if candidate == chosen != winner:
                 tokens = tokens[: len(request.job.prompt)]
             if candidate == chosen and self._backend.truncate(sequence, len(tokens)):
-                self.slots.keep(request.job.topic or f"~{request.job.id}", sequence, tokens)
+                self.slots.keep(request.job.topic or f"{UNNAMED}{request.job.id}", sequence, tokens)
             else:
                 self._give_back(sequence)
 

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ class Shelved:
         self.nbytes: int = state.nbytes
         self.state: Any = state  # None once it is written
         self.digest = b""
-        self.written: Future[None] | None = None
 
 
 class Shelf:
@@ -57,7 +56,7 @@ class Shelf:
     def put(self, state: Any) -> Shelved:
         """Take a copy; a state that was taken must not be changed any more."""
         copy = Shelved(self._folder / f"{next(self._names)}{_SUFFIX}", state)
-        copy.written = self._writer.submit(self._write, copy)
+        self._writer.submit(self._write, copy)
         return copy
 
     def get(self, copy: Shelved) -> Any:

@@ -24,6 +24,7 @@ from node.engine.shelf import Shelf, Shelved
 
 IDLE_CELLS = 512
 MOST_USES = 4096
+UNNAMED = "~"  # the KV of a request without a topic is held under this and its id
 MEASURED_BYTES = 1 << 20  # the speed of restoring is learned from copies at least this large
 
 
@@ -276,7 +277,9 @@ class Slots:
             self.forget(slots.leave_disk(self._held(), self._turn, self.speeds)[0].topic)
 
     def _remember(self, slot: _Slot) -> None:
-        """How often a topic was used outlives its KV, within limits."""
+        """How often a topic was used outlives its KV, within limits; a request without one does not come back."""
+        if slot.held.topic.startswith(UNNAMED):
+            return
         self._uses.pop(slot.held.topic, None)
         self._uses[slot.held.topic] = slot.held.interval, slot.held.used
         if len(self._uses) > MOST_USES:

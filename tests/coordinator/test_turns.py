@@ -237,6 +237,19 @@ async def test_results_are_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch)
         assert again is not results[0]
 
 
+async def test_results_with_many_log_probabilities_are_forgotten_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "REMEMBERED_LOGPROBS", 2 * 6 * 2 * 3)  # two results of six candidates
+    async with swarm(FakeSpec(answers=("a b",)), early_stop=EarlyStop.OFF) as made:
+
+        def asked(i: int) -> GenerateRequest:
+            return request(str(i), request_id=str(i), params={"logprobs": True, "top_logprobs": 2})
+
+        results = [await made.coordinator.generate(asked(i)) for i in range(4)]
+        for i in (3, 2):
+            assert await made.coordinator.generate(asked(i)) is results[i]
+        assert await made.coordinator.generate(asked(1)) is not results[1]
+
+
 # ---- leaving ---------------------------------------------------------------------------------------------------------
 
 

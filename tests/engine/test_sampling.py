@@ -9,7 +9,7 @@ from dataclasses import replace
 import llama_cpp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from node.engine.backend import Row
@@ -140,6 +140,7 @@ class Whole:
 )
 def test_the_same_seed_draws_the_same_tokens_from_few_as_from_all(seed: int, params: SamplingParams) -> None:
     of = values(seed)
+    assume(params.temperature == 0 or params.top_k or params.top_p < 1 or params.min_p)  # else it takes two draws
     favourites = np.argsort(-of)
     prompt = [int(t) for t in favourites[[0, 1, 1, 5, 100, 2000]]]
     ours, whole = chain(params, seed, prompt), Whole(params, seed, prompt, LARGE)
@@ -176,6 +177,10 @@ def distribution(of: np.ndarray, params: SamplingParams, prompt: list[int]) -> d
         SamplingParams(),
         SamplingParams(temperature=1.0, top_k=8, top_p=1.0, min_p=0.0),
         SamplingParams(temperature=1.5, top_k=0, top_p=0.6, min_p=0.0),
+        SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.02),
+        SamplingParams(temperature=0.5, top_k=0, top_p=1.0, min_p=0.0),
+        SamplingParams(temperature=0.4, top_k=0, top_p=1.0, min_p=0.0, logit_bias=((17, 15.0), (LARGE - 2, 14.5))),
+        SamplingParams(temperature=0.5, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=2.0, presence_penalty=1.5),
         SamplingParams(temperature=1.0, top_k=20, presence_penalty=1.0, frequency_penalty=0.5),
         SamplingParams(temperature=1.0, top_k=20, repeat_penalty=1.5, logit_bias=((17, 12.0), (18, -100.0))),
     ],
@@ -207,6 +212,9 @@ def test_penalties_look_back_on_64_tokens_the_prompt_s_included() -> None:
     assert chain(params).draw(logits(of), candidates) == 5
     assert chain(params, prompt=[5]).draw(logits(of), candidates) == 6
     assert chain(params, prompt=[5, *range(100, 100 + PENALTY_WINDOW)]).draw(logits(of), candidates) == 5
+    plain = replace(params, temperature=0.01, top_k=0, top_p=1.0, min_p=0.0)
+    assert chain(plain).draw(logits(of), candidates) == 5
+    assert chain(plain, prompt=[5]).draw(logits(of), candidates) == 6
     both = chain(params, prompt=[5])
     assert [both.draw(logits(of), candidates) for _ in range(3)] == [6, 5, 5]
 
@@ -214,8 +222,11 @@ def test_penalties_look_back_on_64_tokens_the_prompt_s_included() -> None:
 def test_ends_are_never_drawn_under_ignore_eos() -> None:
     of = values(1)
     of[3], of[4] = 90.0, 80.0
-    for temperature in (0.0, 1.0):
-        params = SamplingParams(temperature=temperature)
+    for params in (
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0),
+    ):
         assert chain(params).draw(logits(of), Candidates(LARGE)) == 3
         assert chain(replace(params, ignore_eos=True)).draw(logits(of), Candidates(LARGE)) not in (3, 4)
 

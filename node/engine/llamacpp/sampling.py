@@ -4,7 +4,8 @@ llama.cpp's own samplers decide, in the order of its own default (common/samplin
 top-p, min-p, temperature, chance. What is spared is the work over the whole vocabulary. llama_sampler_sample copies all
 logits (151,936 of them in a common model) into an array for every token; here the samplers are given only tokens that
 can be among the k best. That changes nothing: of unchanged logits at least k are above the bound below which all others
-lie, and every token whose logit a bias or a penalty changes is given as well. Without top-k they are given all.
+lie, and every token whose logit a bias or a penalty changes is given as well. Without top-k they are given all, unless
+min-p is the only filter, which says itself how far down it looks, or there is none.
 
 A grammar is llama.cpp's too, and is used as there: a token is drawn first, and only if the grammar refuses it are all
 tokens held against the grammar and another drawn, which takes milliseconds.
@@ -37,11 +38,12 @@ from node.types import SamplingParams
 PENALTY_WINDOW = 64  # tokens, those of the prompt included; llama.cpp's default
 # Vocabularies up to this size are handed over whole: searching them costs more.
 SMALL_VOCABULARY = 4096
-# The maxima of groups of so many logits give the bound; of 64, 128 and 256 this was quickest for 151,936.
-GROUP = 64
+# The maxima of groups of so many logits give the bound.
+GROUP = 128
 
 _Floats = NDArray[np.float32]
 _Ids = NDArray[np.intp]
+_NOTHING: _Floats = np.empty(0, dtype=np.float32)
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -70,34 +72,29 @@ class Logits:
         """Natural-log probability of a token at temperature 1, before any sampler; at most 0."""
         return min(float(self.values[token]) - self.log_total, 0.0)
 
-    @cached_property
-    def _groups(self) -> _Floats:
-        """Groups of logits, each a column: their maxima are taken by vector instructions over the columns."""
-        width = len(self.values) // GROUP
-        return self.values[: GROUP * width].reshape(GROUP, width)
-
-    @cached_property
-    def _maxima(self) -> _Floats:
-        """The greatest logit of each group."""
-        maxima: _Floats = self._groups.max(axis=0)
-        return maxima
-
     def best(self, count: int) -> _Ids | None:
         """Ids, ascending, among which are the `count` greatest logits and all that equal the least of these.
 
         None: all of them, which is no more work.
         """
-        if len(self.values) <= SMALL_VOCABULARY or 2 * count > len(self._maxima):
+        width = len(self.values) // GROUP
+        if len(self.values) <= SMALL_VOCABULARY or 2 * count > width:
             return None
+        # A group is a column, so that vector instructions over the columns take the maxima.
+        maxima = self.values[: GROUP * width].reshape(GROUP, width).max(axis=0)
         # So many maxima are at least this, so the logit that is `count`th is too.
-        return self._at_least(np.partition(self._maxima, len(self._maxima) - count)[len(self._maxima) - count])
+        return self.at_least(float(np.partition(maxima, width - count)[width - count]))
 
-    def _at_least(self, bound: np.float32) -> _Ids:
-        width, grouped = len(self._maxima), self._groups.size
-        columns = np.flatnonzero(self._maxima >= bound)
-        rows, at = np.nonzero(self._groups[:, columns] >= bound)
-        rest = grouped + np.flatnonzero(self.values[grouped:] >= bound)
-        return np.sort(np.concatenate((rows * width + columns[at], rest)))
+    def at_least(self, bound: float) -> _Ids:
+        """Ids, ascending, of logits that are at least this."""
+        return np.flatnonzero(self.values >= np.float32(bound))
+
+    def weights(self, temperature: float, greatest: float) -> _Floats:
+        """What the probabilities of all tokens are proportional to; `greatest` is a logit that none is much above.
+        They are in the scratch: changed, or gone, with the next call of this or of `log_total`."""
+        np.subtract(self.values, np.float32(greatest), out=self._scratch)
+        np.multiply(self._scratch, np.float32(1 / temperature), out=self._scratch)
+        return np.exp(self._scratch, out=self._scratch)
 
     def top(self, count: int) -> list[tuple[int, float]]:
         """The most probable tokens and their log probabilities, the most probable first, of equals the lowest id."""
@@ -128,6 +125,11 @@ class Candidates:
         self._array.selected = -1
         self._array.sorted = False
         return self._logits[:size]
+
+    def fill_weights(self, weights: _Floats) -> None:
+        """Put in numbers from 0 on in place of tokens, as probable as their weights."""
+        with np.errstate(divide="ignore"):
+            self.fill(np.log(weights), np.arange(len(weights)))
 
     def fill_one(self, token: int) -> None:
         """Put one token in."""
@@ -162,8 +164,15 @@ class Chain:
         self._penalties: Any = None
         self._grammar: Any = None
         self._chain: Any = None
+        self._chance: Any = None  # the last of the chain, which owns it
         self._greedy = params.temperature <= 0.0
+        self._temperature = params.temperature
         self._keep = 1 if self._greedy else params.top_k  # 0: all
+        self._from_all = not self._keep and params.top_p >= 1.0 and params.min_p <= 0.0
+        # So far below the greatest logit, or a little more, min-p alone leaves tokens in.
+        self._floor = -math.inf
+        if params.top_p >= 1.0 and params.min_p > 0.0:
+            self._floor = math.log(params.min_p) - 1e-3
         bias = dict(params.logit_bias)
         for token in bias:
             if token >= vocabulary:
@@ -207,7 +216,8 @@ class Chain:
         if params.min_p > 0.0:
             self._add(ll.llama_sampler_init_min_p(params.min_p, 1))
         self._add(ll.llama_sampler_init_temp(params.temperature))
-        self._add(ll.llama_sampler_init_dist(seed))
+        self._chance = ll.llama_sampler_init_dist(seed)
+        self._add(self._chance)
 
     def _add(self, sampler: Any) -> None:
         ll.llama_sampler_chain_add(self._chain, sampler)  # the chain owns it from here
@@ -232,12 +242,37 @@ class Chain:
         changed = self._changed()
         if self._greedy and not len(changed):
             return logits.first
-        ids = logits.best(self._keep + len(changed)) if self._keep else None
+        if self._from_all and len(logits.values) > SMALL_VOCABULARY:
+            return self._pick_from_all(logits, candidates, changed)
+        ids = None
+        if self._keep:
+            ids = logits.best(self._keep + len(changed))
+        elif self._floor > -math.inf and not len(changed):
+            ids = logits.at_least(logits.greatest + self._floor)
         if ids is not None and len(changed):
             ids = np.union1d(ids, changed)
         self._offer(ids, logits, candidates)
         candidates.apply(self._chain)
         return candidates.chosen
+
+    def _pick_from_all(self, logits: Logits, candidates: Candidates, changed: _Ids) -> int:
+        """From the plain distribution, where nothing filters: a group of tokens by its weight, then one of the group,
+        each drawn by llama.cpp. Its sampler alone would take milliseconds for a large vocabulary."""
+        greatest, new = logits.greatest, _NOTHING
+        if len(changed):
+            new = self._offer(changed, logits, candidates).copy()
+            greatest = max(greatest, float(new.max()))
+        weights = logits.weights(self._temperature, greatest)
+        if len(changed):
+            weights[changed] = np.exp((new - np.float32(greatest)) / np.float32(self._temperature))
+        width = len(weights) // GROUP
+        groups, rest = weights[: GROUP * width].reshape(GROUP, width), weights[GROUP * width :]
+        candidates.fill_weights(np.append(groups.sum(axis=0), rest.sum()))
+        candidates.apply(self._chance)
+        group = candidates.chosen
+        candidates.fill_weights(groups[:, group] if group < width else rest)
+        candidates.apply(self._chance)
+        return group + candidates.chosen * width if group < width else GROUP * width + candidates.chosen
 
     def _pick_allowed(self, logits: Logits, candidates: Candidates) -> int:
         self._offer(None, logits, candidates)
@@ -258,20 +293,22 @@ class Chain:
             return self._biased
         return np.union1d(self._biased, np.fromiter(set(self._window), dtype=np.intp))
 
-    def _offer(self, ids: _Ids | None, logits: Logits, candidates: Candidates) -> None:
-        """Put tokens in (None: all), with their biases and penalties. All biased ones must be among them."""
+    def _offer(self, ids: _Ids | None, logits: Logits, candidates: Candidates) -> _Floats:
+        """Put tokens in (None: all), with their biases and penalties. All biased ones must be among them. What is
+        returned are their logits then."""
         values = candidates.fill(logits.values, ids)
         if len(self._biased):
             values[self._biased if ids is None else np.searchsorted(ids, self._biased)] += self._bias
         if self._penalties:
             candidates.apply(self._penalties)
+        return values
 
     def close(self) -> None:
         """Free the native samplers. The second call does nothing."""
         for sampler in (self._penalties, self._grammar, self._chain):
             if sampler:
                 ll.llama_sampler_free(sampler)
-        self._penalties = self._grammar = self._chain = None
+        self._penalties = self._grammar = self._chain = self._chance = None
 
 
 def _grammar(params: SamplingParams) -> str:
