@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import platform
 import socket
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health
 
-from node import __version__, logs, wire
+from node import __version__, backends, logs, wire
 from node.address import join_address
 from node.api import http, rpc
 from node.api.http.here import Here
@@ -31,22 +30,14 @@ from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Conf
 from node.coordinator import Coordinator
 from node.core.block import Codec
 from node.core.placement import default_candidates
-from node.core.plan import shared
-from node.engine import trial
-from node.engine.backend import Backend
 from node.engine.engine import Engine
 from node.engine.face import EngineFace
-from node.engine.fake import FakeBackend, FakeSpec
 from node.engine.shelf import Shelf
-from node.errors import BackendError, InvalidRequest, NotReady
-from node.hardware.machine import detect
-from node.hardware.rooms import rooms
+from node.errors import InvalidRequest, NotReady
 from node.home import DataDir, home
 from node.mesh.identity import Identity, load_node_id, load_token
 from node.mesh.interfaces import announced
 from node.mesh.mesh import Mesh
-from node.models import resolve
-from node.models.shape import is_repacked, shape
 from node.replicator import Options, Replicator
 from node.store import Blocks, Store
 from node.types import EarlyStop, NodeInfo, NodeState, SamplingParams, Strategy
@@ -250,7 +241,7 @@ class Node:
             options = remote.options(config.url, config.model, config.slots, config.ctx, config.queue)
             return remote.RemoteEngine(options, node=self._identity.node_id)
         return Engine(
-            await _backend(config, directory, lambda line: self.on_notice(line)),
+            await backends.make(config, directory, lambda line: self.on_notice(line)),
             node=self._identity.node_id,
             queue_limit=config.queue,
             memory=config.kv_memory << 20,
@@ -368,45 +359,3 @@ def _listen(flag: str, asked: int | None, default: int, add: Callable[[int], int
         with contextlib.suppress(RuntimeError, OSError):
             return add(default + attempt * _PORT_STEP)
     raise NotReady(f"no free port from {default} on in steps of {_PORT_STEP}: choose one with {flag}")
-
-
-async def _backend(config: Config, directory: Path, notice: Callable[[str], None]) -> Callable[[], Backend]:
-    """How to load what the configuration asks for; the file is checked here, the loading comes later.
-
-    `directory` is where the node remembers what it checked; `notice` hears of a download.
-    """
-    if config.backend == "fake":
-        spec = FakeSpec.parse(config.model)
-        context = config.ctx or 4096
-        return lambda: FakeBackend(spec, sequences=config.slots, context=context)
-    try:
-        from node.engine import llamacpp
-    except (ImportError, OSError) as e:
-        raise BackendError(f"llama.cpp cannot be loaded ({e}): run `make run` again, or use --backend fake") from None
-    machine = await asyncio.to_thread(detect)
-    room, main = rooms(machine, has_gpu=llamacpp.has_gpu())
-    file = await asyncio.to_thread(resolve.resolve, config.model, None, room, notice)
-    features = machine.cpu.features if machine.cpu else ()
-    on_gpu = room is not None and room.where == "gpu"
-    gpu_layers = config.gpu_layers
-    if gpu_layers < 0 and on_gpu and room and main and (found := shared(shape(file.head), room, main)):
-        gpu_layers = found.gpu_layers
-    rotated = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "")  # whether quantized K and V are, which no state says
-    kv = (config.kv_type, "flash-attention", *(["small window"] if config.swa == "small" else []), rotated)
-    options = llamacpp.LlamaOptions(
-        path=file.path,
-        name=file.name,
-        fingerprint=file.head.fingerprint("llama.cpp", llamacpp.STATE_FORMAT, *kv),
-        sequences=config.slots,
-        context=config.ctx,
-        kv_type=config.kv_type,
-        swa=config.swa,
-        # More threads than a container's share would make every step slower.
-        threads=config.threads or (machine.cpu.threads if machine.cpu else 0),
-        gpu_layers=gpu_layers,
-        is_demo=file.is_demo,
-        mmap=on_gpu or not is_repacked(file.head, features),
-    )
-    if not file.is_demo:
-        await trial.ensure(options, directory, llamacpp.STATE_FORMAT)
-    return lambda: llamacpp.LlamaBackend(options)

@@ -24,6 +24,7 @@ TABLE = ((24, "14B", "Q4_K_M"), (16, "7B", "Q4_K_M"), (8, "3B", "Q6_K"))
 ABOVE = ((96, "70B", "Q4_K_M"), (48, "32B", "Q4_K_M"))
 BELOW = ((4, "1.5B", "Q6_K"), (0, "0.5B", "Q8_0"))
 MOST_COPIES = 4
+_BIGGER = 1.2  # times the parameters, for a model to be worth the name
 _NEARLY = 0.9  # a machine "with 16 GB" shows 14.9 to 16 GiB
 
 
@@ -201,7 +202,7 @@ def _bigger(offers: list[Shape], found: Fit, room: Room) -> Fit | None:
     """The model with the most parameters that fits beside `LEAST_SLOTS` contexts; on a GPU, with all its layers."""
     best: Fit | None = None
     for shape in offers:
-        if shape.quantization != "Q4_K_M" or shape.parameters <= found.shape.parameters:
+        if shape.quantization != "Q4_K_M" or shape.parameters < _BIGGER * found.shape.parameters:
             continue
         other = fit(shape, room.usable, on_gpu=room.where == "gpu")
         if other is not None and (best is None or shape.parameters > best.shape.parameters):

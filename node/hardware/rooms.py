@@ -24,8 +24,17 @@ def rooms(machine: Machine, *, has_gpu: bool = True) -> tuple[Room | None, Room 
         if not gpu.problem and not gpu.is_shared:
             by_vendor.setdefault(gpu.vendor, []).append(gpu_room(gpu.name, gpu.memory_bytes, gpu.free_bytes))
     if by_vendor:
-        return max((together(each) for each in by_vendor.values()), key=lambda room: room.usable), main
+        return max((_of(each) for each in by_vendor.values()), key=lambda room: room.usable), main
     for gpu in machine.gpus:
         if not gpu.problem and gpu.vendor in _GOOD_SHARED and cpu:
-            return memory_room(gpu.name, cpu.memory_bytes, cpu.available_bytes, gpu.memory_bytes), main
+            free = min(cpu.available_bytes, gpu.free_bytes)
+            return memory_room(gpu.name, cpu.memory_bytes, free, gpu.memory_bytes), main
     return main, main
+
+
+def _of(found: list[Room]) -> Room:
+    """GPUs of one vendor together; but of MIG instances a process sees one (NVIDIA's MIG User Guide, "CUDA Device
+    Enumeration"), so the best of them alone."""
+    if any(" MIG " in room.name for room in found):
+        return max(found, key=lambda room: room.usable)
+    return together(found)

@@ -13,7 +13,8 @@ from recorded import MACHINES, NVMLError, host, machine
 from node.hardware import amd, apple, cpu, intel, nvidia, qualcomm
 from node.hardware.gpu import Gpu
 from node.hardware.host import Host
-from node.hardware.machine import VENDORS, detect
+from node.hardware.machine import VENDORS, Machine, detect
+from node.hardware.rooms import rooms
 
 GIB = 1 << 30
 NAMES = sorted(path.stem for path in MACHINES.glob("*.txt"))
@@ -263,3 +264,22 @@ def test_an_adreno_of_a_laptop(tmp_path: Path) -> None:
 
 def test_an_intel_mac_has_no_apple_gpu(tmp_path: Path) -> None:
     assert apple.detect(replace(machine("macmini-m2", tmp_path), machine="x86_64")) is None
+
+
+def test_where_a_model_goes(tmp_path: Path) -> None:
+    """The vendor with the most memory, all its GPUs; one MIG instance; the processor where llama.cpp has no GPU."""
+
+    def room(name: str, *, has_gpu: bool = True) -> tuple[str, float]:
+        found, _ = rooms(detect(machine(name, tmp_path / name)), has_gpu=has_gpu)
+        assert found is not None
+        return found.name, round(found.usable / GIB, 1)
+
+    assert room("workstation-mixed") == ("NVIDIA GeForce RTX 3090 + NVIDIA GeForce RTX 3090", 43.2)
+    assert room("server-a100-mig") == ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", 35.3)
+    assert room("strix-halo") == ("AMD Radeon 8060S Graphics", 61.8)
+    assert room("macbook-m3-max") == ("Apple M3 Max GPU", 38.2)
+    assert room("laptop-intel") == ("12th Gen Intel(R) Core(TM) i7-1260P", 10.4)
+    assert room("container-small") == ("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", 2.0)
+    assert rooms(Machine(None)) == (None, None)
+    gpus = detect(machine("desktop-rtx4090", tmp_path / "again"))
+    assert rooms(gpus, has_gpu=False)[0] == rooms(gpus)[1]

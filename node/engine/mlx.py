@@ -1,0 +1,469 @@
+"""MLX through mlx-lm: Apple's framework, on Apple silicon's GPU or, with its CPU wheels, on Linux.
+
+The rows that the scheduler asks for map onto MLX's caches so: a sequence has a cache of its own (a `KVCache` a layer),
+into which its prompt is computed. Sequences that write one token each step are merged into one `BatchKVCache` a layer
+and stay there as long as the same ones write; one that ends or joins takes its part out again (`extract`), which copies
+its KV, as MLX has no cells to mark. So a fork copies too: N candidates take N times the KV of the prompt.
+
+What mlx-lm cannot take back is not pretended: a `RotatingKVCache` (sliding windows) can be trimmed only until its
+window is full (cache.py, `is_trimmable`), so `truncate` and `fork` say no, and the scheduler computes again. There are
+no grammars here. Models are directories as mlx-lm writes them: config.json, tokenizer.json, *.safetensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.utils import load_model
+from numpy.typing import NDArray
+
+from node.engine.backend import ModelInfo, Row, Sampler
+from node.engine.template import ChatTemplate
+from node.engine.vocabulary import Vocabulary
+from node.errors import BackendError, InvalidRequest
+from node.types import Message, SamplingParams, Tool
+
+_BATCH = 512
+_DEFAULT_CONTEXT = 4096
+_PENALTY_WINDOW = 64  # tokens, as llama.cpp's
+_CACHES = (KVCache, RotatingKVCache)
+_MAGIC = b"CMLX"
+_SAME = 5e-2  # the same computation in another batch differs by the rounding of 16 bits
+# Copies of KV fit what made them: the version of mlx-lm, whose caches' state they are.
+STATE_FORMAT = f"mlx-lm {mlx_lm.__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class MlxOptions:
+    """How to load a model; 0 means: decide."""
+
+    path: Path
+    name: str
+    fingerprint: str
+    sequences: int = 16
+    context: int = 0
+
+
+def fingerprint(path: Path) -> str:
+    """Hex hash of a model's directory: all of its configuration and tokenizer, and samples of its weights. Raises
+    BackendError."""
+    digest = hashlib.sha256(STATE_FORMAT.encode())
+    try:
+        for file in sorted([*path.glob("*.json"), *path.glob("*.jinja")]):
+            digest.update(file.name.encode() + file.read_bytes())
+        for file in sorted(path.glob("*.safetensors")):
+            size = file.stat().st_size
+            with file.open("rb") as f:
+                for i in range(64):
+                    f.seek(size * i // 64)
+                    digest.update(f.read(4096))
+            digest.update(f"{file.name} {size}".encode())
+    except OSError as e:
+        raise BackendError(f"{path} cannot be read: {e.strerror or e}") from None
+    return digest.hexdigest()
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One sequence: its caches, one a layer, unless it is in the batch. `length` is in tokens."""
+
+    caches: list[Any] | None = None
+    length: int = 0
+
+
+class _Chooser:
+    """The sampler of one candidate: filters and draws as llama.cpp's chain does, in its order."""
+
+    def __init__(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> None:
+        self._p = params
+        self._random = np.random.default_rng(seed)
+        self._last: deque[int] = deque(prompt[-_PENALTY_WINDOW:], maxlen=_PENALTY_WINDOW)
+        self._bias = dict(params.logit_bias)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def draw(self, logits: NDArray[np.float32]) -> int:
+        """A token, which counts for the penalties from now on."""
+        p = self._p
+        values = self._penalised(logits) if self._changes else logits
+        if p.temperature <= 0.0:
+            token = int(values.argmax())
+        else:
+            k = min(p.top_k, len(values)) if p.top_k > 0 else len(values)
+            ids = np.argpartition(values, len(values) - k)[-k:] if k < len(values) else np.arange(len(values))
+            ids = ids[np.argsort(-values[ids], kind="stable")]
+            weights = np.exp((values[ids] - values[ids[0]]).astype(np.float64))
+            weights /= weights.sum()
+            if p.top_p < 1.0:
+                kept = int(np.searchsorted(np.cumsum(weights), p.top_p)) + 1
+                ids, weights = ids[:kept], weights[:kept]
+            if p.min_p > 0.0:
+                likely = weights >= p.min_p * weights[0]
+                ids, weights = ids[likely], weights[likely]
+            weights = np.exp((values[ids] - values[ids[0]]).astype(np.float64) / p.temperature)
+            token = int(ids[np.searchsorted(np.cumsum(weights), self._random.random() * weights.sum(), side="right")])
+        self._last.append(token)
+        return token
+
+    @property
+    def _changes(self) -> bool:
+        p = self._p
+        return bool(self._bias) or p.repeat_penalty != 1.0 or p.presence_penalty != 0 or p.frequency_penalty != 0
+
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        p, values = self._p, logits.copy()
+        for token, bias in self._bias.items():
+            values[token] += bias
+        for token in set(self._last):
+            count = self._last.count(token)
+            value = values[token]
+            value = value * p.repeat_penalty if value <= 0 else value / p.repeat_penalty
+            values[token] = value - count * p.frequency_penalty - p.presence_penalty
+        return values
+
+
+class MlxBackend:
+    """An MLX model. Raises InvalidRequest if the directory holds no model that chats, BackendError if it is broken."""
+
+    def __init__(self, options: MlxOptions) -> None:
+        o = options
+        try:
+            config = json.loads((o.path / "config.json").read_text())
+            self._model, _ = load_model(o.path)
+        except Exception as e:  # mlx-lm raises whatever a wrong directory makes it raise
+            raise BackendError(f"{o.path} could not be loaded by mlx-lm: {_line(e)}") from None
+        self._vocabulary = Vocabulary(o.path)
+        if not self._vocabulary.template:
+            raise InvalidRequest(f"{o.path} has no chat template: use an instruction-tuned model")
+        self._template = ChatTemplate(self._vocabulary.template, bos=self._vocabulary.bos, eos=self._vocabulary.eos)
+        caches = make_prompt_cache(self._model)
+        if not all(isinstance(c, _CACHES) for c in caches):
+            raise InvalidRequest(f"{o.path} has recurrent layers: its state cannot be forked, so no candidates")
+        said = config.get("text_config", config)
+        trained = int(said.get("max_position_embeddings") or _DEFAULT_CONTEXT)
+        context = o.context or min(_DEFAULT_CONTEXT, trained)
+        if context > trained:
+            raise InvalidRequest(f"--ctx {context} is more than the {trained} tokens that the model was trained for")
+        windows = [c.max_size for c in caches if isinstance(c, RotatingKVCache)]
+        self._size = self._vocabulary.size
+        self._info = ModelInfo(
+            name=o.name,
+            backend="mlx",
+            fingerprint=o.fingerprint,
+            description=f"{config.get('model_type', '?')} on {mx.default_device()}",
+            sequences=o.sequences,
+            context=context,
+            cells=o.sequences * context,
+            batch=max(_BATCH, o.sequences),
+            vocabulary=self._size,
+            rolls_back=not windows,
+            window=max(windows, default=0),
+        )
+        self._sequences = [_Sequence() for _ in range(o.sequences)]
+        self._batch: list[int] = []  # sequences in `_batched`, in its order; -1 where one was dropped
+        self._batched: list[Any] = []
+        self._logits: dict[int, NDArray[np.float32]] = {}
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model."""
+        return self._info
+
+    # ---- vocabulary: any thread -------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """The prompt, by the model's own chat template."""
+        return self._template.render(messages, tools)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids; control tokens that the template wrote are recognised."""
+        return self._vocabulary.encode(text)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; none for control tokens."""
+        return self._vocabulary.piece(token)
+
+    def label(self, token: int) -> str:
+        """The token as a person reads it."""
+        return self._vocabulary.label(token)
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token is one of the model's end-of-generation tokens."""
+        return token in self._vocabulary.ends
+
+    # ---- the decode thread ------------------------------------------------------------------------------------------
+
+    def decode(self, rows: Sequence[Row]) -> None:
+        """Compute the rows: prompts each by itself, sequences that write one token as one batch."""
+        groups: dict[int, list[tuple[int, Row]]] = {}
+        for i, row in enumerate(rows):
+            groups.setdefault(row.sequence, []).append((i, row))
+        for sequence, group in groups.items():
+            if group[0][1].position != self._sequences[sequence].length:
+                raise BackendError(f"position {group[0][1].position} after {self._sequences[sequence].length} tokens")
+        self._logits = {}
+        wanted: list[tuple[int, Any]] = []  # rows and their logits, not computed yet
+        try:
+            singles = {s: g[0] for s, g in groups.items() if len(g) == 1}
+            for sequence, group in groups.items():
+                if len(group) > 1:
+                    wanted += self._compute_prompt(sequence, group)
+            if singles:
+                wanted += self._compute_step(singles)
+            mx.eval([logits for _, logits in wanted])
+        except (RuntimeError, ValueError) as e:
+            raise BackendError(f"MLX failed: {_line(e)}") from None
+        for sequence, group in groups.items():
+            self._sequences[sequence].length += len(group)
+        self._logits = {i: np.array(logits.astype(mx.float32)) for i, logits in wanted}
+
+    def _compute_prompt(self, sequence: int, group: list[tuple[int, Row]]) -> list[tuple[int, Any]]:
+        """A run of tokens of one sequence. Logits are computed for those rows alone that want them, which are the last:
+        MLX computes nothing that nobody asks for."""
+        caches = self._own(sequence)
+        first = next((n for n, (_, row) in enumerate(group) if row.wants_logits), len(group))
+        tokens = [row.token for _, row in group]
+        if first:
+            self._model(mx.array([tokens[:first]]), cache=caches)
+            mx.eval([c.state[:2] for c in caches])
+        if first == len(group):
+            return []
+        logits = self._model(mx.array([tokens[first:]]), cache=caches)[0]
+        return [(i, logits[n]) for n, (i, row) in enumerate(group[first:]) if row.wants_logits]
+
+    def _compute_step(self, singles: dict[int, tuple[int, Row]]) -> list[tuple[int, Any]]:
+        order = self._gather(list(singles))
+        tokens = mx.array([[singles[s][1].token] for s in order])
+        caches = self._batched if len(order) > 1 else self._own(order[0])
+        logits = self._model(tokens, cache=caches)[:, -1]
+        found = [(singles[s][0], logits[n]) for n, s in enumerate(order) if singles[s][1].wants_logits]
+        if not found:
+            mx.eval([c.state[:2] for c in caches])
+        return found
+
+    def _gather(self, wanted: list[int]) -> list[int]:
+        """Make the batch hold just these sequences; their order in it. One alone computes in its own cache."""
+        if len(wanted) == 1:
+            self._own(wanted[0])
+            return wanted
+        if set(self._batch) != set(wanted):
+            stay = [n for n, s in enumerate(self._batch) if s in wanted]
+            if len(stay) == len(wanted):  # some ended, none joined
+                for n, s in enumerate(self._batch):
+                    if s >= 0 and s not in wanted:
+                        self._sequences[s].caches = [c.extract(n) for c in self._batched]
+                for c in self._batched:
+                    c.filter(mx.array(stay))
+                self._batch = [self._batch[n] for n in stay]
+            else:
+                own = [self._own(s) for s in wanted]
+                self._scatter()
+                self._batched = [type(layer[0]).merge(list(layer)) for layer in zip(*own, strict=True)]
+                self._batch = list(wanted)
+                for s in wanted:
+                    self._sequences[s].caches = None
+        return self._batch
+
+    def _scatter(self) -> None:
+        """Give every sequence of the batch its own cache again."""
+        for n, s in enumerate(self._batch):
+            if s >= 0:
+                self._sequences[s].caches = [c.extract(n) for c in self._batched]
+        self._batch, self._batched = [], []
+
+    def _own(self, sequence: int) -> list[Any]:
+        """The sequence's caches, taken out of the batch if they are there."""
+        held = self._sequences[sequence]
+        if sequence in self._batch:
+            n = self._batch.index(sequence)
+            held.caches = [c.extract(n) for c in self._batched]
+            self._leave(sequence)
+        if held.caches is None:
+            held.caches = make_prompt_cache(self._model)
+        return held.caches
+
+    def _leave(self, sequence: int) -> None:
+        """Note that a sequence's part of the batch is of no use any more; the next step takes it out."""
+        self._batch = [-1 if s == sequence else s for s in self._batch]
+        if all(s < 0 for s in self._batch):
+            self._batch, self._batched = [], []
+
+    def sampler(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Sampler:
+        """A sampler with its own random state. Raises InvalidRequest for a grammar: there are none here."""
+        if params.grammar or params.json_schema:
+            raise InvalidRequest("this node computes with MLX, which has no grammars: ask without, or another node")
+        bad = [t for t, _ in params.logit_bias if not 0 <= t < self._size]
+        if bad:
+            raise InvalidRequest(f"logit_bias names token {bad[0]}: the vocabulary ends at {self._size - 1}")
+        return _Chooser(params, seed, prompt)
+
+    def sample(self, sampler: Sampler, row: int) -> tuple[int, float]:
+        """Draw a token; its log probability is under the model's plain distribution."""
+        assert isinstance(sampler, _Chooser)
+        logits = self._row(row)
+        token = sampler.draw(logits)
+        return token, float(logits[token]) - _log_sum(logits)
+
+    def top(self, row: int, count: int) -> Sequence[tuple[int, float]]:
+        """The most probable tokens, the best first."""
+        logits = self._row(row)
+        count = min(count, len(logits))
+        ids = np.argpartition(logits, len(logits) - count)[-count:]
+        total = _log_sum(logits)
+        return [(int(i), float(logits[i]) - total) for i in sorted(ids, key=lambda i: -logits[i])]
+
+    def _row(self, row: int) -> NDArray[np.float32]:
+        logits = self._logits.get(row)
+        if logits is None:
+            raise BackendError(f"row {row} has no logits")
+        if not math.isfinite(float(logits.max())):
+            raise BackendError("the model computed no numbers: was its file changed meanwhile? start the node again")
+        return logits
+
+    # ---- sequences --------------------------------------------------------------------------------------------------
+
+    def fork(self, source: int, target: int, length: int) -> bool:
+        """Copy the first tokens of a sequence; False where a sliding window cannot be rolled back so far."""
+        caches = copy.deepcopy(self._own(source))
+        if not _trim(caches, self._sequences[source].length - length):
+            return False
+        self._sequences[target] = _Sequence(caches, length)
+        return True
+
+    def drop(self, sequence: int) -> None:
+        """Forget a sequence."""
+        self._leave(sequence)
+        self._sequences[sequence] = _Sequence()
+
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Roll a sequence back; False where a sliding window cannot be."""
+        held = self._sequences[sequence]
+        if length == held.length:
+            return True
+        if length == 0:
+            self.drop(sequence)
+            return True
+        if not _trim(self._own(sequence), held.length - length):
+            return False
+        held.length = length
+        return True
+
+    def export(self, sequence: int, start: int = 0) -> Any:
+        """The caches' state in MLX's own form (what `save_prompt_cache` writes), whole, as an array of bytes."""
+        held = self._sequences[sequence]
+        if not held.length:
+            return None
+        layers: list[dict[str, Any]] = []
+        data: list[NDArray[np.uint8]] = []
+        for cache in self._own(sequence):
+            said: list[Any] = []
+            for part in cache.state:
+                if isinstance(part, mx.array):
+                    # Only what is in use: an array has room for some tokens more.
+                    part = part[..., : held.length, :] if isinstance(cache, KVCache) else part
+                    raw = np.array(mx.view(mx.contiguous(part).reshape(-1), mx.uint8))
+                    said.append({"dtype": str(part.dtype).rpartition(".")[2], "shape": list(part.shape)})
+                    data.append(raw)
+                else:
+                    said.append(part)
+            layers.append({"class": type(cache).__name__, "state": said})
+        head = json.dumps({"length": held.length, "format": STATE_FORMAT, "layers": layers}).encode()
+        begin = np.frombuffer(_MAGIC + len(head).to_bytes(4, "little") + head, dtype=np.uint8)
+        return np.concatenate([begin, *data])
+
+    def restore(self, sequence: int, state: Any) -> bool:
+        """Put a copy of this process into an empty sequence; False if it is none of this model."""
+        try:
+            data: NDArray[np.uint8] = np.ascontiguousarray(state, dtype=np.uint8)
+            if data[:4].tobytes() != _MAGIC:
+                return False
+            at = 8 + int.from_bytes(data[4:8].tobytes(), "little")
+            head = json.loads(data[8:at].tobytes())
+            empty = make_prompt_cache(self._model)
+            if head["format"] != STATE_FORMAT or len(head["layers"]) != len(empty):
+                return False
+            for cache, layer in zip(empty, head["layers"], strict=True):
+                if layer["class"] != type(cache).__name__:
+                    return False
+                parts: list[Any] = []
+                for part in layer["state"]:
+                    if isinstance(part, dict):
+                        dtype = getattr(mx, part["dtype"])
+                        size = math.prod(part["shape"]) * dtype.size
+                        flat = mx.array(data[at : at + size])
+                        parts.append(mx.view(flat, dtype).reshape(part["shape"]))
+                        at += size
+                    else:
+                        parts.append(part)
+                cache.state = tuple(parts)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+            return False
+        self._sequences[sequence] = _Sequence(empty, int(head["length"]))
+        return True
+
+    def refutes(self, sequence: int, tokens: Sequence[int]) -> bool:
+        """Compute the last token again in a copy, and compare its K and V. False where that cannot be done."""
+        held = self._own(sequence)
+        again = copy.deepcopy(held)
+        if len(tokens) < 2 or not _trim(again, 1):
+            return False
+        self._model(mx.array([[tokens[-1]]]), cache=again)
+        last = len(tokens) - 1
+        return not all(
+            bool(mx.allclose(a.state[i][..., last : last + 1, :], b.state[i][..., last : last + 1, :], _SAME, _SAME))
+            for a, b in zip(held, again, strict=True)
+            for i in (0, 1)
+        )
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Mean of the last hidden states, length 1."""
+        body = getattr(self._model, "model", None)
+        if body is None:
+            raise BackendError("this model shows no hidden states: no embeddings here")
+        vectors = []
+        for text in texts:
+            tokens = (self.tokenize(text) or self.tokenize(" ") or [0])[: self._info.context]
+            hidden = body(mx.array([tokens]))[0].astype(mx.float32).mean(axis=0)
+            vector = np.array(hidden, dtype=np.float64)
+            norm = float(np.linalg.norm(vector))
+            vectors.append([float(x) for x in vector / norm] if norm > 0 else [0.0] * len(vector))
+        return vectors
+
+    def close(self) -> None:
+        """Free the model."""
+        self._sequences, self._batch, self._batched, self._logits = [], [], [], {}
+        self._model = None
+        mx.clear_cache()
+
+
+def _trim(caches: list[Any], tokens: int) -> bool:
+    """Take the last tokens off; False if a cache cannot."""
+    if tokens == 0:
+        return True
+    if not all(c.is_trimmable() for c in caches):
+        return False
+    for cache in caches:
+        cache.trim(tokens)
+    return True
+
+
+def _log_sum(logits: NDArray[np.float32]) -> float:
+    top = float(logits.max())
+    return top + math.log(float(np.exp(logits - top).sum()))
+
+
+def _line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:200] or type(e).__name__
