@@ -9,13 +9,13 @@ together; even so it pays on slow links only (`choose`).
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Sequence
 from enum import StrEnum
 
 import lz4.block
 import numpy as np
+import xxhash
 import zstandard
 
 from node.core.blob import TYPES, Bytes, Plane
@@ -42,10 +42,11 @@ _IDS = {Codec.NONE: 0, Codec.LZ4: 1, Codec.ZSTD: 2}
 
 
 def checksum(key: bytes, rows: Bytes) -> bytes:
-    """The checksum of a block: SHA-256, cut to 16 bytes, which processors compute at 1.8 GB/s (BLAKE2b: 0.9)."""
-    digest = hashlib.sha256(key)
+    """The checksum of a block: XXH3 of 128 bits. It finds what wires, disks and other programs do to bytes; whoever can
+    state a checksum of his own is kept out by mutual TLS, and no hash would. In cache: 57 GB/s (SHA-256 1.6)."""
+    digest = xxhash.xxh3_128(key)
     digest.update(rows.data)
-    return digest.digest()[:DIGEST_BYTES]
+    return digest.digest()
 
 
 def encode(key: bytes, rows: Bytes, codec: Codec = Codec.NONE, width: int = 1) -> bytes:
@@ -60,7 +61,7 @@ def encode(key: bytes, rows: Bytes, codec: Codec = Codec.NONE, width: int = 1) -
             packed = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(plain)
         if len(packed) < WORTH * rows.nbytes:
             return _HEAD.pack(MAGIC, _IDS[codec], width, 0, rows.nbytes, digest) + packed
-    return _HEAD.pack(MAGIC, 0, 1, 0, rows.nbytes, digest) + rows.tobytes()
+    return b"".join((_HEAD.pack(MAGIC, 0, 1, 0, rows.nbytes, digest), rows.data))
 
 
 def decode(key: bytes, data: bytes, size: int) -> Bytes:
@@ -111,6 +112,8 @@ def shuffle_width(planes: Sequence[Plane]) -> int:
 
 def numbers_are_finite(rows: Bytes, planes: Sequence[Plane], tokens: int) -> bool:
     """Whether no number of a block is NaN or infinite: such rows would poison every sequence of a context."""
+    if len({plane.type for plane in planes}) == 1:
+        return _finite(rows, planes[0].type)
     at = 0
     for plane in planes:
         values = rows[at : at + tokens * plane.row]

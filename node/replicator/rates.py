@@ -63,6 +63,11 @@ class Pace:
         self._clock, self._sleep = clock, sleep
         self._free_at = 0.0
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a cap."""
+        return self._per_s > 0
+
     async def take(self, size: int) -> None:
         """Wait until `size` bytes may be sent."""
         if not self._per_s:
