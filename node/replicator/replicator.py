@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 DEBOUNCE_S = 0.3
 # Pushes at a time, over all topics: they are in the background, and two fill a link.
 MAX_PUSHES = 2
+# Changes of the membership within this time are one.
+COMPARE_S = 0.2
 # Every so often one peer's list is compared even if nothing seems to have happened.
 RECONCILE_S = 30.0
 # A prompt is not worth asking peers for KV if computing it takes less than this.
@@ -81,10 +83,12 @@ class Replicator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, asyncio.Event] = {}  # topic -> it changed again
         self._pushes = asyncio.Semaphore(MAX_PUSHES)
+        self._unequal = asyncio.Event()
         self._stopping = False
 
     async def start(self) -> None:
         """Begin to compare lists with peers from time to time."""
+        self._spawn(self._compare())
         self._spawn(self._reconcile_now_and_then())
 
     async def stop(self) -> None:
@@ -119,6 +123,7 @@ class Replicator:
         """The engine holds new KV for a topic: it is taken and pushed when the topic rests."""
         if self.snapshots.ours is None or self._stopping:
             return
+        self.snapshots.count_refuted()
         if (again := self._waiting.get(topic)) is not None:
             again.set()
             return
@@ -177,22 +182,25 @@ class Replicator:
     # ---- when nodes meet ----
 
     def on_change(self, change: Change) -> None:
-        """A change of the membership: who comes may have newer turns, who goes leaves topics short of a keeper."""
-        if change.kind in (Kind.JOINED, Kind.RECOVERED):
-            self._spawn(self._met([change.info.id]))
-        elif change.kind in (Kind.DIED, Kind.LEFT):
-            self._spawn(self._met([p.id for p in self._mesh.peers()]))
+        """A change of the membership: who comes may have newer turns or lack ours, who goes leaves topics short of a
+        keeper, and whoever stood in for one that was away may have been left behind. So all is compared."""
+        if change.kind in (Kind.JOINED, Kind.RECOVERED, Kind.DIED, Kind.LEFT):
+            self._unequal.set()
 
-    async def _met(self, nodes: Sequence[str]) -> None:
-        """Compare lists with some peers, and offer them the snapshots that they should keep."""
-        peers = [p for p in self._mesh.peers() if p.id in nodes]
-        for peer in peers:
-            await self._reconcile(peer)
-        alive = {p.id for p in self._mesh.peers()}
-        for topic in self.snapshots.blocks.topics():
-            maker = self._store.version(topic).node_id
-            if (maker == self._id or maker not in alive) and any(p.id in nodes for p in self.turns.keepers(topic)):
-                self.changed(topic)
+    async def _compare(self) -> None:
+        """After changes of the membership, compare lists with all peers, and offer them the snapshots they should
+        keep."""
+        while True:
+            await self._unequal.wait()
+            await asyncio.sleep(COMPARE_S)  # changes come together
+            self._unequal.clear()
+            peers = self._mesh.peers()
+            await asyncio.gather(*(self._reconcile(peer) for peer in peers))
+            alive = {p.id for p in peers}
+            for topic in self.snapshots.blocks.topics():
+                maker = self._store.version(topic).node_id
+                if maker == self._id or maker not in alive:
+                    self.changed(topic)
 
     async def _reconcile(self, peer: Peer) -> None:
         try:

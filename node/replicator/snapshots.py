@@ -39,6 +39,7 @@ class Snapshots:
         self._measured = measured
         self._codec = codec
         self.problem = ""
+        self._refuted = 0
         self.ours = _ours(engine) if blocks.is_on else None
 
     @property
@@ -176,6 +177,12 @@ class Snapshots:
             return False
         self._measured.decoded(state.nbytes, time.perf_counter() - started)
         return await self._engine.adopt(topic, head.tokens, state)
+
+    def count_refuted(self) -> None:
+        """Count the states that the engine's probe has refuted since the last time."""
+        found = self._engine.refuted
+        metrics.SNAPSHOTS_REFUSED.labels(Reason.PROBE.value).inc(found - self._refuted)
+        self._refuted = found
 
     def _is_sound(self, each: Block) -> bool:
         assert self.ours is not None

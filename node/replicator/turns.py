@@ -72,6 +72,19 @@ class Turns:
         by_id = {p.id: p for p in same}
         return [by_id[i] for i in placement.replicas(topic, by_id, self._replicas + more)]
 
+    def holders(self, topic: str) -> list[Peer]:
+        """The peers that should have a topic's next turn: its keepers, and whoever is known to hold it, as a node that
+        answered a turn of it or kept it while another was away. Else they would stay behind."""
+        keepers = self.keepers(topic)
+        if not self._replicas:
+            return []
+        known: set[str] = set()
+        with contextlib.suppress(NotFound):
+            known = {entry.version.node_id for entry in self._store.log(topic).path()[-MAX_ASKED:]}
+            known |= set(self._store.replicas(topic))
+        known -= {peer.id for peer in keepers}
+        return [*keepers, *(peer for peer in self._mesh.peers() if peer.id in known)]
+
     def is_keeper(self, topic: str) -> bool:
         """Whether this node is among those that keep a topic, as another node would choose."""
         ids = [p.id for p in self._mesh.peers() if p.info.fingerprint == self._fingerprint]
@@ -88,8 +101,9 @@ class Turns:
 
     async def keep(self, topic: str, entry: Entry) -> tuple[str, ...]:
         """Put a turn on our disk and on peers'; returns when it may be answered, with what a person should know."""
+        holders = self.holders(topic)
         local = asyncio.ensure_future(self._keep_here(topic, entry))
-        sends = [asyncio.ensure_future(self.send(peer, topic, entry)) for peer in self.keepers(topic)]
+        sends = [asyncio.ensure_future(self.send(peer, topic, entry)) for peer in holders]
         warnings: list[str] = []
         if sends and self._waits and not await _first_true(sends, ACKNOWLEDGE_S):
             warnings.append(
@@ -202,8 +216,8 @@ class Turns:
     # ---- when nodes meet ----
 
     async def reconcile(self, peer: Peer) -> int:
-        """Compare a peer's list with ours and take what is newer there: topics that we hold or should. The peer does
-        the same. Answers how many topics changed. Raises ConclaveError."""
+        """Compare a peer's list with ours: take what is newer there, of topics that we hold or should, and give what is
+        newer here, of topics that the peer holds. Answers how many of ours changed. Raises ConclaveError."""
         listed = await peer.call(peer.kvsync.List, kvsync_pb2.ListRequest(), FETCH_S)
         if len(listed.topics) > MAX_LISTED:
             raise InvalidRequest(f"node {peer.id} lists {len(listed.topics)} topics")
@@ -220,6 +234,8 @@ class Turns:
                         changed += 1
                 else:
                     changed += await self.fetch(peer, topic)
+            elif version < ours and (head := self._store.log(topic).get(ours)) is not None:
+                await self.send(peer, topic, head)
         return changed
 
     # ---- forgetting ----

@@ -116,6 +116,11 @@ class Store:
         known = self._known.get(name)
         return known.version if known else Version()
 
+    def replicas(self, name: str) -> tuple[str, ...]:
+        """The nodes that are known to hold a topic's version that is held here."""
+        known = self._known.get(name)
+        return known.replicas if known else ()
+
     def answered(self, request_id: str) -> tuple[str, Entry] | None:
         """The topic and the turn that a request made, if it is one of the last."""
         name, version = self._requests.get(request_id, ("", Version()))

@@ -125,6 +125,20 @@ async def test_a_peer_that_was_away_takes_what_it_missed(tmp_path: Path) -> None
         await soon(lambda: three.blocks.tokens("t") == one.blocks.tokens("t"), "its KV comes")
 
 
+async def test_who_stood_in_for_a_node_that_was_away_is_not_left_behind(tmp_path: Path) -> None:
+    """It kept a turn while the keeper was away, is no keeper any more, and gets the later turns all the same."""
+    async with nodes(tmp_path, 4, Options(replicas=1)) as made:
+        one = made[0]
+        [keeper] = [n for n in made if n.id == one.replicator.turns.keepers("t")[0].id]
+        part(one, keeper)
+        await one.say("my boat is called Argo")
+        [stand_in] = [n for n in made[1:] if n is not keeper and n.store.version("t").turn == 1]
+        meet(one, keeper)
+        await one.say("hi")
+        for node in (keeper, stand_in):
+            await soon(lambda node=node: node.store.version("t").turn == 2, "all holders have it")  # type: ignore[misc]
+
+
 async def test_what_is_forgotten_does_not_come_back_with_a_node_that_was_away(tmp_path: Path) -> None:
     async with nodes(tmp_path, 3) as (one, two, three):
         await one.say("my boat is called Argo")
@@ -269,8 +283,10 @@ async def test_kv_that_is_well_formed_and_wrong_is_found_out(tmp_path: Path) -> 
         two.blocks.save(wrong)
         part(one, two)
         two.engine._scheduler.slots.speeds = slow_prefill()  # type: ignore[union-attr]
+        counted = metrics.SNAPSHOTS_REFUSED.labels("probe")._value.get()
         result = await two.say("what is my boat called?")
         assert two.engine.refuted == 1
+        assert metrics.SNAPSHOTS_REFUSED.labels("probe")._value.get() == counted + 1
         assert "Argo" in result.text
         assert result.usage.cached == 0
 
