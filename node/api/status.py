@@ -18,4 +18,5 @@ def status_pb(mesh: Mesh, engine: EngineFace, store: Store, version: str) -> mes
         slots=mesh_pb2.Slots(used=total - free, parked=engine.load.topics, free=free),
         mesh_id=mesh.mesh_id,
         version=version,
+        problems=[store.problem] if store.problem else [],
     )

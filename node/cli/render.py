@@ -285,5 +285,6 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
             ("topics", "" if response.topics else "none"),
             ("mesh", one_line(response.mesh_id)),
             ("version", one_line(response.version)),
+            *(("problem", one_line(p, 400)) for p in response.problems),
         ],
     )

@@ -181,6 +181,7 @@ class StatusResponse(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     MESH_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Id of the mesh: hash of its CA's public key, hex."""
     version: _builtins.str
@@ -197,6 +198,10 @@ class StatusResponse(_message.Message):
     def slots(self) -> Global___Slots:
         """Its sequences."""
 
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is wrong with the node asked, one line each, such as a disk that takes no conversations. Default: nothing."""
+
     def __init__(
         self,
         *,
@@ -205,10 +210,11 @@ class StatusResponse(_message.Message):
         slots: Global___Slots | None = ...,
         mesh_id: _builtins.str = ...,
         version: _builtins.str = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slots", b"slots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "nodes", b"nodes", "slots", b"slots", "topics", b"topics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "nodes", b"nodes", "problems", b"problems", "slots", b"slots", "topics", b"topics", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
