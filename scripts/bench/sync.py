@@ -1,0 +1,344 @@
+"""What replication of KV costs: bytes of a turn, codecs, taking a topic over from a peer, and the sender's own speed.
+
+    python scripts/bench/sync.py [--quick] [--json]
+
+A random-weight model in the shape of Qwen2.5-0.5B, Q8_0 weights, flash attention; nodes are real processes on loopback
+with mutual TLS. Four parts:
+
+wire      a chat of 20 turns on one node, another node keeps it: bytes of KV sent by the KV of the new tokens, without
+          compression; beside it what sending the whole cache each turn would have cost
+codec     2,048 tokens exported, cut into blocks, each packed and checksummed, checked and put together, and restored,
+          on one core; and how much smaller they become, here and with the bundled model's real weights
+takeover  a second engine takes 2,048 tokens over from a peer (pull, checks, restore, probe, one token), against
+          computing them
+sender    a chat of 64-token answers on a node whose KV is replicated and on one that replicates nothing, turn by turn
+          in turn; each on the same core, the receiver on another
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import grpc
+import numpy as np
+
+from node import wire
+from node.api.kvsync import KVSyncServicer
+from node.api.seam import Seam
+from node.core import blob, block, snapshot
+from node.core.block import Codec
+from node.core.log import Entry
+from node.core.slots import Speeds
+from node.core.snapshot import Ours
+from node.engine.backend import Row
+from node.engine.engine import Engine
+from node.engine.job import Prefilled, job
+from node.engine.llamacpp import LlamaBackend, LlamaOptions
+from node.mesh.identity import Identity, new_token
+from node.mesh.peer import Peer
+from node.models.resolve import BUNDLED
+from node.replicator import Options, Replicator
+from node.store import Blocks, Store
+from node.types import Message, SamplingParams, Version
+from node.v1 import generate_pb2, kvsync_pb2, kvsync_pb2_grpc, types_pb2
+from scripts.bench import running
+from scripts.bench.make_model import model
+from scripts.bench.traces import LETTERS
+
+TOKENS = 2048
+
+
+def text(size: int, seed: int) -> str:
+    """So many tokens of the random model's vocabulary."""
+    return "".join(LETTERS[i] for i in np.random.default_rng(seed).integers(0, len(LETTERS), size))
+
+
+# ---- wire -----------------------------------------------------------------------------------------------------------
+
+
+def say(node: running.Node, topic: str, said: str, tokens: int, *, append: bool) -> generate_pb2.GenerateResponse:
+    request = generate_pb2.GenerateRequest(
+        topic=topic, messages=[types_pb2.Message(role="user", content=said)], append=append, candidates=1,
+        scope=generate_pb2.SCOPE_LOCAL, params=types_pb2.SamplingParams(max_tokens=tokens, seed=1, ignore_eos=True),
+    )  # fmt: skip
+    return node.generate.Generate(request, timeout=600)
+
+
+def held(node: running.Node, topic: str) -> int:
+    """Tokens of a topic's snapshot on a node's disk."""
+    try:
+        stub = kvsync_pb2_grpc.KVSyncStub(node.channel)
+        return int(stub.Show(kvsync_pb2.ShowRequest(topic=topic), timeout=10).snapshot_tokens)
+    except grpc.RpcError:
+        return 0
+
+
+def until_held(node: running.Node, topic: str, tokens: int) -> None:
+    end = time.monotonic() + 120
+    while held(node, topic) < tokens:
+        if time.monotonic() > end:
+            sys.exit(f"{tokens} tokens of {topic} did not arrive: {held(node, topic)} did")
+        time.sleep(0.02)
+
+
+def sent(port: int) -> float:
+    """Bytes of snapshots that a node has sent."""
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    lines = [line for line in page.splitlines() if line.startswith("conclave_sync_bytes_total")]
+    return sum(float(line.split()[-1]) for line in lines if 'direction="sent"' in line and 'reason="snapshot"' in line)
+
+
+def met(*nodes: running.Node) -> None:
+    end = time.monotonic() + 60
+    while any(sum(n.state == "alive" for n in node.status().nodes) < len(nodes) for node in nodes):
+        if time.monotonic() > end:
+            sys.exit("the nodes did not meet")
+        time.sleep(0.05)
+
+
+def part_wire(path: Path, turns: int, first: int, token_bytes: int) -> dict[str, float]:
+    flags = ["--model", str(path), "--ctx", "8192", "--kv-memory", "2048", "--sync-codec", "none"]
+    http = running.free_port()
+    with tempfile.TemporaryDirectory(prefix="conclave-bench-") as home:
+        where = Path(home)
+        with (
+            running.node(*flags, "--http-port", str(http), home=where) as one,
+            running.node(*flags, home=where) as two,
+        ):
+            met(one, two)
+            new = whole = 0
+            before, start = 0, sent(http)
+            for turn in range(turns):
+                say(one, "chat", text(first if turn == 0 else 100, turn), 1, append=turn > 0)
+                end = time.monotonic() + 60
+                while held(one, "chat") == before and time.monotonic() < end:
+                    time.sleep(0.02)
+                tokens = held(one, "chat")
+                until_held(two, "chat", tokens)
+                new += (tokens - before) * token_bytes
+                whole += tokens * token_bytes
+                before = tokens
+            moved = sent(http) - start
+    running.table([
+        ["turns", "tokens at the end", "new KV, MB", "sent, MB", "ratio", "whole cache each turn, MB", "ratio"],
+        [turns, before, f"{new / 1e6:.2f}", f"{moved / 1e6:.2f}", f"{moved / new:.4f}", f"{whole / 1e6:.1f}",
+         f"{whole / new:.1f}"],
+    ])  # fmt: skip
+    return {"wire_over_new_kv": moved / new, "broadcast_over_new_kv": whole / new}
+
+
+# ---- codec ----------------------------------------------------------------------------------------------------------
+
+
+def backend_of(path: Path, kv_type: str, context: int) -> LlamaBackend:
+    return LlamaBackend(LlamaOptions(path, "m", "fp", sequences=4, context=context, kv_type=kv_type))
+
+
+def fill(backend: LlamaBackend, tokens: Sequence[int]) -> None:
+    for start in range(0, len(tokens), backend.info.batch):
+        end = min(start + backend.info.batch, len(tokens))
+        backend.decode([Row(tokens[i], i, 0, i == len(tokens) - 1) for i in range(start, end)])
+
+
+def tokens_of(backend: LlamaBackend, count: int, *, is_demo: bool) -> list[int]:
+    if not is_demo:
+        return np.random.default_rng(1).integers(0, 250, count).tolist()
+    said = " ".join(f"A box holds {i} pens. Ann buys {i + 2} boxes and gives away {3 * i} pens." for i in range(200))
+    return backend.tokenize(backend.render([Message("user", said)], []))[:count]
+
+
+def part_codec(path: Path, tokens: int, rounds: int) -> dict[str, float]:
+    rows: list[list[object]] = [
+        ["KV", "codec", "MB", "ratio", "export", "encode", "check and put together", "restore", "all, MB/s a core"]
+    ]
+    figures: dict[str, float] = {}
+    for name, kv_type in (("random", "f16"), ("random", "q8_0"), ("bundled", "f16"), ("bundled", "q8_0")):
+        is_demo = name == "bundled"
+        backend = backend_of(BUNDLED if is_demo else path, kv_type, 2048 if is_demo else 4096)
+        ids = tokens_of(backend, min(tokens, 2000) if is_demo else tokens, is_demo=is_demo)
+        fill(backend, ids)
+        for codec in Codec:
+            took: dict[str, list[float]] = {k: [] for k in ("export", "encode", "assemble", "restore", "all")}
+            for _ in range(rounds):
+                ratio, seconds, size = once(backend, ids, codec)
+                for key, value in seconds.items():
+                    took[key].append(size / 1e6 / value)
+                took["all"].append(size / 1e6 / sum(seconds.values()))
+            speeds = {k: statistics.median(v) for k, v in took.items()}
+            rows.append(
+                [f"{name} {kv_type}", codec, f"{size / 1e6:.1f}", f"{ratio:.3f}"]
+                + [f"{speeds[k]:,.0f}" for k in ("export", "encode", "assemble", "restore", "all")]
+            )
+            if (name, kv_type, codec) == ("random", "f16", Codec.NONE):
+                figures["codec_mb_per_s"] = speeds["all"]
+        backend.close()
+    running.table(rows)
+    return figures
+
+
+def once(backend: LlamaBackend, ids: list[int], codec: Codec) -> tuple[float, dict[str, float], int]:
+    """A state through the codec once: plain bytes by packed ones, seconds of each step, plain bytes."""
+    marks = [time.perf_counter()]
+    state = backend.export(0)
+    marks.append(time.perf_counter())
+    layout, rows = blob.read(state, backend.info.window)
+    fits = Ours("fp", layout, backend.info.vocabulary, backend.info.context)
+    head = snapshot.header("t", Version(0, 1, "n"), ids, fits)
+    head, made = snapshot.encode(head, {}, rows, codec, block.shuffle_width(layout.parts[0]))
+    packed = head.pack()
+    marks.append(time.perf_counter())
+    put = snapshot.assemble(snapshot.check(packed, fits), fits, made.get)
+    marks.append(time.perf_counter())
+    assert backend.restore(1, put)
+    marks.append(time.perf_counter())
+    backend.drop(1)
+    assert np.array_equal(put, state)
+    names = ("export", "encode", "assemble", "restore")
+    seconds = {n: b - a for n, a, b in zip(names, marks, marks[1:], strict=False)}
+    return head.size / sum(map(len, made.values())), seconds, state.nbytes
+
+
+# ---- takeover -------------------------------------------------------------------------------------------------------
+
+
+class Mesh:
+    """One peer, or none."""
+
+    def __init__(self) -> None:
+        self.all: list[Peer] = []
+
+    def peers(self) -> list[Peer]:
+        return self.all
+
+
+async def prefilled(engine: Engine, tokens: Sequence[int], name: str, topic: str) -> tuple[float, int]:
+    """Seconds until a prompt is computed, and how much of it was held."""
+    started = time.perf_counter()
+    async for event in engine.run(job(name, tokens, [1], SamplingParams(max_tokens=1), 1, topic=topic)):
+        if isinstance(event, Prefilled):
+            took, cached = time.perf_counter() - started, event.cached
+    engine.commit(name, 1)
+    return took, cached
+
+
+async def takeover(path: Path, tokens: int, rounds: int) -> dict[str, float]:
+    ids = np.random.default_rng(1).integers(0, 250, tokens).tolist()
+    engines, replicators, servers, stores, meshes = [], [], [], [], []
+    token = new_token()
+    names = ["a" * 16, "b" * 16]
+    with tempfile.TemporaryDirectory(prefix="conclave-bench-") as home:
+        for name in names:
+            engine = Engine(lambda: backend_of(path, "f16", 4096), node=name, memory=1 << 30)
+            await engine.start()
+            store, mesh = Store(Path(home) / name / "topics"), Mesh()
+            blocks = Blocks(Path(home) / name / "kv", 4 << 30)
+            replicator = Replicator(name, engine, mesh, store, blocks, Options(replicas=0))
+            server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
+            kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(replicator, is_mesh=True), server)
+            port = server.add_secure_port("127.0.0.1:0", Identity(token, name).server_credentials())
+            await server.start()
+            for each, value in ((engines, engine), (replicators, replicator), (stores, store), (meshes, mesh)):
+                each.append(value)  # type: ignore[attr-defined]
+            servers.append((server, port))
+        peer = Peer(Identity(token, names[1]), f"127.0.0.1:{servers[0][1]}", names[0])
+        peer.info = type(peer.info)(names[0], "", fingerprint=engines[0].info.fingerprint)
+        meshes[1].all.append(peer)
+        cold, warm, pulled = [], [], []
+        for i in range(rounds):
+            topic, prompt = f"t{i}", [*ids[i:], *ids[:i]]
+            entry = Entry(Version(0, 1, names[0]), messages=(Message("user", "x"), Message("assistant", "y")))
+            for store in stores:
+                await store.add(topic, entry)
+            seconds, _ = await prefilled(engines[0], prompt, f"c{i}", topic)
+            cold.append(seconds)
+            await replicators[0].snapshots.take(topic)  # as after a turn
+            asked = [*prompt, 5]
+            engines[1]._scheduler.slots.speeds = Speeds(prefill_s=seconds / tokens)
+            started = time.perf_counter()
+            await replicators[1].warm(topic, asked)
+            pulled.append(time.perf_counter() - started)
+            seconds, cached = await prefilled(engines[1], asked, f"w{i}", topic)
+            if cached != tokens:
+                sys.exit(f"{cached} of {tokens} tokens were taken over")
+            warm.append(pulled[-1] + seconds)
+            await engines[1].forget(topic)
+            await asyncio.to_thread(replicators[1].snapshots.blocks.forget, topic)
+        await peer.close()
+        for engine, replicator, (server, _) in zip(engines, replicators, servers, strict=True):
+            await replicator.stop()
+            await server.stop(None)
+            await engine.close()
+    speedup = statistics.median(c / w for c, w in zip(cold, warm, strict=True))
+    running.table([
+        ["tokens", "computing them, s", "taking over and one token, s", "of it pull and checks, s", "quicker"],
+        [tokens, f"{statistics.median(cold):.2f}", f"{statistics.median(warm):.3f}", f"{statistics.median(pulled):.3f}",
+         f"{speedup:.0f}x"],
+    ])  # fmt: skip
+    return {"restore_speedup_over_prefill": speedup}
+
+
+# ---- sender ---------------------------------------------------------------------------------------------------------
+
+
+def part_sender(path: Path, turns: int, answer: int) -> dict[str, float]:
+    flags = ["--model", str(path), "--ctx", "8192", "--threads", "1", "--draft", "0"]
+    with tempfile.TemporaryDirectory(prefix="conclave-bench-") as home:
+        where = Path(home)
+        with (
+            running.node(*flags, "--replicas", "1", home=where, cpus=[0]) as on,
+            running.node(*flags, "--replicas", "0", "--disk-budget", "0", home=where, cpus=[0]) as off,
+            running.node(*flags, "--replicas", "0", home=where, cpus=[1]) as _,
+        ):
+            met(on, off, _)
+            took: dict[str, list[float]] = {"on": [], "off": []}
+            programs: dict[str, Any] = {"on": on, "off": off}
+            for turn in range(turns + 1):
+                for name in programs if turn % 2 else reversed(programs):
+                    started = time.perf_counter()
+                    say(programs[name], "chat", text(100, turn), answer, append=turn > 0)
+                    if turn:
+                        took[name].append(time.perf_counter() - started)
+            kept = held(on, "chat")
+    ratio = statistics.median(a / b for a, b in zip(took["on"], took["off"], strict=True))
+    running.table([
+        ["turns", "replicated, s a turn", "not, s a turn", "slowed", "tokens replicated"],
+        [turns, f"{statistics.median(took['on']):.3f}", f"{statistics.median(took['off']):.3f}",
+         f"{100 * (ratio - 1):+.1f} %", kept],
+    ])  # fmt: skip
+    return {"sender_slowdown": ratio - 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["wire", "codec", "takeover", "sender"], help="one of them only")
+    parser.add_argument("--quick", action="store_true", help="fewer tokens, turns and rounds")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    path, quick = model("q8_0"), args.quick
+    figures: dict[str, object] = {}
+    parts = {
+        "wire": lambda: part_wire(path, 5 if quick else 20, 128 if quick else 512, 12_288),
+        "codec": lambda: part_codec(path, 256 if quick else TOKENS, 2 if quick else 5),
+        "takeover": lambda: asyncio.run(takeover(path, 512 if quick else TOKENS, 1 if quick else 3)),
+        "sender": lambda: part_sender(path, 3 if quick else 12, 16 if quick else 64),
+    }
+    for name, part in parts.items():
+        if args.part in (None, name):
+            print(f"\n## {name}\n", flush=True)
+            figures |= part()
+    running.finish(figures, as_json=args.json)
+
+
+if __name__ == "__main__":
+    main()
