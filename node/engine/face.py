@@ -47,6 +47,10 @@ class EngineFace(Protocol):
     def sample(self) -> Any:
         """A copy of some KV, for its layout; None where there is no KV to copy."""
 
+    @property
+    def refuted(self) -> int:
+        """States from elsewhere that turned out to be wrong."""
+
     async def start(self) -> None:
         """Get ready. Raises ConclaveError."""
 

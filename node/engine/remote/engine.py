@@ -79,6 +79,7 @@ class RemoteEngine:
         self._closed = False
         self.decode_tokens_per_s = 0.0
         self.sample = None
+        self.refuted = 0  # nothing is taken over here
 
     # ---- what it is -------------------------------------------------------------------------------------------------
 
