@@ -5,6 +5,7 @@ What is complete scrolls away and is never touched again; the block that is bein
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -85,8 +86,14 @@ def _set(block: str) -> Markdown:
     for line in block.strip("\n").split("\n"):
         if line.lstrip().startswith(("```", "~~~")):
             fence = not fence
-        lines.append(line if fence or not line.strip() else f"{line}  ")
+        lines.append(line if fence or not line.strip() else f"{_literal(line)}  ")
     return Markdown("\n".join(lines), code_theme="ansi_dark")
+
+
+def _literal(line: str) -> str:
+    """A line whose stars between letters or digits stay stars: in `28*7=196 and 196*3=588` nothing is stressed."""
+    parts = re.split(r"(`[^`]*`)", line)  # code in between is as it is
+    return "".join(p if i % 2 else re.sub(r"(?<=\w)\*(?=\w)", r"\\*", p) for i, p in enumerate(parts))
 
 
 def _stripped(line: Iterable[Segment]) -> list[Segment]:

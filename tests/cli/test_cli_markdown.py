@@ -48,6 +48,11 @@ def test_lines_stay_lines_and_marks_are_gone() -> None:
     assert [line.strip() for line in lines[-2:]] == ["• one", "• two"]
 
 
+@pytest.mark.parametrize("text", ["28*7=196\non 3 days: 196*3=588", "2*3*4", "`a*b*c` and 2*3*4"])
+def test_sums_keep_their_stars(text: str) -> None:
+    assert shown(text).split() == text.replace("`", "").split()
+
+
 TEXTS = st.lists(
     st.sampled_from(
         ["word ", "**bold** ", "\n", "\n\n", "* item\n", "```\ncode\n```\n", "x < y ", "[red]", "# head\n"]

@@ -95,10 +95,11 @@ def test_one_candidate_is_streamed_and_stopped_by_a_key(window: Browser, own: Sw
 
 def test_texts_are_never_html(window: Browser, fakes: Nodes) -> None:
     open_page(window, fakes[1][0])
-    ask(window, "<img src=x onerror=alert(1)> **bold** `<b>code</b>`")
+    ask(window, "<img src=x onerror=alert(1)> **bold** `<b>code</b>` 2*3*4")
     window.wait(IDLE, "the answer is there")
     assert window.run("return document.querySelectorAll('#turns img, .answer p b').length") == 1  # the bold one
     assert "<img src=x onerror=alert(1)>" in window.texts(".answer")[0]
+    assert "2*3*4" in window.texts(".answer")[0]
     assert window.texts(".answer code") == ["<b>code</b>"]
     assert window.log() == []
 

@@ -50,7 +50,7 @@ function blocks(text) {
 }
 
 function inline(text) {
-  return text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*|\*[^*\s][^*\n]*\*)/).map((part) => {
+  return text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*|(?<![\w*])\*[^*\s][^*\n]*\*(?![\w*]))/).map((part) => {
     if (part.length > 2 && part.startsWith("`")) return element("code", "", part.slice(1, -1));
     if (part.length > 4 && part.startsWith("**")) return element("b", "", part.slice(2, -2));
     if (part.length > 2 && part.startsWith("*") && part.endsWith("*")) return element("em", "", part.slice(1, -1));
