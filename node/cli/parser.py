@@ -291,6 +291,15 @@ def _topics(p: _Parser) -> None:
     _verbose(p)
 
 
+def _pair(p: _Parser) -> None:
+    p.add_argument(
+        "code", nargs="*", metavar="CODE", help="six digits that another machine shows; none: show some here"
+    )
+    p.value("--at", "where the code is shown, if it is not found by itself", "HOST:PORT", _addresses)
+    p.switch("--yes", "replace the token that this machine has without asking", short="-y")
+    _verbose(p)
+
+
 def _doctor(p: _Parser) -> None:
     p.switch("--json", "print the checks as JSON")
     _verbose(p)
@@ -311,6 +320,7 @@ COMMANDS: dict[str, Command] = {
         Command("topics", "the conversations that are kept", _topics, "python -m node topics show garden"),
         Command("token", "the secret that machines of one mesh share", _token, "python -m node token show"),
         Command("models", "models: what there is, what fits and why", _models, "python -m node models plan"),
+        Command("pair", "bring the token to another machine with six digits", _pair, "python -m node pair"),
         Command("completion", "a script for your shell", _completion, "source <(conclave completion bash)"),
         Command("doctor", "check this machine, and say what to do", _doctor, "python -m node doctor"),
     )

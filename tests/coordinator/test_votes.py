@@ -1,19 +1,22 @@
 """Votes over a node and its peers: what peers send is counted; what they may not do costs nobody but them."""
 
 import asyncio
+import contextlib
 import math
 import time
+from collections.abc import AsyncGenerator
 
 import pytest
 from scripted import ENDLESS, ballot, dies, events, hangs, request, says, sends, swarm, tally
 
+from node import wire
 from node.coordinator import Counted, Planned, Voted, Wrote
 from node.coordinator import turn as turn_module
 from node.core import consensus
 from node.core.consensus import Vote
 from node.engine.fake import FakeSpec
 from node.errors import BackendError, DeadlineExceeded, InvalidRequest, NoQuorum, NotFound, Overloaded
-from node.types import EarlyStop, FinishReason, GenerateResult, Scope, Strategy, Tool
+from node.types import Ballot, EarlyStop, FinishReason, GenerateResult, Scope, Strategy, Tool
 from node.v1 import types_pb2, vote_pb2
 
 ALL = {"early_stop": EarlyStop.OFF}  # every candidate votes
@@ -275,6 +278,36 @@ async def test_deciding_early_stops_everyone() -> None:
         assert result.text == "42"
         assert slow.open == 0
         assert result.usage.candidates > 9 * 3, "what our own had spent is counted"
+
+
+async def test_a_decision_stops_every_node_within_a_step() -> None:
+    """Short answers agree and long ones are open, here and on a peer with an engine of its own: what is spent later?"""
+    spec = FakeSpec(answers=("42", "42", "42", " ".join(["w"] * 500)), tokens_per_s=50)
+    async with swarm(spec) as made, swarm(spec) as other:
+
+        async def script(wish: vote_pb2.PollRequest) -> AsyncGenerator[vote_pb2.PollResponse, None]:
+            poll = other.coordinator.poll(wire.poll_request(wish), list(wish.candidates), "me", None, wish.wave)
+            async with contextlib.aclosing(poll) as events:
+                async for event in events:
+                    if isinstance(event, Ballot):
+                        yield vote_pb2.PollResponse(ballot=wire.ballot_pb(event))
+                    else:
+                        yield vote_pb2.PollResponse(tally=wire.tally_pb(event))
+
+        made.join("a", script)
+        at_decision: list[int] = []
+        last = None
+        async for event in made.coordinator.stream(request(candidates=24, params={"seed": 4})):
+            if isinstance(event, Voted):  # the last one decided
+                at_decision = [made.backend._decodes, other.backend._decodes]
+            last = event
+        assert isinstance(last, GenerateResult)
+        assert last.outcome.stopped_early
+        assert any("w w" in c.text for c in last.candidates) is False
+        await made.settled()
+        await other.settled()
+        spent = [made.backend._decodes - at_decision[0], other.backend._decodes - at_decision[1]]
+        assert max(spent) <= 2, spent  # the step that ran, and one that began before the news came
 
 
 async def test_fastest_takes_the_first() -> None:
