@@ -135,7 +135,10 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
     async def Status(self, request: mesh_pb2.StatusRequest, context: _Context) -> mesh_pb2.StatusResponse:
         """What `status` shows."""
-        return status_pb(self._mesh, self._engine, self._store, self._version)
+        answer = status_pb(self._mesh, self._engine, self._store, self._version)
+        if self._is_mesh:
+            del answer.notices[:]
+        return answer
 
     def _caller(self, context: _Context) -> str:
         if not self._is_mesh:

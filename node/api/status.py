@@ -19,4 +19,5 @@ def status_pb(mesh: Mesh, engine: EngineFace, store: Store, version: str) -> mes
         mesh_id=mesh.mesh_id,
         version=version,
         problems=[store.problem] if store.problem else [],
+        notices=mesh.notices,
     )

@@ -20,10 +20,12 @@ import node
 from node import home
 from node.cli.check import FAIL, GIB, OK, WARN, Check
 from node.cli.machine import backend_on_gpu, hardware, planned
+from node.cli.render import one_line
 from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config, load
 from node.errors import ConclaveError, InvalidRequest
 from node.hardware.machine import Machine, detect
 
+MAX_NOTICES = 10
 LOW_DISK, LEAST_DISK = 2 * GIB, GIB // 8
 BACKEND_S = 60.0
 # In a process of its own: a llama.cpp that was built for another processor ends with SIGILL, and not with an error.
@@ -56,6 +58,7 @@ def all_checks(environ: Mapping[str, str]) -> Iterator[Check]:
     yield port("port for peers", config.mesh_port, DEFAULT_MESH_PORT, config.interfaces or ("",), running)
     yield token(here.config / "token", config.token)
     yield from mdns(config.interfaces)
+    yield from mesh(here.runtime)
     yield clock(time.time(), Path(node.__file__).stat().st_mtime)
     yield data(Path(config.data_dir) if config.data_dir else here.data)
     yield runtime(here.runtime)
@@ -147,6 +150,26 @@ def port(name: str, asked: int | None, default: int, hosts: tuple[str, ...], run
                 return Check(name, FAIL, f"{number} was asked for and is taken", "end what uses it, or ask for another")
             return Check(name, WARN, f"{number} is taken by another program", "nothing: a node takes the next free one")
     return Check(name, OK, f"{number} is free")
+
+
+def mesh(directory: Path) -> Iterator[Check]:
+    """What the nodes that run here noticed of others: another mesh, a wrong clock, a port that is closed."""
+    from node.mesh.local import running_nodes
+
+    if not running_nodes(directory):
+        return
+    from node.cli import reach
+
+    try:
+        status = reach.status(None)
+    except ConclaveError as e:
+        yield Check("mesh", WARN, e.message, "look at what that node says, or start it again")
+        return
+    others = sum(n.state == "alive" for n in status.nodes) - 1
+    yield Check("mesh", OK, f"{status.mesh_id}, with {others} other node{'' if others == 1 else 's'}")
+    for notice in status.notices[:MAX_NOTICES]:
+        found, _, advice = one_line(notice, 400).partition(": ")
+        yield Check("mesh", WARN, found, advice)
 
 
 def _running(directory: Path) -> dict[int, str]:

@@ -195,10 +195,24 @@ _SIGNS: list[tuple[str, Callable[[Peer], ConclaveError]]] = [
         ),
     ),
     (
+        "certificate has expired",
+        lambda p: Unauthenticated(
+            f"the certificate of {p.address} has expired: this machine's clock is ahead, or that one's is behind; "
+            "set them right (certificates last a day)"
+        ),
+    ),
+    (
+        "certificate is not yet valid",
+        lambda p: Unauthenticated(
+            f"the certificate of {p.address} is not valid yet: this machine's clock is behind, or that one's is ahead; "
+            "set them right"
+        ),
+    ),
+    (
         "CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE",
         lambda p: Unauthenticated(
-            f"{p.address} is of another mesh (or a clock is more than an hour off): "
-            "to join it, start this node with --token and what `python -m node token show` prints there"
+            f"{p.address} is of another mesh: to join it, start this node with --token and what "
+            "`python -m node token show` prints there, or use `python -m node pair`"
         ),
     ),
     (

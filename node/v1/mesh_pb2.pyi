@@ -182,6 +182,7 @@ class StatusResponse(_message.Message):
     MESH_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Id of the mesh: hash of its CA's public key, hex."""
     version: _builtins.str
@@ -202,6 +203,10 @@ class StatusResponse(_message.Message):
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What is wrong with the node asked, one line each, such as a disk that takes no conversations. Default: nothing."""
 
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a person should see of the mesh, one line each, such as a node that was refused and why. Local listener only."""
+
     def __init__(
         self,
         *,
@@ -211,10 +216,11 @@ class StatusResponse(_message.Message):
         mesh_id: _builtins.str = ...,
         version: _builtins.str = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
+        notices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slots", b"slots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "nodes", b"nodes", "problems", b"problems", "slots", b"slots", "topics", b"topics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "nodes", b"nodes", "notices", b"notices", "problems", b"problems", "slots", b"slots", "topics", b"topics", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

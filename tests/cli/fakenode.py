@@ -46,6 +46,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         self.text = "The answer is 42."
         self.warnings: list[str] = []
         self.lost: list[types_pb2.Loss] = []
+        self.notices: list[str] = []
         self.logprobs: list[types_pb2.TokenLogprob] = []
         self.hang = hang
         self.name = name
@@ -164,7 +165,9 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         ]
         nodes = [info(HERE, self.name), info(THERE, "bob", self.other_state)]
         slots = mesh_pb2.Slots(used=4, parked=3, free=12)
-        return mesh_pb2.StatusResponse(nodes=nodes, topics=topics, slots=slots, mesh_id="feedfeed", version="0.1.0")
+        return mesh_pb2.StatusResponse(
+            nodes=nodes, topics=topics, slots=slots, mesh_id="feedfeed", version="0.1.0", notices=self.notices
+        )
 
 
 if __name__ == "__main__":

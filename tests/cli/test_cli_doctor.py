@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fakenode import Run
+from fakenode import FakeNode, Run
 
 from node.cli import checks
 from node.config import Config
@@ -14,6 +14,7 @@ from node.hardware import cpu
 from node.hardware.gpu import Gpu
 from node.hardware.machine import Machine, detect
 from node.mesh.identity import new_token
+from node.mesh.local import Presence, RunningNode
 from node.mesh.multicast import hears_itself
 
 
@@ -138,3 +139,18 @@ def test_what_doctor_says_of_gpus() -> None:
     assert "-DGGML_HIP=on" in idle.advice
     assert list(checks.backend_on_gpu(Machine(None, (card,)), True)) == []
     assert list(checks.backend_on_gpu(Machine(None, (graphics,)), False)) == []
+
+
+def test_what_running_nodes_noticed(node: FakeNode, own_home: Path) -> None:
+    assert list(checks.mesh(own_home / "run")) == []
+    presence = Presence(own_home / "run")
+    presence.publish(RunningNode("aaaaaaaaaa", 1, "feedfeed", "127.0.0.1:1", node.address, 0.0))
+    node.notices = ["10.0.0.7:7421 is of another mesh: to join it, start this node with --token\x1b[2J"]
+    joined, told = checks.mesh(own_home / "run")
+    assert (joined.level, joined.found) == ("ok", "feedfeed, with 1 other node")
+    assert (told.level, told.found) == ("warn", "10.0.0.7:7421 is of another mesh")
+    assert told.advice == "to join it, start this node with --token[2J"
+    node.stop()
+    (gone,) = checks.mesh(own_home / "run")
+    assert gone.level == "warn"
+    presence.withdraw()

@@ -222,6 +222,19 @@ class TestErrors:
         assert "another mesh" in error.message
         assert "--token" in error.message
 
+    @pytest.mark.parametrize(
+        ("days", "why"), [(-3, "has expired: this machine's clock is ahead"), (3, "not valid yet")]
+    )
+    async def test_a_clock_that_is_wrong(self, token: str, days: int, why: str) -> None:
+        wrong = Identity(token, A, clock=lambda: time.time() + days * 86400)
+        server = grpc.aio.server()
+        port = server.add_secure_port(f"{HOST}:0", wrong.server_credentials())
+        await server.start()
+        error = await self.error(token, f"{HOST}:{port}")
+        await server.stop(None)
+        assert isinstance(error, Unauthenticated)
+        assert why in error.message
+
     async def test_another_node(self, start: Any, token: str) -> None:
         node = await start("a", join=None)
         error = await self.error(token, node.address, "c" * 10)
