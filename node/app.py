@@ -12,6 +12,7 @@ import contextlib
 import logging
 import platform
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from node.engine.face import EngineFace
 from node.engine.shelf import Shelf
 from node.errors import InvalidRequest, NotReady
 from node.home import DataDir, home
-from node.mesh.identity import Identity, load_node_id, load_token
+from node.mesh.identity import Identity, load_node_id, load_old_token, load_token
 from node.mesh.interfaces import announced
 from node.mesh.mesh import Mesh
 from node.replicator import Options, Replicator
@@ -134,7 +135,8 @@ class Node:
         data = DataDir(places, _directory(config.data_dir))
         self._undo.callback(data.release)
         self._token = load_token(places.config, config.token)
-        self._identity = Identity(self._token, load_node_id(data.path))
+        old = None if config.token else load_old_token(places.config, time.time())
+        self._identity = Identity(self._token, load_node_id(data.path), old=old)
         logs.always(node=self._identity.node_id)
         self._name = config.name or platform.node() or self._identity.node_id
         self._bind()

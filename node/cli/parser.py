@@ -255,6 +255,7 @@ def _token(p: _Parser) -> None:
         "action", nargs="?", metavar="show|new", help="show this machine's token (default), or make a new one"
     )
     p.switch("--print", "with new: show a fresh token without storing it")
+    p.value("--overlap", "with new: how long nodes here accept the old token as well", "HOURS", _number(0.01, 8760))
     p.switch("--yes", "with new: replace the token without asking", short="-y")
     _verbose(p)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from argparse import Namespace
 
 from node import config, home
@@ -18,7 +19,7 @@ def run(options: Namespace) -> int:
     if action == "show":
         return _show()
     if action == "new":
-        return _print() if options.print else _new(sure=bool(options.yes))
+        return _print() if options.print else _new(sure=bool(options.yes), overlap_h=options.overlap or 0.0)
     raise InvalidRequest(f"token {action!r}: there are show and new{nearest(action, ('show', 'new'))}")
 
 
@@ -39,12 +40,24 @@ def _print() -> int:
     return 0
 
 
-def _new(*, sure: bool) -> int:
+def _new(*, sure: bool, overlap_h: float) -> int:
     directory = home.home().config
-    if (directory / "token").exists() and not sure and not _confirmed():
+    has_one = (directory / "token").exists()
+    # With an overlap nobody is cut off now, so there is nothing to ask.
+    if has_one and not sure and not overlap_h and not _confirmed():
         print("nothing was changed", file=sys.stderr)
         return 1
     token = identity.new_token()
+    if has_one and overlap_h:
+        until = time.time() + overlap_h * 3600
+        identity.store_old_token(directory, identity.OldToken(identity.load_token(directory), until))
+        shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
+        print(
+            f"The old token is accepted here until {shown}; then machines that have it only are cut off.",
+            file=sys.stderr,
+        )
+    else:
+        (directory / "token.old").unlink(missing_ok=True)
     identity.store_token(directory, token)
     print(token)
     _hint(token)

@@ -52,7 +52,7 @@ class Caller:
     def found(self, found: Found) -> None:
         """A node was announced, by mDNS or on this machine."""
         roster = self._roster
-        if found.mesh_id != roster.identity.mesh_id:
+        if found.mesh_id not in roster.identity.mesh_ids():
             roster.say(
                 f"another mesh ({found.mesh_id}) is here, at {', '.join(found.addresses[:1])}: to join it, start this "
                 "node with --token and what `python -m node token show` prints there",

@@ -16,8 +16,6 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import datetime
-import hashlib
 import os
 import re
 import secrets
@@ -32,10 +30,10 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from node.errors import InvalidRequest, Unauthenticated
+from node.mesh.authority import Authority, utc
 
 TOKEN_PREFIX = "clv1-"
 TOKEN_BYTES = 32
@@ -44,7 +42,6 @@ LEAF_S = 24 * 3600
 BACKDATE_S = 3600  # Clocks in a home differ by minutes, after a dead battery by more.
 RENEW_S = 8 * 3600  # A laptop that sleeps through a night wakes with a valid leaf.
 NODE_ID = re.compile(r"[a-z2-7]{8,16}")
-_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _URI = "conclave://node/"
 
 
@@ -93,6 +90,32 @@ def store_token(config: Path, token: str) -> None:
     _write(config / "token", token.strip() + "\n", replace=True)
 
 
+@dataclass(frozen=True, slots=True)
+class OldToken:
+    """A token that was replaced and is still accepted, until a Unix time in seconds."""
+
+    token: str
+    until: float
+
+
+def store_old_token(config: Path, old: OldToken) -> None:
+    """Keeps what `token new --overlap` replaced in the file `token.old` (0600). Raises InvalidRequest."""
+    parse_token(old.token)
+    _write(config / "token.old", f"{old.token} {old.until:.0f}\n", replace=True)
+
+
+def load_old_token(config: Path, now: float) -> OldToken | None:
+    """The replaced token that is still accepted at `now`, if there is one. Raises InvalidRequest."""
+    path = config / "token.old"
+    if not path.exists():
+        return None
+    token, _, until = _read_or_make(path, str).partition(" ")
+    parse_token(token, str(path))
+    if not until.isdigit():
+        raise InvalidRequest(f"{path} does not say until when the old token is accepted: remove it")
+    return OldToken(token, float(until)) if now < float(until) else None
+
+
 def load_node_id(data: Path) -> str:
     """This node's id: ten random base32 characters, made at first start and kept in `node_id` of its data directory.
 
@@ -117,25 +140,38 @@ class Leaf:
 class Identity:
     """What a node needs to prove that it is of its mesh, and to check that another is.
 
-    `clock` gives Unix time in seconds (tests move it). Raises InvalidRequest for a bad token or node id.
+    `clock` gives Unix time in seconds (tests move it). While an `old` token is accepted, leaves of its mesh are good
+    too, and ours come with the old authority's word for the new one, so that nodes of the old mesh take them. Raises
+    InvalidRequest for a bad token or node id.
     """
 
-    def __init__(self, token: str, node_id: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, token: str, node_id: str, *, old: OldToken | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         if not NODE_ID.fullmatch(node_id):
             raise InvalidRequest(f"node id {node_id!r} is not 8 to 16 characters of a-z and 2-7")
         self.node_id = node_id
         self._clock = clock
-        self._ca_key = _ca_key(parse_token(token))
-        spki = self._ca_key.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        self.mesh_id = hashlib.sha256(spki).hexdigest()[:16]
-        # The mesh id in the subject makes a foreign certificate fail as "unknown issuer", not as a broken signature.
-        self._ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"conclave mesh {self.mesh_id}")])
-        self.ca_certificate = self._issue_ca()
+        self._authority = Authority(parse_token(token))
+        self.mesh_id = self._authority.mesh_id
+        self.ca_certificate = self._authority.certificate
+        self._old = None if old is None else Authority(parse_token(old.token))
+        self._old_until = 0.0 if old is None else old.until
         self._lock = threading.Lock()  # gRPC asks for the server's leaf on threads of its own.
         self._leaf: Leaf | None = None
-        self._served: Leaf | None = None
+        self._served: tuple[Leaf, bytes] | None = None
+
+    def mesh_ids(self) -> set[str]:
+        """The meshes whose nodes are ours: one, and the old one while its token is accepted."""
+        return {self.mesh_id} | ({self._old.mesh_id} if self._old is not None and self._takes_old() else set())
+
+    def roots(self) -> bytes:
+        """The authorities whose leaves are accepted now, PEM."""
+        old = self._old.certificate if self._old is not None and self._takes_old() else b""
+        return self.ca_certificate + old
+
+    def _takes_old(self) -> bool:
+        return self._clock() < self._old_until
 
     def leaf(self) -> Leaf:
         """The current leaf; a new one when less than 8 hours of it remain."""
@@ -151,11 +187,11 @@ class Identity:
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.node_id)]))
-            .issuer_name(self._ca_name)
+            .issuer_name(self._authority.name)
             .serial_number(x509.random_serial_number())
             .public_key(key.public_key())
-            .not_valid_before(_utc(min(now, now + lifetime_s) - BACKDATE_S))
-            .not_valid_after(_utc(now + lifetime_s))
+            .not_valid_before(utc(min(now, now + lifetime_s) - BACKDATE_S))
+            .not_valid_after(utc(now + lifetime_s))
             .add_extension(
                 x509.SubjectAlternativeName(
                     [
@@ -172,20 +208,23 @@ class Identity:
                 critical=False,
             )
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._ca_key.public_key()), critical=False
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._authority.key.public_key()), critical=False
             )
         )
-        certificate = builder.sign(self._ca_key, hashes.SHA256())
+        certificate = builder.sign(self._authority.key, hashes.SHA256())
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        return Leaf(pem, certificate.public_bytes(serialization.Encoding.PEM), now + lifetime_s)
+        chain = certificate.public_bytes(serialization.Encoding.PEM)
+        if self._old is not None and self._takes_old():
+            chain += self._old.vouch_for(self._authority)
+        return Leaf(pem, chain, now + lifetime_s)
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """Credentials of a mesh listener: callers must show a leaf; our own leaf is renewed under way."""
-        self._served = self.leaf()
+        self._served = self.leaf(), self.roots()
         return grpc.dynamic_ssl_server_credentials(
-            self._server_configuration(self._served),
+            self._server_configuration(*self._served),
             self._renewed,  # type: ignore[arg-type]  # None is documented as "no change"; the stubs leave it out.
             require_client_authentication=True,
         )
@@ -193,39 +232,18 @@ class Identity:
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """Credentials of one connection, with the current leaf; make fresh ones for each channel."""
         leaf = self.leaf()
-        return grpc.ssl_channel_credentials(self.ca_certificate, leaf.key, leaf.certificate)
+        return grpc.ssl_channel_credentials(self.roots(), leaf.key, leaf.certificate)
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
         # Called by gRPC before each handshake; None means that nothing changed.
-        leaf = self.leaf()
-        if leaf is self._served:
+        now = self.leaf(), self.roots()
+        if now == self._served:
             return None
-        self._served = leaf
-        return self._server_configuration(leaf)
+        self._served = now
+        return self._server_configuration(*now)
 
-    def _server_configuration(self, leaf: Leaf) -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration([(leaf.key, leaf.certificate)], self.ca_certificate)
-
-    def _issue_ca(self) -> bytes:
-        # Everything but the signature's random part is the same on every node, so any node's leaf verifies against
-        # any node's copy. The dates are fixed for the same reason: the authority lives as long as its token.
-        public = self._ca_key.public_key()
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(self._ca_name)
-            .issuer_name(self._ca_name)
-            .serial_number(int(self.mesh_id, 16) or 1)
-            .public_key(public)
-            .not_valid_before(datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
-            .not_valid_after(datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC))  # RFC 5280: no end.
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(
-                x509.KeyUsage(False, False, False, False, False, True, False, False, False),  # key_cert_sign alone
-                critical=True,
-            )
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        )
-        return builder.sign(self._ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    def _server_configuration(self, leaf: Leaf, roots: bytes) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(leaf.key, leaf.certificate)], roots)
 
 
 def server_name(node_id: str) -> str:
@@ -245,16 +263,6 @@ def peer_id(auth: Mapping[str, Iterable[bytes]]) -> str:
     if len(ids) != 1 or not NODE_ID.fullmatch(ids[0]):
         raise Unauthenticated("the caller's certificate names no node: it needs a certificate of this mesh")
     return ids[0]
-
-
-def _ca_key(secret: bytes) -> ec.EllipticCurvePrivateKey:
-    # 48 bytes reduced modulo the order leave a bias under 2^-128 (FIPS 186-5, A.2.1, key pairs by extra random bits).
-    stream = HKDF(hashes.SHA256(), length=48, salt=b"conclave mesh v1", info=b"ca p-256 private key").derive(secret)
-    return ec.derive_private_key(int.from_bytes(stream, "big") % (_P256_ORDER - 1) + 1, ec.SECP256R1())
-
-
-def _utc(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
 
 
 def _b64(raw: bytes) -> str:

@@ -1,10 +1,12 @@
 """`token`: shown, made, and never replaced by mistake."""
 
+import time
 from pathlib import Path
 
 import pytest
 from fakenode import Run
 
+from node.mesh import identity
 from node.mesh.identity import new_token, parse_token
 
 
@@ -51,3 +53,16 @@ def test_a_damaged_one_is_said_to_be(run: Run, own_home: Path) -> None:
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert "clv1-short" not in done.err
+
+
+def test_a_new_one_with_an_overlap_cuts_nobody_off(run: Run, own_home: Path) -> None:
+    first = run("token", "new").out.strip()
+    done = run("token", "new", "--overlap", "24")
+    assert (done.code, "The old token is accepted here until" in done.err) == (0, True)
+    old = identity.load_old_token(own_home / "config", time.time())
+    assert old is not None
+    assert old.token == first
+    assert old.until == pytest.approx(time.time() + 86400, abs=60)
+    assert run("token", "show").out.strip() == done.out.strip() != first
+    assert run("token", "new", "--yes").code == 0  # without an overlap nothing old is accepted any more
+    assert identity.load_old_token(own_home / "config", 0.0) is None

@@ -169,7 +169,7 @@ class TestListener:
         ours, theirs = Identity(token, B), Identity(new_token(), B)
         # One who copied our authority's name and certificate, but has not its key.
         self_made = Identity(new_token(), B)
-        self_made._ca_name = ours._ca_name
+        self_made._authority.name = ours._authority.name
         for credentials in (
             None,
             grpc.ssl_channel_credentials(ours.ca_certificate),
@@ -201,6 +201,71 @@ class TestListener:
         peer = Peer(Identity(token, B), node.address, A)
         await peer.hello(mesh_pb2.HelloRequest())
         await peer.close()
+
+
+@pytest.mark.asyncio(loop_scope="session")
+class TestOverlap:
+    """A token was replaced: who has the old one, the new one, or both, can call whom?"""
+
+    async def calls(self, caller: Identity, called: Identity) -> bool:
+        server = grpc.aio.server()
+        port = server.add_secure_port(f"{HOST}:0", called.server_credentials())
+        await server.start()
+        peer = Peer(caller, f"{HOST}:{port}", called.node_id)
+        with pytest.raises(ConclaveError) as error:
+            await peer.hello(mesh_pb2.HelloRequest())
+        await peer.close()
+        await server.stop(None)
+        assert error.value.code in ("UNIMPLEMENTED", "UNAVAILABLE", "UNAUTHENTICATED"), error.value
+        return error.value.code == "UNIMPLEMENTED"  # through the handshake, to a server that serves nothing
+
+    async def test_both_ways_until_it_is_over(self) -> None:
+        first, second, now = new_token(), new_token(), time.time()
+        clock = [now]
+        old = Identity(first, A)
+        both = Identity(second, B, old=identity.OldToken(first, now + 3600), clock=lambda: clock[0])
+        new = Identity(second, "c" * 10)
+        stranger = Identity(new_token(), "d" * 10)
+        for caller, called, passes in (
+            (old, both, True), (both, old, True), (both, new, True), (new, both, True), (both, both, True),
+            (old, new, False), (new, old, False), (stranger, both, False), (both, stranger, False),
+        ):  # fmt: skip
+            assert await self.calls(caller, called) is passes, (caller.node_id, called.node_id)
+        assert both.mesh_ids() == {old.mesh_id, new.mesh_id}
+        clock[0] = now + 3601
+        assert both.mesh_ids() == {new.mesh_id}
+        for caller, called, passes in ((old, both, False), (both, new, True), (new, both, True)):
+            assert await self.calls(caller, called) is passes, (caller.node_id, called.node_id)
+
+    async def test_a_listener_ends_the_overlap_under_way(self) -> None:
+        first, now = new_token(), time.time()
+        clock = [now]
+        both = Identity(new_token(), B, old=identity.OldToken(first, now + 60), clock=lambda: clock[0])
+        server = grpc.aio.server()
+        port = server.add_secure_port(f"{HOST}:0", both.server_credentials())
+        await server.start()
+        codes = []
+        for moment in (now, now + 61):
+            clock[0] = moment
+            peer = Peer(Identity(first, A), f"{HOST}:{port}", B)
+            with pytest.raises(ConclaveError) as error:
+                await peer.hello(mesh_pb2.HelloRequest())
+            codes.append(error.value.code)
+            await peer.close()
+        await server.stop(None)
+        assert codes[0] == "UNIMPLEMENTED"
+        assert codes[1] in ("UNAVAILABLE", "UNAUTHENTICATED")
+
+    async def test_it_is_kept_until_then(self, tmp_path: Path) -> None:
+        assert identity.load_old_token(tmp_path, 0.0) is None
+        old = identity.OldToken(new_token(), 1000.0)
+        identity.store_old_token(tmp_path, old)
+        assert (tmp_path / "token.old").stat().st_mode & 0o777 == 0o600
+        assert identity.load_old_token(tmp_path, 999.0) == old
+        assert identity.load_old_token(tmp_path, 1000.0) is None
+        (tmp_path / "token.old").write_text(old.token)
+        with pytest.raises(InvalidRequest, match=r"token\.old does not say until when"):
+            identity.load_old_token(tmp_path, 0.0)
 
 
 @pytest.mark.asyncio(loop_scope="session")

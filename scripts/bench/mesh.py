@@ -1,0 +1,155 @@
+"""What the mesh costs and gives: a vote's overhead by number of nodes, two nodes against one, joining, noticing deaths.
+
+    python scripts/bench/mesh.py [--nodes 2,8,32] [--rounds 40] [--quick] [--json]
+
+Overhead: the fake backend as fast as it goes, one candidate a node, every ballot waited for; the floor is the same
+number of candidates on the node that is asked, alone, in turns with it (A B A B). All nodes share this machine's cores.
+Two nodes against one: the bundled model, each node pinned to a core, 32 candidates of 48 tokens. Joining and dying:
+eight hosts on a switch (network namespaces, as root; left out elsewhere), mDNS alone; a host is dead when all others
+hold it for dead after its cable is out, so that no connection is closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from chaos.lan import Lan, unavailable
+from chaos.swarm import Swarm, until
+
+from node.mesh.identity import new_token
+from node.v1 import generate_pb2, types_pb2
+from scripts.bench import running
+
+FAKE = ("--backend", "fake", "--model", "fake:answers=answer: 42", "--slots", "64")
+
+
+def ask(node: running.Node, candidates: int, *, local: bool = False, tokens: int = 0) -> float:
+    """Seconds of one request, which must have had all of its candidates, on as many nodes as there should be."""
+    request = generate_pb2.GenerateRequest(
+        messages=[types_pb2.Message(role="user", content="What is 6 * 7?")],
+        candidates=candidates,
+        strategy="quality",  # no early stop
+        scope=generate_pb2.SCOPE_LOCAL if local else generate_pb2.SCOPE_MESH,
+        params=types_pb2.SamplingParams(max_tokens=tokens, ignore_eos=bool(tokens)),
+    )
+    started = time.perf_counter()
+    answer = node.generate.Generate(request, timeout=120)
+    took = time.perf_counter() - started
+    assert answer.outcome.finished == candidates, answer.outcome
+    return took
+
+
+@contextlib.contextmanager
+def mesh(count: int, *flags: str, pinned: bool = False) -> Iterator[list[running.Node]]:
+    """So many nodes that see each other."""
+    with contextlib.ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conclave-bench-")))
+        nodes = []
+        for i in range(count):
+            cpus = (i,) if pinned else ()
+            nodes.append(stack.enter_context(running.node(*flags, "--http-port", "0", home=home, cpus=cpus)))
+        end = time.monotonic() + 60
+        while any(sum(n.state == "alive" for n in node.status().nodes) < count for node in nodes):
+            if time.monotonic() > end:
+                sys.exit("the nodes did not find each other")
+            time.sleep(0.1)
+        time.sleep(1 + count / 8)  # until the news has been told
+        yield nodes
+
+
+def overhead(count: int, rounds: int) -> tuple[float, float, float]:
+    """Milliseconds of a vote over the mesh and on one node, and the median of the differences of pairs."""
+    with mesh(count, *FAKE) as nodes:
+        for _ in range(5):
+            ask(nodes[0], count)
+            ask(nodes[0], count, local=True)
+        pairs = [(ask(nodes[0], count) * 1e3, ask(nodes[0], count, local=True) * 1e3) for _ in range(rounds)]
+    a, b = zip(*pairs, strict=True)
+    return statistics.median(a), statistics.median(b), statistics.median(x - y for x, y in pairs)
+
+
+def two_over_one(rounds: int, tokens: int) -> list[float]:
+    """Candidates a second of two nodes over those of one."""
+    ratios = []
+    model = ("--model", "bundled", "--threads", "1", "--early-stop", "off")
+    for _ in range(rounds):
+        took = []
+        for count in (1, 2):
+            with mesh(count, *model, pinned=True) as nodes:
+                ask(nodes[0], 16, tokens=4)
+                took.append(statistics.median(ask(nodes[0], 32, tokens=tokens) for _ in range(3)))
+        ratios.append(took[0] / took[1])
+    return ratios
+
+
+def joins_and_deaths(rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds from a node's start until all hold it for alive, and from a pulled cable until all hold it for dead."""
+    joins, deaths = [], []
+    with tempfile.TemporaryDirectory() as home:
+        lan = Lan(8)
+        swarm = Swarm(lan, Path(home), new_token())
+        flags = ("--backend", "fake", "--http-port", "0")
+        try:
+            *others, mover = swarm.machines
+            for machine in others:
+                swarm.start(machine, *flags)
+            swarm.ready(others)
+            until(lambda: swarm.see_each_other(others), "seven together")
+            for _ in range(rounds):
+                swarm.start(mover, *flags)
+                swarm.ready([mover])
+                until(swarm.see_each_other, "eight together")
+                joins.append(time.monotonic() - mover.started)
+                time.sleep(1)
+                lan.link(mover.host, up=False)
+                deaths.append(until(lambda: all(m.state_of(mover.id) == "dead" for m in others), "it is dead"))
+                assert mover.process is not None
+                mover.process.kill()
+                mover.process.wait()
+                lan.link(mover.host, up=True)
+        finally:
+            swarm.close()
+            lan.close()
+    return joins, deaths
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", default="2,8,32")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--quick", action="store_true", help="2 and 8 nodes, few rounds")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    counts = [2, 8] if args.quick else [int(n) for n in args.nodes.split(",")]
+    rounds = 10 if args.quick else args.rounds
+    rows, over = [], {}
+    for count in counts:
+        a, b, extra = overhead(count, rounds)
+        over[str(count)] = round(extra, 2)
+        rows.append([count, f"{a:.1f}", f"{b:.1f}", f"{extra:.1f}", f"{extra / count:.2f}"])
+    running.table([["nodes", "vote over the mesh, ms", "on one node, ms", "extra, ms", "extra a node, ms"], *rows])
+    ratios = two_over_one(1 if args.quick else 3, 24 if args.quick else 48)
+    print(f"\ntwo nodes over one, candidates a second: {' '.join(f'{r:.2f}' for r in ratios)}")
+    figures: dict[str, object] = {"overhead_ms": over, "two_nodes_over_one": statistics.median(ratios)}
+    if reason := unavailable():
+        print(f"joining and dying were not measured: {reason}")
+    else:
+        joins, deaths = joins_and_deaths(2 if args.quick else 5)
+        print(f"joining, s: {' '.join(f'{t:.2f}' for t in joins)}; noticing: {' '.join(f'{t:.2f}' for t in deaths)}")
+        figures |= {"join_s": statistics.median(joins), "detect_s": statistics.median(deaths)}
+    running.finish(figures, as_json=args.json)
+
+
+if __name__ == "__main__":
+    main()
