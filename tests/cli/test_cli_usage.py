@@ -41,7 +41,7 @@ WRONG = {
     "word too many": (["status", "please"], "'please' is one word too many", ""),
     "token action": (["token", "nwe"], "'nwe'", "did you mean new?"),
     "serve: port": (["--port", "high"], "--port is 'high': it must be a whole number", ""),
-    "serve: backend": (["serve", "--backend", "cuda"], "--backend is 'cuda'", "auto, llama, fake"),
+    "serve: backend": (["serve", "--backend", "cuda"], "--backend is 'cuda'", "auto, llama, "),
     "serve: interface": (["serve", "--interface", "eth0"], "--interface is 'eth0'", ""),
 }
 
