@@ -31,6 +31,7 @@ from scripts.bench.make_model import model
 
 PROMPT = 512
 THREADS = 2
+SERVER, SERVER_OURS = "llama-server, n_cmpl 8", "llama-server on our kernels, n_cmpl 8"
 # ChatML of one user message: the control tokens, the role and line breaks (one token a byte).
 OVERHEAD = len("user\n") + 2 + len("\n") + 1 + len("assistant\n")
 
@@ -111,7 +112,8 @@ def main() -> None:
     rounds, generate = (1, 16) if args.quick else (args.rounds, args.generate)
     rng = random.Random(time.time_ns())
     path = model("q8_0")
-    times: dict[str, list[float]] = {name: [] for name in ("ours 1", "ours 8", "floor 1", "floor 8", "server 8")}
+    names = ("ours 1", "ours 8", "floor 1", "floor 8", SERVER, SERVER_OURS)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         # One after the other, never two models at once: each has the machine to itself.
         with running.node("--join", "none", "--model", str(path), "--threads", str(THREADS), "--early-stop", "off",
@@ -123,9 +125,11 @@ def main() -> None:
         floor = rivals.batched_bench(path, PROMPT, generate, [1, 8], THREADS)
         times["floor 1"].append(floor[1]["t"])
         times["floor 8"].append(floor[8]["t"])
-        with rivals.server(path, "-c", str(8 * 1024), "-np", "8", "-kvu", threads=THREADS) as server:
-            theirs(server, rng, 1, 4)
-            times["server 8"].append(theirs(server, rng, 8, generate))
+        for name in (SERVER, SERVER_OURS):
+            flags = ("-c", str(8 * 1024), "-np", "8", "-kvu")
+            with rivals.server(path, *flags, threads=THREADS, our_kernels=name == SERVER_OURS) as server:
+                theirs(server, rng, 1, 4)
+                times[name].append(theirs(server, rng, 8, generate))
     stock = rivals.build()
     older = {
         "8 processes, 1 thread each": processes(path, 8, generate, 1, stock),
@@ -137,7 +141,7 @@ def main() -> None:
     spread = {name: f"{min(values):.2f} to {max(values):.2f}" for name, values in times.items()}
     rows: list[list[object]] = [["what", "seconds, median", "range", "tokens/s"]]
     for name, value in medians.items():
-        rows.append([name, f"{value:.2f}", spread[name], f"{int(name.split()[1]) * generate / value:.1f}"])
+        rows.append([name, f"{value:.2f}", spread[name], f"{(1 if name.endswith('1') else 8) * generate / value:.1f}"])
     rows += [[name, f"{p.seconds:.2f}", "once", f"{8 * generate / p.seconds:.1f}"] for name, p in older.items()]
     running.table(rows)
 
@@ -150,7 +154,8 @@ def main() -> None:
         {
             "n8_over_n1": ratio("ours 8", "ours 1"),
             "n8_over_floor": ratio("ours 8", "floor 8"),
-            "n8_over_server": ratio("server 8", "ours 8"),
+            "n8_over_server": ratio(SERVER, "ours 8"),
+            "n8_over_server_on_our_kernels": ratio(SERVER_OURS, "ours 8"),
             "n8_speedup_over_processes": best.seconds / medians["ours 8"],
             "n8_memory_over_processes": memory.rss / best.rss,
             "n8_memory_over_processes_pss": memory.pss / best.pss,

@@ -143,6 +143,7 @@ def main() -> None:
     path = model("q8_0")
     mine: list[Load] = []
     other: list[Load] = []
+    other_ours: list[Load] = []
     for i in range(rounds):
         work = lengths(random.Random(i), clients, requests)
         with running.node(
@@ -152,9 +153,10 @@ def main() -> None:
             ours(node, random.Random(1), Length(32, 4))
             mine.append(load(lambda rng, length, node=node: ours(node, rng, length), work))  # type: ignore[misc]
         flags = ("-c", str(SEQUENCES * CONTEXT), "-np", str(SEQUENCES), "-kvu")
-        with rivals.server(path, *flags, threads=THREADS) as server:
-            theirs(server, random.Random(1), Length(32, 4))
-            other.append(load(lambda rng, length, server=server: theirs(server, rng, length), work))  # type: ignore[misc]
+        for loads, our_kernels in ((other, False), (other_ours, True)):
+            with rivals.server(path, *flags, threads=THREADS, our_kernels=our_kernels) as server:
+                theirs(server, random.Random(1), Length(32, 4))
+                loads.append(load(lambda rng, length, server=server: theirs(server, rng, length), work))  # type: ignore[misc]
     with running.node(
         "--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(LONG + 200), "--draft", "0"
     ) as node:
@@ -162,7 +164,7 @@ def main() -> None:
         alone = gaps(node, answer, beside=False)
         crowded = gaps(node, answer, beside=True)
     rows: list[list[object]] = [["what", "tokens/s", "median wait, s", "longest", "longest/median"]]
-    for name, loads in (("ours", mine), ("llama-server", other)):
+    for name, loads in (("ours", mine), ("llama-server", other), ("llama-server on our kernels", other_ours)):
         waits = [wait for each in loads for wait in each.waits]
         speeds = " ".join(f"{each.speed:.1f}" for each in loads)
         worst = f"{statistics.median(each.worst for each in loads):.2f}"
@@ -176,6 +178,9 @@ def main() -> None:
     running.finish(
         {
             "throughput_over_server": statistics.median(a.speed / b.speed for a, b in zip(mine, other, strict=True)),
+            "throughput_over_server_on_our_kernels": statistics.median(
+                a.speed / b.speed for a, b in zip(mine, other_ours, strict=True)
+            ),
             "max_wait_over_median": statistics.median(each.worst for each in mine),
             "server_max_wait_over_median": statistics.median(each.worst for each in other),
             "inter_token_p99_with_prefill_over_without": p99(crowded) / p99(alone),

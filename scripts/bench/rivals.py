@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scripts.bench.running import ROOT, free_port
 
 # As our node sets it: with the default, one busy neighbour makes a step many times slower.
 ENV = {**os.environ, "GOMP_SPINCOUNT": "1000"}
+OUR_LIBRARIES = Path(next(iter(find_spec("llama_cpp").submodule_search_locations or []))) / "lib"  # type: ignore[union-attr]
 
 
 def build() -> Path:
@@ -70,15 +72,21 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(model: Path, *flags: str, threads: int = 2, wait_s: float = 120) -> Iterator[Server]:
-    """A llama-server with our settings: flash attention on, the same threads, no user interface, no warm-up prompts."""
+def server(
+    model: Path, *flags: str, threads: int = 2, wait_s: float = 120, our_kernels: bool = False
+) -> Iterator[Server]:
+    """A llama-server with our settings: flash attention on, the same threads, no user interface, no warm-up prompts.
+
+    `our_kernels` runs it on the libraries that our node loads: what is left is the difference between the programs.
+    """
     port = free_port()
+    env = {**ENV, "LD_LIBRARY_PATH": str(OUR_LIBRARIES)} if our_kernels else ENV
     command = [
         str(build() / "llama-server"), "-m", str(model), "--host", "127.0.0.1", "--port", str(port),
         "-t", str(threads), "-tb", str(threads), "-fa", "on", *flags,
     ]  # fmt: skip
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=ENV, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
         try:
             until = time.monotonic() + wait_s
             while not _is_healthy(port):

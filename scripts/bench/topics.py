@@ -8,7 +8,8 @@ sequences: the client sends the whole conversation, with a fixed text for every 
 programs, so noise of the machine hits all. What computes a topic's beginning is left out of the figures.
 
 pinned: ours keeps idle topics parked in memory outside the context; llama-server has a pinned slot for each, with a
-separate KV stream (-no-kvu, its best); the naive way is our node with all topics in the one context.
+separate KV stream (-no-kvu, its best), on its own kernels and on ours; the naive way is our node with all topics in the
+one context.
 parked: twice as many topics as there is room for. Ours and plain LRU have memory for half of the topics and no disk;
 then ours as it is by default, and llama-server with a slot for half of the topics and its RAM cache, by default too.
 """
@@ -131,10 +132,17 @@ def pinned(path: Path, kind: str, topics: int, messages: int, first: int) -> dic
             path, "-c", str(CONTEXT * topics), "-np", str(topics), "-no-kvu", "--slot-prompt-similarity", "0",
             threads=THREADS,
         ) as server,
+        rivals.server(
+            path, "-c", str(CONTEXT * topics), "-np", str(topics), "-no-kvu", "--slot-prompt-similarity", "0",
+            threads=THREADS, our_kernels=True,
+        ) as streams,
     ):  # fmt: skip
         programs: dict[str, Ours | Theirs] = {
-            "ours": Ours(ours), "llama-server": Theirs(server, topics), "one shared context": Ours(shared)
-        }  # fmt: skip
+            "ours": Ours(ours),
+            "llama-server": Theirs(server, topics),
+            "one shared context": Ours(shared),
+            "separate streams (llama-server on our kernels)": Theirs(streams, topics),
+        }
         times = run(programs, kind, topics, messages, first)
     mine, theirs = times["ours"], times["llama-server"]
     figures: dict[str, object] = {
@@ -142,6 +150,7 @@ def pinned(path: Path, kind: str, topics: int, messages: int, first: int) -> dic
         "server_p99_over_p50": theirs.p99 / theirs.p50,
         "over_server": statistics.median(t / o for o, t in zip(mine.first, theirs.first, strict=True)),
         "shared_over_ours": times["one shared context"].mean / mine.mean,
+        "streams_over_ours": times["separate streams (llama-server on our kernels)"].mean / mine.mean,
     }
     if kind == "round-robin":
         size = len(mine.first) // max(messages // topics - 1, 1)
