@@ -2,9 +2,9 @@
 
     python scripts/bench/draft.py [--generate 128] [--rounds 3] [--quick] [--json]
 
-A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, through our gRPC. It writes letters only: greedily,
-which such a model soon does in circles (the good case: guesses are often right), or at random (the bad one: they hardly
-ever are, and cost what they cost). Rounds go A B A B, with the same seeds.
+A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, through our gRPC. It writes letters only:
+greedily, which such a model soon does in circles (the good case: guesses are often right), or at random (the bad one:
+they hardly ever are, and cost what they cost). Rounds go A B A B, with the same seeds.
 """
 
 from __future__ import annotations
