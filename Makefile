@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 ARGS ?=
-BENCHES := candidates stream topics votes mesh sampling gateway sync failover
+BENCHES := kernels candidates stream topics clients draft votes mesh sampling gateway sync failover
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check proto model bench clean setup setup-dev

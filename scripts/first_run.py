@@ -107,7 +107,7 @@ def _code(status: int) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _demonstrate(client: list[str]) -> None:
+def _demonstrate(client: list[str], model: str | None) -> None:
     """Ask one question and say what else there is to type."""
     # Some systems have only python3; node/__main__.py finds .venv from either.
     node = f"{'python' if shutil.which('python') else 'python3'} -m node"
@@ -116,10 +116,11 @@ def _demonstrate(client: list[str]) -> None:
     if done.returncode != 0:
         print(f"run: the question failed (exit status {done.returncode}); the node still runs", file=sys.stderr)
     suffix = "".join(f" {word}" for word in client)
+    same = f" --model {shlex.quote(model)}" if model else ""
     rows = {
         f"{node} chat{suffix}": "a conversation",
         f"{node} status --watch{suffix}": "nodes, slots, topics",
-        f"{node} --join auto": "a second node: it finds this one, and they vote together",
+        f"{node} --join auto{same}": "a second node: it finds this one, and they vote together",
     }
     width = max(map(len, rows)) + 3
     print(f"\nThe node keeps running here; ^C stops it. In a second terminal, after `cd {shlex.quote(os.getcwd())}`:\n")
@@ -164,6 +165,10 @@ def main(arguments: list[str]) -> int:
             print(f"A node runs on this machine already; this is one more, on port {port}.", flush=True)
         client = ["--address", f"127.0.0.1:{port}"] if port else []
         join = [] if _option(arguments, "--join") else ["--join", "auto"]
+        if not _option(arguments, "--model") and not os.environ.get("CONCLAVE_MODEL"):
+            # A first run is the same everywhere, whatever models this machine has.
+            arguments = [*arguments, "--model", "bundled"]
+        model = _option(arguments, "--model")
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         # Its own group, so that ^C reaches it once, from us, and not in the middle of the question.
         node = subprocess.Popen([*NODE, *join, *arguments], stdin=subprocess.DEVNULL, env=environment, process_group=0)
@@ -171,9 +176,9 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         if _wait_until_up(node, client):
-            _demonstrate(client)
+            _demonstrate(client, model)
         return _wait(node, owns_terminal=owns_terminal)
-    except Stopped:
+    except (Stopped, OSError):  # what we print to may be closed while we print: nobody is left to stop the node
         return _end(node)
 
 
