@@ -40,6 +40,7 @@ from node.types import (
     Scope,
     Strategy,
     Timings,
+    TokenLogprob,
     Usage,
     Version,
 )
@@ -264,7 +265,13 @@ class Turn:
         if isinstance(news, scheduler.Text):
             if self._first_token is None:
                 self._first_token = self._p.clock()
-            texts, logprobs = dict(news.pieces), dict(news.logprobs)
+            # A candidate may have several pieces in one step, where guesses of its next tokens were right.
+            texts: dict[int, str] = {}
+            logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+            for c, text in news.pieces:
+                texts[c] = texts.get(c, "") + text
+            for c, tokens in news.logprobs:
+                logprobs[c] = (*logprobs.get(c, ()), *tokens)
             return [Wrote(c, texts.get(c, ""), logprobs.get(c, ())) for c in {**texts, **logprobs}]
         if isinstance(news, scheduler.Prefilled):
             self._prefilled = news

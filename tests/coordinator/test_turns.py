@@ -11,7 +11,9 @@ from scripted import ENDLESS, dies, events, hangs, request, says, swarm
 from node import wire
 from node.coordinator import Wrote
 from node.coordinator import coordinator as coordinator_module
+from node.coordinator.turn import Turn
 from node.core.log import Entry, Reply
+from node.engine import scheduler
 from node.engine.fake import FakeSpec
 from node.errors import BackendError, InvalidRequest, Overloaded
 from node.types import EarlyStop, GenerateRequest, GenerateResult, Message, Strategy, Tally, Version
@@ -310,3 +312,11 @@ async def test_a_poll_that_is_left_frees_its_sequences() -> None:
         for poll in polls:
             poll.cancel()
         await asyncio.gather(*polls, return_exceptions=True)
+
+
+def test_all_pieces_of_a_step_are_told() -> None:
+    """A step that accepts several guessed tokens has several pieces of one candidate."""
+    turn = Turn.__new__(Turn)
+    turn._first_token = 0.0
+    step = scheduler.Text("job", ((1, "a"), (2, "x"), (1, "b")))
+    assert turn._observe(step) == [Wrote(1, "ab"), Wrote(2, "x")]

@@ -54,7 +54,7 @@ def test_openais_python_client(llamas: Nodes, fakes: Nodes) -> None:
     assert found["errors"] == [
         [404, "not_found_error", "model_not_found", True],
         [400, "invalid_request_error", None, True],
-        [400, "invalid_request_error", None, True],
+        [400, "invalid_request_error", "context_length_exceeded", True],
     ]
     assert found["vectors"] == [1.0, 1.0]
     assert found["completion"]
