@@ -46,6 +46,7 @@ class Mesh:
     """What the servicers need of `node.mesh.mesh.Mesh`."""
 
     mesh_id = "mesh-1"
+    notices = ("another mesh is here",)
 
     def __init__(self) -> None:
         self.callers: list[str] = []
