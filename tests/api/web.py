@@ -28,6 +28,7 @@ class Mesh:
     """What the gateway needs of `node.mesh.mesh.Mesh`."""
 
     mesh_id = "mesh-1"
+    notices = ()
 
     def peers(self) -> list[Any]:
         return []

@@ -116,16 +116,17 @@ def test_everything_listens_on_loopback_only(fakes: Pair) -> None:
     _, nodes = fakes
     for node in nodes:
         found = listens(node)
-        assert found == {host_port(node.address), host_port(node.mesh_address)}
+        assert found == {host_port(each) for each in (node.address, node.mesh_address, node.http_address)}
         assert {ip for ip, _ in found} == {"127.0.0.1"}
 
 
-def test_the_local_listener_stays_on_loopback(own: Swarm) -> None:
+def test_the_listeners_for_clients_stay_on_loopback(own: Swarm) -> None:
     """Also where the mesh listener is on every interface."""
     node = own.start("--backend", "fake", "--join", "none", CONCLAVE_INTERFACE="")
     own.ready(node)
-    ((mesh_ip, mesh_port),) = listens(node) - {host_port(node.address)}
-    assert host_port(node.address)[0] == "127.0.0.1"
+    for_clients = {host_port(node.address), host_port(node.http_address)}
+    ((mesh_ip, mesh_port),) = listens(node) - for_clients
+    assert {ip for ip, _ in for_clients} == {"127.0.0.1"}
     assert mesh_ip in ("::", "0.0.0.0")
     assert mesh_port == host_port(node.mesh_address)[1]
 
