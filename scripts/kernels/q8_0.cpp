@@ -8,9 +8,7 @@
 //       for each column:      sum = -128 x sum(activations);  sum += w[i] . activation[i], i = 0..7;  C += sum x da x db
 //
 // The weights stay as they are in the file (mapped, shared between processes); nothing is repacked or kept. Results
-// differ from llama.cpp's by the order in which floats are added, no more. That order is the same for any number of columns,
-// so a row's result does not depend on what else is in the batch; therefore single columns, which are a matter of memory
-// alone and no faster here, are computed here too.
+// differ from llama.cpp's by the order in which floats are added, no more.
 //
 // The linker puts this in the place of llamafile_sgemm (--wrap, see ../lean.cmake); what it does not take goes on to
 // llama.cpp's own, which is also all there is on other processors.
@@ -194,7 +192,8 @@ void product(int64_t row, int64_t end, int64_t n, int64_t k, const block_q8_0 * 
 extern "C" bool __wrap_llamafile_sgemm(const ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * A,
                                        int64_t lda, const void * B, int64_t ldb, void * C, int64_t ldc, int Atype, int Btype,
                                        int Ctype) {
-    if (Atype != GGML_TYPE_Q8_0 || Btype != GGML_TYPE_Q8_0 || Ctype != GGML_TYPE_F32 || n < 1 || m < ROWS) {
+    // One column is a matter of memory alone, and llama.cpp's way with it is as fast.
+    if (Atype != GGML_TYPE_Q8_0 || Btype != GGML_TYPE_Q8_0 || Ctype != GGML_TYPE_F32 || n < 2 || m < ROWS) {
         return __real_llamafile_sgemm(params, m, n, k, A, lda, B, ldb, C, ldc, Atype, Btype, Ctype);
     }
     const auto * a = static_cast<const block_q8_0 *>(A);
