@@ -24,8 +24,14 @@ class Stopped(BaseException):
     """A signal asked for the end."""
 
 
-def _stop(_number: int, _frame: object) -> None:
-    raise Stopped
+_told: list[int] = []
+
+
+def _stop(number: int, _frame: object) -> None:
+    # The same end may be asked for twice, by a terminal or a timeout and by make: the second must not break the first.
+    _told.append(number)
+    if len(_told) == 1:
+        raise Stopped
 
 
 def _option(arguments: list[str], name: str) -> str | None:

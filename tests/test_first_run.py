@@ -149,6 +149,19 @@ def test_a_closed_terminal_ends_the_node(tmp_path: Path) -> None:
     assert not (tmp_path / "up").exists()
 
 
+def test_being_told_twice_to_stop_is_being_told_once(tmp_path: Path) -> None:
+    """As `timeout make run` does: make passes on what it is told, and the group is told too."""
+    with _start(tmp_path, "--port", "7999") as run:
+        assert run.stdout is not None
+        while "On another machine" not in run.stdout.readline():
+            pass
+        for _ in range(20):
+            run.send_signal(signal.SIGTERM)
+        _, err = run.communicate(timeout=30)
+    assert (run.returncode, err) == (0, "")
+    assert not (tmp_path / "up").exists()
+
+
 def test_options_are_read_in_both_spellings() -> None:
     """`--port 1` and `--port=1`."""
     assert first_run._option(["--port", "1"], "--port") == "1"
