@@ -180,10 +180,9 @@ class Scheduler:
             except ConclaveError as e:
                 events += self._fail(request, e)
         while (first := self._queue.first(self._running.values())) and self._enter(first):
-            request = first
-            self._queue.remove(request)
-            request.admitted = now
-            self._running[request.job.id] = request
+            self._queue.remove(first)
+            first.admitted = now
+            self._running[first.job.id] = first
         return events
 
     def _enter(self, request: Request) -> bool:
