@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from node import wire
 from node.api.status import status_pb
-from node.coordinator import Coordinator, Counted, Event, Planned, Voted, Wrote
+from node.coordinator import Coordinator, Counted, Event, Leads, Planned, Progressed, Voted, Wishes, Wrote
 from node.engine.face import EngineFace
 from node.errors import InvalidRequest, Unauthenticated
 from node.mesh.identity import peer_id
@@ -62,7 +62,9 @@ class GenerateServicer(generate_pb2_grpc.GenerateServicer):
     ) -> AsyncGenerator[generate_pb2.StreamResponse, None]:
         """One answer as events."""
         asked = wire.generate_request(request.request, self._defaults)
-        async with contextlib.aclosing(self._coordinator.stream(asked, _deadline(context))) as events:
+        said = request.wishes
+        wishes = Wishes(progress=said.progress, leader=said.leader, peers=said.peers)
+        async with contextlib.aclosing(self._coordinator.stream(asked, _deadline(context), wishes)) as events:
             async for event in events:
                 yield _event_pb(event)
 
@@ -94,11 +96,16 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
         asked: GenerateRequest = wire.poll_request(request)
         caller = peer_id(context.auth_context())
         async with contextlib.aclosing(
-            self._coordinator.poll(asked, list(request.candidates), caller, _deadline(context), request.wave)
+            self._coordinator.poll(
+                asked, list(request.candidates), caller, _deadline(context), request.wave, texts=request.texts
+            )
         ) as events:
             async for event in events:
                 if isinstance(event, Ballot):
                     yield vote_pb2.PollResponse(ballot=wire.ballot_pb(event))
+                elif isinstance(event, Wrote):
+                    token = generate_pb2.Token(candidate_id=event.candidate, text=event.text)
+                    yield vote_pb2.PollResponse(token=token)
                 else:
                     yield vote_pb2.PollResponse(tally=wire.tally_pb(event))
 
@@ -185,4 +192,14 @@ def _event_pb(event: Event) -> generate_pb2.StreamResponse:
         return generate_pb2.StreamResponse(candidate=wire.candidate_pb(event.ballot.candidate, event.ballot.key))
     if isinstance(event, Counted):
         return generate_pb2.StreamResponse(local=wire.tally_pb(event.tally))
+    if isinstance(event, Progressed):
+        progress = generate_pb2.Progress(
+            computed_tokens=event.computed, cached_tokens=event.cached, prompt_tokens=event.prompt
+        )
+        return generate_pb2.StreamResponse(progress=progress)
+    if isinstance(event, Leads):
+        leader = generate_pb2.Leader(
+            candidate_id=event.ballot.candidate.id, answer=event.ballot.key, share=event.share, finished=event.finished
+        )
+        return generate_pb2.StreamResponse(leader=leader)
     return generate_pb2.StreamResponse(done=wire.response_pb(event))

@@ -11,6 +11,17 @@ ballot is made here from the candidate's text; what a peer claims of its key, we
 """
 
 from node.coordinator.coordinator import Coordinator
-from node.coordinator.events import Counted, Event, Planned, Voted, Wrote
+from node.coordinator.events import NO_WISHES, Counted, Event, Leads, Planned, Progressed, Voted, Wishes, Wrote
 
-__all__ = ["Coordinator", "Counted", "Event", "Planned", "Voted", "Wrote"]
+__all__ = [
+    "NO_WISHES",
+    "Coordinator",
+    "Counted",
+    "Event",
+    "Leads",
+    "Planned",
+    "Progressed",
+    "Voted",
+    "Wishes",
+    "Wrote",
+]

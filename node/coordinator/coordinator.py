@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from node import metrics
 from node.coordinator import topics
-from node.coordinator.events import Event
-from node.coordinator.local import VOTING, LocalPhase, ballot
+from node.coordinator.events import NO_WISHES, Event, Wishes, Wrote
+from node.coordinator.local import VOTING, LocalPhase, ballot, written
 from node.coordinator.place import Peers, Place
 from node.coordinator.turn import Turn
 from node.core import consensus
@@ -73,7 +73,9 @@ class Coordinator:
         assert result is not None
         return result
 
-    async def stream(self, request: GenerateRequest, deadline: float | None = None) -> AsyncGenerator[Event, None]:
+    async def stream(
+        self, request: GenerateRequest, deadline: float | None = None, wishes: Wishes = NO_WISHES
+    ) -> AsyncGenerator[Event, None]:
         """The same as events, `GenerateResult` last. Leaving the iteration stops all candidates on all nodes."""
         self.check_model(request.model)
         request = replace(request, request_id=request.request_id or secrets.token_hex(8))
@@ -87,7 +89,7 @@ class Coordinator:
         result: GenerateResult | None = None
         outcome, started = "left", time.monotonic()
         try:
-            turn = Turn(self._place, request, deadline)
+            turn = Turn(self._place, request, deadline, wishes)
             async with self._turn_of(request.topic), contextlib.aclosing(self._turn(turn, request)) as events:
                 async for event in events:
                     if isinstance(event, GenerateResult):
@@ -127,8 +129,13 @@ class Coordinator:
         coordinator: str,
         deadline: float | None = None,
         wave: int = 0,
-    ) -> AsyncGenerator[Ballot | Tally, None]:
-        """The local phase for another node's vote: a ballot as each candidate finishes, then the tally."""
+        *,
+        texts: bool = False,
+    ) -> AsyncGenerator[Wrote | Ballot | Tally, None]:
+        """The local phase for another node's vote: a ballot as each candidate finishes, then the tally.
+
+        With `texts` also what candidates write.
+        """
         ballots: list[Ballot] = []
         job_id = f"{coordinator}/{request.request_id}/{secrets.token_hex(4)}"
         try:
@@ -137,6 +144,9 @@ class Coordinator:
                     if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
                         ballots.append(ballot(event.candidate, request))
                         yield ballots[-1]
+                    elif texts and isinstance(event, scheduler.Text):
+                        for wrote in written(event):
+                            yield wrote
         finally:
             self._ended(request, job_id)
             _tell("poll", request, coordinator=coordinator, candidates=len(candidates), finished=len(ballots))

@@ -18,7 +18,8 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """A piece of text of a candidate of this node, with the log probabilities of its tokens if they were asked for."""
+    """A piece of text of a candidate of this node, or of a peer's where these are watched; with the log probabilities
+    of its tokens if they were asked for."""
 
     candidate: int
     text: str
@@ -39,4 +40,36 @@ class Counted:
     tally: Tally
 
 
-Event = Planned | Wrote | Voted | Counted | GenerateResult
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """A part of the prompt is computed on this node: so many of its tokens, of which `cached` were held."""
+
+    computed: int
+    cached: int
+    prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leads:
+    """Who would win if the vote ended now: the ballot that stands for the heaviest cluster, and that one's `share` of
+    the weight so far, 0..1, with so many candidates finished."""
+
+    ballot: Ballot
+    share: float
+    finished: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a stream tells only where it is asked for: how far the prompt is (`Progressed`), who leads (`Leads`), and
+    what peers' candidates write (`Wrote` of these too)."""
+
+    progress: bool = False
+    leader: bool = False
+    peers: bool = False
+
+
+NO_WISHES = Wishes()
+
+
+Event = Planned | Wrote | Voted | Counted | Progressed | Leads | GenerateResult

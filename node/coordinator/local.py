@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from node import metrics
+from node.coordinator.events import Wrote
 from node.core import answers, tools
 from node.engine import scheduler
 from node.engine.face import EngineFace
 from node.errors import InvalidRequest
-from node.types import Ballot, Candidate, FinishReason, GenerateRequest
+from node.types import Ballot, Candidate, FinishReason, GenerateRequest, TokenLogprob
 
 Warm = Callable[[str, Sequence[int]], Awaitable[None]]
 # A candidate that ended in one of these ways votes; one that was cut off by a decision or a deadline does not.
@@ -87,6 +88,17 @@ class _Counted:
             metrics.PROMPT_TOKENS.inc(event.prompt)
             metrics.CACHED_TOKENS.inc(event.cached)
             metrics.QUEUE_SECONDS.observe(event.queue_ms / 1e3)
+
+
+def written(text: scheduler.Text) -> list[Wrote]:
+    """What a step wrote, by candidate. One may have several pieces, where guesses of its next tokens were right."""
+    texts: dict[int, str] = {}
+    logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+    for c, piece in text.pieces:
+        texts[c] = texts.get(c, "") + piece
+    for c, tokens in text.logprobs:
+        logprobs[c] = (*logprobs.get(c, ()), *tokens)
+    return [Wrote(c, texts.get(c, ""), logprobs.get(c, ())) for c in {**texts, **logprobs}]
 
 
 def _size(request: GenerateRequest) -> int:

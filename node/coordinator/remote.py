@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from node import wire
+from node.coordinator.events import Wrote
 from node.coordinator.local import VOTING, ballot, with_calls
 from node.core import consensus, tools
 from node.errors import InvalidRequest
@@ -31,8 +32,13 @@ async def run(
     coordinator: str,
     timeout_s: float | None,
     wave: int = 0,
-) -> AsyncGenerator[Ballot | str, None]:
-    """The peer's ballots as they come; last, a warning if its tally does not add up with them. Raises ConclaveError."""
+    *,
+    texts: bool = False,
+) -> AsyncGenerator[Ballot | Wrote | str, None]:
+    """The peer's ballots as they come; last, a warning if its tally does not add up with them. Raises ConclaveError.
+
+    With `texts` also what its candidates write, for people to watch: what counts is the ballot.
+    """
     wish = vote_pb2.PollRequest(
         request_id=request.request_id,
         topic=request.topic,
@@ -43,7 +49,9 @@ async def run(
         strategy=request.strategy.value,
         coordinator=coordinator,
         wave=wave,
+        texts=texts,
     )
+    room = dict.fromkeys(ids, most_bytes(request)) if texts else {}
     ballots: dict[int, Ballot] = {}
     async with contextlib.aclosing(peer.poll(wish, timeout_s)) as events:
         async for event in events:
@@ -53,6 +61,13 @@ async def run(
                     raise InvalidRequest(f"it sent candidate {candidate.id}, which it was not asked for or had sent")
                 ballots[candidate.id] = ballot(checked(candidate, request), request)
                 yield ballots[candidate.id]
+            elif event.HasField("token"):
+                said = event.token
+                left = room.get(said.candidate_id, 0) - len(said.text.encode())
+                # What nobody asked for, what comes after its ballot and what is too long is not shown.
+                if said.candidate_id not in ballots and left >= 0 and said.text:
+                    room[said.candidate_id] = left
+                    yield Wrote(said.candidate_id, said.text)
             elif event.HasField("tally"):  # the last event, by contract
                 if problem := _problem(event.tally, request, ballots):
                     yield f"the tally of node {peer.id} was not used: {problem}"
@@ -66,7 +81,7 @@ def checked(candidate: Candidate, request: GenerateRequest) -> Candidate:
         raise InvalidRequest(f"{which}, which did not finish ({candidate.finish_reason})")
     size = sum(len(t.encode()) for c in candidate.tool_calls for t in (c.id, c.name, c.arguments))
     size += len(candidate.text.encode())
-    if size > min(MAX_TEXT_BYTES, MAX_TOKEN_BYTES * (request.params.max_tokens + 1)):
+    if size > most_bytes(request):
         raise InvalidRequest(f"{which} of {size} bytes, more than {request.params.max_tokens} tokens can be")
     if not tools.accepted(candidate.tool_calls, request.tools):
         raise InvalidRequest(f"{which} with calls of tools that were not offered")
@@ -80,6 +95,11 @@ def checked(candidate: Candidate, request: GenerateRequest) -> Candidate:
     if candidate.finish_reason is FinishReason.TOOL_CALLS:
         candidate = replace(candidate, finish_reason=FinishReason.STOP)
     return with_calls(candidate, request)
+
+
+def most_bytes(request: GenerateRequest) -> int:
+    """The most bytes that a peer may send as one candidate's text."""
+    return min(MAX_TEXT_BYTES, MAX_TOKEN_BYTES * (request.params.max_tokens + 1))
 
 
 def _logprobs(candidate: Candidate, params: SamplingParams) -> tuple[TokenLogprob, ...]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from node import metrics, wire
 from node.coordinator import remote, topics
-from node.coordinator.events import Counted, Event, Planned, Voted, Wrote
-from node.coordinator.local import VOTING, ballot
+from node.coordinator.events import NO_WISHES, Counted, Event, Leads, Planned, Progressed, Voted, Wishes, Wrote
+from node.coordinator.local import VOTING, ballot, written
 from node.coordinator.place import Place
 from node.core import answers, consensus, placement
 from node.core.consensus import Vote, VoteState
@@ -40,7 +40,6 @@ from node.types import (
     Scope,
     Strategy,
     Timings,
-    TokenLogprob,
     Usage,
     Version,
 )
@@ -72,18 +71,21 @@ class _Over:
     error: ConclaveError | None
 
 
-_News = Ballot | Counted | _Over | scheduler.Event
+_News = Ballot | Counted | Wrote | _Over | scheduler.Event
 _Work = Coroutine[None, None, None]
 
 
 class Turn:
     """One request on its way. `deadline` is in seconds of the place's clock."""
 
-    def __init__(self, place: Place, request: GenerateRequest, deadline: float | None) -> None:
+    def __init__(
+        self, place: Place, request: GenerateRequest, deadline: float | None, wishes: Wishes = NO_WISHES
+    ) -> None:
         self._p = place
         self._started = place.clock()
         self._deadline = None if deadline is None else deadline - DEADLINE_MARGIN_S
         self._asked = request
+        self._wishes = wishes
         self._request = request
         self._events: asyncio.Queue[_News] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -206,7 +208,15 @@ class Turn:
 
     async def _run_peer(self, peer: Peer) -> None:
         left = None if self._deadline is None else max(self._deadline - self._p.clock(), 0.001)
-        events = remote.run(peer, self._request, self._shares[peer.id], self._p.id, left, self._wave(peer.id))
+        events = remote.run(
+            peer,
+            self._request,
+            self._shares[peer.id],
+            self._p.id,
+            left,
+            self._wave(peer.id),
+            texts=self._wishes.peers,
+        )
         async with contextlib.aclosing(events):
             async for event in events:
                 if isinstance(event, str):
@@ -255,24 +265,28 @@ class Turn:
     def _take(self, vote: Vote, news: _News) -> list[Event]:
         if isinstance(news, Ballot):
             self._tokens += news.candidate.tokens
-            return [Voted(news)] if vote.add(news) is None else []
+            if vote.add(news) is not None:
+                return []
+            return [Voted(news), *self._leader(vote)]
         return self._observe(news)
+
+    def _leader(self, vote: Vote) -> list[Event]:
+        if not self._wishes.leader:
+            return []
+        counted = vote.tally()
+        first, total = counted.clusters[0], sum(c.weight for c in counted.clusters)
+        return [Leads(first.medoid, first.weight / total if total > 0 else 0.0, counted.finished)]
 
     def _observe(self, news: _News) -> list[Event]:
         """What is worth telling or counting of news that is no ballot."""
-        if isinstance(news, Counted):
+        if isinstance(news, Counted | Wrote):  # what our own candidates write comes as the engine's event
             return [news]
         if isinstance(news, scheduler.Text):
             if self._first_token is None:
                 self._first_token = self._p.clock()
-            # A candidate may have several pieces in one step, where guesses of its next tokens were right.
-            texts: dict[int, str] = {}
-            logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
-            for c, text in news.pieces:
-                texts[c] = texts.get(c, "") + text
-            for c, tokens in news.logprobs:
-                logprobs[c] = (*logprobs.get(c, ()), *tokens)
-            return [Wrote(c, texts.get(c, ""), logprobs.get(c, ())) for c in {**texts, **logprobs}]
+            return list(written(news))
+        if isinstance(news, scheduler.Prefilling):
+            return [Progressed(news.computed, news.cached, news.prompt)] if self._wishes.progress else []
         if isinstance(news, scheduler.Prefilled):
             self._prefilled = news
         elif isinstance(news, scheduler.Done):

@@ -32,6 +32,16 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefilling:
+    """A step computed a part of the prompt, and more of it is left. `computed` counts the `cached` tokens too."""
+
+    job: str
+    computed: int
+    cached: int
+    prompt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prefilled:
     """The prompt is computed; `cached` of its tokens were not computed again."""
 
@@ -77,7 +87,7 @@ class Failed:
     error: ConclaveError
 
 
-Event = Prefilled | Text | Done | Ended | Failed
+Event = Prefilling | Prefilled | Text | Done | Ended | Failed
 
 
 def derive_seed(base: int, candidate: int) -> int:

@@ -29,7 +29,7 @@ from dataclasses import replace
 from node.engine import batch
 from node.engine.backend import Backend, CacheFull
 from node.engine.draft import Draft, index
-from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Text, derive_seed, job
+from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Prefilling, Text, derive_seed, job
 from node.engine.logprobs import Logprobs
 from node.engine.pace import Pace
 from node.engine.request import Branch, Request
@@ -40,7 +40,19 @@ from node.engine.waiting import Waiting
 from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
 from node.types import Candidate, FinishReason, TokenLogprob
 
-__all__ = ["Done", "Ended", "Event", "Failed", "Job", "Prefilled", "Scheduler", "Text", "derive_seed", "job"]
+__all__ = [
+    "Done",
+    "Ended",
+    "Event",
+    "Failed",
+    "Job",
+    "Prefilled",
+    "Prefilling",
+    "Scheduler",
+    "Text",
+    "derive_seed",
+    "job",
+]
 
 # KV of an ended job that nobody commits (its coordinator died, say) is let go after this long.
 HOLD_S = 10.0
@@ -302,6 +314,9 @@ class Scheduler:
             self._fork_first(request)
             if not request.was_prefilled:
                 events.append(self._prefilled(request))
+        elif request.batched and not request.is_computed and not request.was_prefilled:
+            job = request.job
+            events.append(Prefilling(job.id, request.computed, request.cached, len(job.prompt)))
         pieces: list[tuple[int, str]] = []
         logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = []
         done: list[Event] = []

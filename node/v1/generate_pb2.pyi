@@ -195,22 +195,58 @@ class StreamRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int
+    WISHES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request(self) -> Global___GenerateRequest:
         """The prompt."""
+
+    @_builtins.property
+    def wishes(self) -> Global___Wishes:
+        """Events that come only to those who ask for them."""
 
     def __init__(
         self,
         *,
         request: Global___GenerateRequest | None = ...,
+        wishes: Global___Wishes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "wishes", b"wishes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "wishes", b"wishes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamRequest: _TypeAlias = StreamRequest  # noqa: Y015
+
+@_typing.final
+class Wishes(_message.Message):
+    """What a stream tells beside the answer. Default: none of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    progress: _builtins.bool
+    """How far the prompt is computed: `progress`."""
+    leader: _builtins.bool
+    """Which candidate leads after each ballot: `leader`. The vote may still end otherwise."""
+    peers: _builtins.bool
+    """Texts of peers' candidates as they are written: `token` of these too."""
+    def __init__(
+        self,
+        *,
+        progress: _builtins.bool = ...,
+        leader: _builtins.bool = ...,
+        peers: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "peers", b"peers", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wishes: _TypeAlias = Wishes  # noqa: Y015
 
 @_typing.final
 class StreamResponse(_message.Message):
@@ -223,13 +259,15 @@ class StreamResponse(_message.Message):
     CANDIDATE_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plan(self) -> Global___Plan:
         """First: who computes which candidates."""
 
     @_builtins.property
     def token(self) -> Global___Token:
-        """A piece of text of one candidate of the node asked."""
+        """A piece of text of one candidate of the node asked; of its peers' too, if they were asked for."""
 
     @_builtins.property
     def candidate(self) -> _types_pb2.Candidate:
@@ -243,6 +281,14 @@ class StreamResponse(_message.Message):
     def done(self) -> Global___GenerateResponse:
         """Last: the whole result."""
 
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """The prompt is being computed; only if asked for."""
+
+    @_builtins.property
+    def leader(self) -> Global___Leader:
+        """A ballot was counted, and this candidate leads; only if asked for."""
+
     def __init__(
         self,
         *,
@@ -251,16 +297,84 @@ class StreamResponse(_message.Message):
         candidate: _types_pb2.Candidate | None = ...,
         local: _types_pb2.Tally | None = ...,
         done: Global___GenerateResponse | None = ...,
+        progress: Global___Progress | None = ...,
+        leader: Global___Leader | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "done", b"done", "event", b"event", "local", b"local", "plan", b"plan", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "done", b"done", "event", b"event", "leader", b"leader", "local", b"local", "plan", b"plan", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "done", b"done", "event", b"event", "local", b"local", "plan", b"plan", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "done", b"done", "event", b"event", "leader", b"leader", "local", b"local", "plan", b"plan", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["plan", "token", "candidate", "local", "done"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["plan", "token", "candidate", "local", "done", "progress", "leader"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamResponse: _TypeAlias = StreamResponse  # noqa: Y015
+
+@_typing.final
+class Progress(_message.Message):
+    """How far the node asked is with the prompt. Comes after each step that computed a part of it; not for one that is
+    computed in a single step.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    computed_tokens: _builtins.int
+    """Tokens of the prompt that are computed, those that were held included."""
+    cached_tokens: _builtins.int
+    """Of these, tokens that were held."""
+    prompt_tokens: _builtins.int
+    """Tokens of the whole prompt."""
+    def __init__(
+        self,
+        *,
+        computed_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "computed_tokens", b"computed_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class Leader(_message.Message):
+    """Who would win if the vote ended now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    candidate_id: _builtins.int
+    """The candidate that stands for the heaviest cluster."""
+    answer: _builtins.str
+    """Its answer key. Empty: none found."""
+    share: _builtins.float
+    """Its cluster's share of the weight so far, 0..1."""
+    finished: _builtins.int
+    """Candidates that finished so far."""
+    def __init__(
+        self,
+        *,
+        candidate_id: _builtins.int = ...,
+        answer: _builtins.str = ...,
+        share: _builtins.float = ...,
+        finished: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "candidate_id", b"candidate_id", "finished", b"finished", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leader: _TypeAlias = Leader  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from node.v1 import generate_pb2 as _generate_pb2
 from node.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -34,6 +35,7 @@ class PollRequest(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     COORDINATOR_FIELD_NUMBER: _builtins.int
     WAVE_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, the same on every node."""
     topic: _builtins.str
@@ -44,6 +46,8 @@ class PollRequest(_message.Message):
     """Id of the coordinator."""
     wave: _builtins.int
     """Candidates that begin at first; the rest when these have all but ended. Default (0): all."""
+    texts: _builtins.bool
+    """Texts are wanted as they are written. Default: only ballots."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]:
         """The whole conversation."""
@@ -72,10 +76,11 @@ class PollRequest(_message.Message):
         strategy: _builtins.str = ...,
         coordinator: _builtins.str = ...,
         wave: _builtins.int = ...,
+        texts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "coordinator", b"coordinator", "messages", b"messages", "params", b"params", "request_id", b"request_id", "strategy", b"strategy", "tools", b"tools", "topic", b"topic", "wave", b"wave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "coordinator", b"coordinator", "messages", b"messages", "params", b"params", "request_id", b"request_id", "strategy", b"strategy", "texts", b"texts", "tools", b"tools", "topic", b"topic", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -89,6 +94,7 @@ class PollResponse(_message.Message):
 
     BALLOT_FIELD_NUMBER: _builtins.int
     TALLY_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ballot(self) -> _types_pb2.Ballot:
         """A candidate finished."""
@@ -97,17 +103,22 @@ class PollResponse(_message.Message):
     def tally(self) -> _types_pb2.Tally:
         """Last: the whole local phase."""
 
+    @_builtins.property
+    def token(self) -> _generate_pb2.Token:
+        """A candidate wrote; only if asked for, and of no weight: what counts is the ballot."""
+
     def __init__(
         self,
         *,
         ballot: _types_pb2.Ballot | None = ...,
         tally: _types_pb2.Tally | None = ...,
+        token: _generate_pb2.Token | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot", "event", b"event", "tally", b"tally"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot", "event", b"event", "tally", b"tally", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot", "event", b"event", "tally", b"tally"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot", "event", b"event", "tally", b"tally", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["ballot", "tally"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["ballot", "tally", "token"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

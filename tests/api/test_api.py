@@ -152,6 +152,37 @@ async def test_generate_stream_embed() -> None:
         assert (embedded.model, embedded.usage.prompt_tokens) == ("fake", 5)
 
 
+async def test_a_stream_tells_more_where_it_is_asked() -> None:
+    async with served() as node:
+        wish = generate_pb2.StreamRequest(request=asked("word " * 1500, candidates=3))
+        kinds = {event.WhichOneof("event") async for event in node.generate.Stream(wish)}
+        assert not kinds & {"progress", "leader"}
+        wish.request.messages[0].content = "more " * 1500  # nothing of which is held
+        wish.wishes.progress = wish.wishes.leader = True
+        events = [event async for event in node.generate.Stream(wish)]
+        progress = [e.progress for e in events if e.HasField("progress")]
+        assert progress
+        assert all(0 < p.computed_tokens < p.prompt_tokens for p in progress)
+        leaders = [e.leader for e in events if e.HasField("leader")]
+        assert [x.finished for x in leaders] == list(range(1, len(leaders) + 1))
+        assert {(x.answer != "", x.share) for x in leaders} == {(True, 1.0)}
+        assert {x.candidate_id for x in leaders} <= {1, 2, 3}
+
+
+async def test_a_poll_tells_what_is_written_where_it_is_asked() -> None:
+    async with served(FakeSpec(answers=("one two",))) as node:
+        for texts in (False, True):
+            wish = vote_pb2.PollRequest(
+                messages=[types_pb2.Message(role="user", content="hi")], candidates=[3], strategy="majority"
+            )
+            wish.texts = texts
+            wish.params.seed = 1
+            events = [event async for event in node.peer.poll(wish)]
+            said = "".join(e.token.text for e in events if e.HasField("token") and e.token.candidate_id == 3)
+            assert said == ("one two" if texts else "")
+            assert [e.WhichOneof("event") for e in events][-2:] == ["ballot", "tally"]
+
+
 async def test_log_probabilities_are_streamed_with_their_text() -> None:
     async with served() as node:
         params = types_pb2.SamplingParams(logprobs=True, top_logprobs=2)

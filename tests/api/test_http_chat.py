@@ -78,6 +78,36 @@ async def test_events_tell_of_every_candidate() -> None:
         assert [t["text"] for t in told if t["event"] == "candidate"] == ["echo: hi"] * 3
 
 
+async def test_who_leads_is_told_only_where_it_is_asked() -> None:
+    async with web(FakeSpec(answers=("one answer: 42", "two answer: 42", "three answer: 7"))) as node:
+        how = {"candidates": 5, "early_stop": "off"}
+        *events, _ = (await node.post(CHAT, asked("What is 6 * 7?", stream=True, seed=1, conclave=how))).events
+        assert not [e for e in events if "event" in e.get("conclave", {})]
+        how["leader"] = True
+        *events, _ = (await node.post(CHAT, asked("What is 6 * 7?", stream=True, seed=1, conclave=how))).events
+        leads = [e["conclave"] for e in events if "event" in e.get("conclave", {})]
+        assert {e["event"] for e in leads} == {"leader"}
+        assert [e["finished"] for e in leads] == [1, 2, 3, 4, 5]
+        votes = events[-1]["conclave"]
+        assert leads[-1]["candidate"] in votes["clusters"][0]["members"]
+        assert (leads[-1]["answer"], leads[-1]["share"]) == (votes["clusters"][0]["key"], votes["confidence"])
+        assert all(e["text"] == votes["candidates"][e["candidate"] - 1]["text"] for e in leads)
+        assert said(events) == next(c["text"] for c in votes["candidates"] if c["id"] == votes["winner"])
+        # Whoever reads the answer only sees none of it: these pieces have no choices.
+        assert all(e["choices"] == [] for e in events if "event" in e.get("conclave", {}))
+
+
+async def test_a_long_prompt_says_how_far_it_is_where_it_is_asked() -> None:
+    async with web() as node:
+        body = asked("word " * 2000, stream=True, model="fake", conclave={"progress": True})
+        *events, _ = (await node.post(CHAT, body)).events
+        told = [e["conclave"] for e in events if "event" in e.get("conclave", {})]
+        assert len(told) >= 3
+        assert {e["event"] for e in told} == {"progress"}
+        assert [e["computed"] for e in told] == sorted(e["computed"] for e in told)
+        assert all(e["computed"] < e["prompt"] for e in told)
+
+
 @pytest.mark.parametrize("model", ["fake", "conclave"])
 async def test_several_choices(model: str) -> None:
     async with web(FakeSpec(answers=("a", "b", "c", "d", "e", "f", "g"))) as node:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from node import wire
-from node.coordinator import Coordinator, Event
+from node.coordinator import NO_WISHES, Coordinator, Event, Wishes
 from node.core import answers, consensus
 from node.engine.engine import Engine
 from node.engine.fake import FakeBackend, FakeSpec
 from node.errors import PeerUnavailable
 from node.store import Store
 from node.types import Candidate, FinishReason, GenerateRequest, Message, NodeInfo, SamplingParams, Strategy
-from node.v1 import types_pb2, vote_pb2
+from node.v1 import generate_pb2, types_pb2, vote_pb2
 
 Script = Callable[[vote_pb2.PollRequest], AsyncGenerator[vote_pb2.PollResponse, None]]
 ENDLESS = FakeSpec(answers=(" ".join(["w"] * 10_000),), tokens_per_s=300)
@@ -82,6 +82,11 @@ def sends(*make: Callable[[vote_pb2.PollRequest], vote_pb2.PollResponse]) -> Scr
             yield each(wish)
 
     return script
+
+
+def writes(id: int, text: str) -> vote_pb2.PollResponse:
+    """What a peer sends while a candidate is written."""
+    return vote_pb2.PollResponse(token=generate_pb2.Token(candidate_id=id, text=text))
 
 
 class ScriptedPeer:
@@ -172,9 +177,11 @@ def request(text: str = "What is 6 * 7?", **fields: Any) -> GenerateRequest:
     return GenerateRequest((Message("user", text),), params=params, **fields)
 
 
-async def events(made: Swarm, asked: GenerateRequest, deadline: float | None = None) -> list[Event]:
+async def events(
+    made: Swarm, asked: GenerateRequest, deadline: float | None = None, wishes: Wishes = NO_WISHES
+) -> list[Event]:
     """All events of a request."""
-    return [event async for event in made.coordinator.stream(asked, deadline)]
+    return [event async for event in made.coordinator.stream(asked, deadline, wishes)]
 
 
 def candidate(id: int, text: str, reason: FinishReason = FinishReason.STOP) -> Candidate:

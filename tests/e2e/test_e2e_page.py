@@ -93,6 +93,32 @@ def test_one_candidate_is_streamed_and_stopped_by_a_key(window: Browser, own: Sw
     window.wait("return document.getElementById('pulse').className == 'off'", "it says that the node is gone")
 
 
+def test_a_peers_candidates_are_watched_while_they_are_written(window: Browser, own: Swarm) -> None:
+    one, two = own.up(2, "--early-stop", "off", *slow(60, 30, "42"))
+    open_page(window, one)
+    until(lambda: len(window.texts("#nodes li")) == 2, "both nodes are in the picture")
+    ask(window, "What is 6 * 7?")
+    writing = "return [...document.querySelectorAll('.card.writing .text')].map(t => t.textContent)"
+    until(lambda: sum("thought3" in t for t in window.run(writing)) == 8, "all of them write, theirs too")
+    assert two.used() == 4
+    window.wait(IDLE, "the answer is there")
+    assert all("answer: 42" in t for t in window.texts(".card .text"))
+    assert window.log() == []
+
+
+def test_a_long_prompt_is_seen_to_be_read(window: Browser, own: Swarm) -> None:
+    node = own.start("--join", "none", "--backend", "fake", "--model", "fake:prefill_per_s=1000")
+    own.ready(node)
+    open_page(window, node)
+    window.run("document.getElementById('prompt').value = arguments[0]", "word " * 2500)
+    window.run("document.getElementById('ask').requestSubmit()")
+    window.wait("return document.querySelector('.reading progress')?.value > 0", "it shows how far it is")
+    assert "of 2,5" in window.texts(".reading")[0]
+    window.wait(IDLE, "the answer is there")
+    assert window.texts(".reading") == []
+    assert window.log() == []
+
+
 def test_texts_are_never_html(window: Browser, fakes: Nodes) -> None:
     open_page(window, fakes[1][0])
     ask(window, "<img src=x onerror=alert(1)> **bold** `<b>code</b>` 2*3*4")

@@ -9,6 +9,7 @@ from typing import Any
 
 from node import wire
 from node.api.http import names, schema
+from node.coordinator import NO_WISHES, Wishes
 from node.errors import InvalidRequest
 from node.types import EarlyStop, GenerateRequest, Message, Scope
 from node.v1 import generate_pb2, types_pb2
@@ -35,6 +36,7 @@ class Asked:
     is_vote: bool = True
     events: bool = False
     include_usage: bool = False
+    wishes: Wishes = NO_WISHES
     one_call: bool = False  # parallel_tool_calls is false
 
 
@@ -199,7 +201,8 @@ def _asked(body: schema.Sampling, pb: generate_pb2.GenerateRequest, node: Node, 
         # No vote: by which strategy nothing is counted does not matter, so the one that costs nothing.
         strategy = request.strategy if more.strategy else wire.strategy("majority")
         request = replace(request, strategy=strategy, scope=Scope.LOCAL)
-    return Asked(request, body.model or names.VOTE, n, mode.is_vote, bool(more.events))
+    wishes = Wishes(bool(more.progress), bool(more.leader), bool(more.events and more.peers))
+    return Asked(request, body.model or names.VOTE, n, mode.is_vote, bool(more.events), wishes=wishes)
 
 
 def _one_of(kind: Any, what: str, text: str | None) -> Any:

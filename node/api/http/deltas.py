@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
 from node.api.http.asked import Asked
-from node.coordinator import Event, Planned, Voted, Wrote
+from node.coordinator import Event, Leads, Planned, Progressed, Voted, Wrote
 from node.core.tools import Splitter
 from node.types import Candidate, FinishReason, GenerateResult, TokenLogprob, ToolCall
 
@@ -50,7 +50,7 @@ class Answered:
     choices: tuple[Candidate, ...]
 
 
-Delta = Said | Called | Ended | Answered | Planned | Wrote | Voted
+Delta = Said | Called | Ended | Answered | Planned | Wrote | Voted | Leads | Progressed
 
 
 class _Choice:
@@ -121,7 +121,7 @@ async def deltas(events: AsyncGenerator[Event, None], asked: Asked, here: str) -
                         yield delta
                 yield Answered(event, chosen)
                 return
-            if asked.events and isinstance(event, Wrote | Voted | Planned):
+            if isinstance(event, Leads | Progressed) or (asked.events and isinstance(event, Wrote | Voted | Planned)):
                 yield event
 
 

@@ -55,7 +55,7 @@ class Here:
             topic = wire.name("prompt_cache_key", f"cache:{cache_key}")
             if not self.coordinator.is_busy(topic):
                 request = replace(request, topic=topic)
-        return deltas(self.coordinator.stream(request), asked, self.id)
+        return deltas(self.coordinator.stream(request, None, asked.wishes), asked, self.id)
 
 
 async def read(request: Request, decoder: msgspec.json.Decoder[T]) -> T:

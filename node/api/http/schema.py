@@ -105,13 +105,18 @@ class StreamOptions(Struct):
 
 
 class Conclave(Struct):
-    """Ours: how the answer is found. `events` streams plan, texts and ballots of all candidates as they come."""
+    """Ours: how the answer is found. `events` streams plan, texts and ballots of all candidates as they come; with
+    `peers` also what those of peers write. `leader` streams who leads after each ballot, `progress` how far the prompt
+    is computed."""
 
     candidates: Several | None = None
     strategy: str | None = None
     scope: str | None = None
     early_stop: str | None = None
     events: bool | None = None
+    peers: bool | None = None
+    leader: bool | None = None
+    progress: bool | None = None
 
 
 class Sampling(Struct, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from node.coordinator import Planned, Voted, Wrote
+from node.coordinator import Leads, Planned, Progressed, Voted, Wrote
 from node.types import Candidate, GenerateResult
 
 
@@ -63,8 +63,13 @@ def candidate(c: Candidate, answer: str) -> dict[str, Any]:
     }
 
 
-def event(e: Planned | Wrote | Voted) -> dict[str, Any]:
+def event(e: Planned | Wrote | Voted | Leads | Progressed) -> dict[str, Any]:
     """What happens while an answer is found."""
+    if isinstance(e, Progressed):
+        return {"event": "progress", "computed": e.computed, "cached": e.cached, "prompt": e.prompt}
+    if isinstance(e, Leads):
+        found = {"candidate": e.ballot.candidate.id, "answer": e.ballot.key, "text": e.ballot.candidate.text}
+        return {"event": "leader", **found, "share": e.share, "finished": e.finished}
     if isinstance(e, Wrote):
         return {"event": "token", "candidate": e.candidate, "text": e.text}
     if isinstance(e, Voted):

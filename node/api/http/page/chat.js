@@ -97,7 +97,7 @@ export class Chat {
   }
 
   async answer(text, turn) {
-    const how = { events: true };
+    const how = { events: true, peers: true, progress: true };
     if ($("count").value) how.candidates = Number($("count").value);
     const body = JSON.stringify({
       model: $("mode").value || "conclave",
@@ -149,7 +149,11 @@ class Turn {
 
   hear(told) {
     if (told.event === "plan") this.plan(told);
-    else if (told.event === "token") this.cards.get(told.candidate)?.write(told.text);
+    else if (told.event === "progress") this.progress(told);
+    else if (told.event === "token") {
+      this.progress(null);
+      this.cards.get(told.candidate)?.write(told.text);
+    }
     else if (told.event === "candidate") {
       this.cards.get(told.id)?.end(told);
       this.mesh.fly(told.node, this.mesh.me, "back");
@@ -169,7 +173,27 @@ class Turn {
     }
   }
 
+  // How far a long prompt is, until the first text.
+  progress(told) {
+    if (!told) {
+      this.reading?.remove();
+      this.reading = null;
+      return;
+    }
+    if (!this.reading) {
+      this.reading = element("div", "reading");
+      this.reading.append(document.createElement("progress"), element("span"));
+      this.box.insertBefore(this.reading, this.grid);
+    }
+    const [bar, said] = this.reading.children;
+    bar.max = told.prompt;
+    bar.value = told.computed;
+    bar.setAttribute("aria-label", "the prompt");
+    said.textContent = `reading the prompt: ${told.computed.toLocaleString("en")} of ${told.prompt.toLocaleString("en")} tokens`;
+  }
+
   write(text) {
+    this.progress(null);
     this.text += text;
     this.answer ??= this.result.appendChild(element("div", this.cards.size > 1 ? "answer" : "answer plain"));
     this.answer.replaceChildren(...markdown(this.text));
@@ -207,6 +231,7 @@ class Turn {
   }
 
   fail(message) {
+    this.progress(null);
     for (const card of this.cards.values()) card.stop();
     const said = element("p", "problem", message);
     said.setAttribute("role", "alert");
@@ -238,6 +263,12 @@ class Card {
   }
 
   write(text) {
+    if (this.isDone) return;
+    if (!this.isWriting) { // of a candidate on another node, the first word that it is at work
+      this.isWriting = true;
+      this.box.classList.replace("away", "writing");
+      this.body.textContent = "";
+    }
     this.body.textContent += text;
     this.text.scrollTop = this.text.scrollHeight;
   }
