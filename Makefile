@@ -13,8 +13,8 @@ help: ## show this list
 run: setup ## set up, start a node, ask it a question (ARGS="--port 9000 …" goes to the node)
 	@$(VENV) scripts/first_run.py $(ARGS)
 
-test: setup-dev ## run the tests (ARGS="-k name" goes to pytest)
-	@$(VENV) -m pytest $(ARGS)
+test: setup-dev ## run the tests (ARGS="-k name" goes to pytest; "-n 0": one after the other)
+	@$(VENV) -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: setup-dev ## lint, types, generated code, proto rules, layers
 	@$(VENV) scripts/check.py

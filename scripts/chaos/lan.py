@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SUBNET, SUBNET6 = "10.77.0", "fd77::"
-_CLONE_NEWNET = 0x40000000
+CLONE_NEWNET = 0x40000000
 
 
 def unavailable() -> str:
@@ -221,10 +221,10 @@ def _inside(pid: int) -> Iterator[None]:
     ours = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     theirs = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
     try:
-        if libc.setns(theirs, _CLONE_NEWNET):
+        if libc.setns(theirs, CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
         yield
-        if libc.setns(ours, _CLONE_NEWNET):
+        if libc.setns(ours, CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
     finally:
         os.close(ours)

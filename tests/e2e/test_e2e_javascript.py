@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import installed
 import pytest
-from install.paths import CACHE, lock
 from swarm import ROOT, Node, Swarm
 
 JS = Path(__file__).parent / "js"
-INSTALL_S = 240.0
 
 
 @pytest.fixture(scope="module")
 def modules() -> Path:
-    """What package.json asks for, installed once for all checkouts."""
-    npm = shutil.which("npm")
-    if not npm or not shutil.which("node"):
+    """What package.json asks for."""
+    if not shutil.which("npm") or not shutil.which("node"):
         pytest.skip("Node.js and npm are not installed")
-    package = (JS / "package.json").read_bytes()
-    name = f"npm-client-{hashlib.sha256(package).hexdigest()[:12]}"
-    folder = CACHE / name
-    with lock(name, f"Another process is installing {name}: waiting for it."):
-        if not (folder / "ready").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            (folder / "package.json").write_bytes(package)
-            flags = ["--no-audit", "--no-fund", "--loglevel=error"]
-            done = subprocess.run(
-                [npm, "install", *flags], cwd=folder, capture_output=True, text=True, timeout=INSTALL_S, check=False
-            )
-            assert done.returncode == 0, done.stderr
-            (folder / "ready").touch()
-    return folder / "node_modules"
+    return installed.npm("grpc-js", JS / "package.json")
 
 
-@pytest.mark.timeout(INSTALL_S + 60)
+@pytest.mark.timeout(installed.INSTALL_S + 60)
 def test_a_vote_by_javascript(llamas: tuple[Swarm, list[Node]], modules: Path) -> None:
     _, (one, two) = llamas
     done = subprocess.run(
