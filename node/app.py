@@ -31,6 +31,7 @@ from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Conf
 from node.coordinator import Coordinator
 from node.core.block import Codec
 from node.core.placement import default_candidates
+from node.core.plan import SLOTS
 from node.engine.engine import Engine
 from node.engine.face import EngineFace
 from node.engine.shelf import Shelf
@@ -240,7 +241,7 @@ class Node:
         if config.backend == "openai" or (config.url and config.backend == "auto"):
             from node.engine import remote
 
-            options = remote.options(config.url, config.model, config.slots, config.ctx, config.queue)
+            options = remote.options(config.url, config.model, config.slots or SLOTS, config.ctx, config.queue)
             return remote.RemoteEngine(options, node=self._identity.node_id)
         return Engine(
             await backends.make(config, directory, lambda line: self.on_notice(line)),

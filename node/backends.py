@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from node.config import Config
-from node.core.plan import shared
+from node.core.plan import LEAST_SLOTS, SLOTS, Fit, Room, fit, shared
+from node.core.shape import Shape
 from node.engine import trial
 from node.engine.backend import Backend
 from node.engine.fake import FakeBackend, FakeSpec
@@ -28,7 +29,7 @@ async def make(config: Config, directory: Path, notice: Callable[[str], None]) -
     if config.backend == "fake":
         spec = FakeSpec.parse(config.model)
         context = config.ctx or 4096
-        return lambda: FakeBackend(spec, sequences=config.slots, context=context)
+        return lambda: FakeBackend(spec, sequences=config.slots or SLOTS, context=context)
     if config.backend == "mlx" or (config.backend == "auto" and _is_directory(config.model)):
         return await asyncio.to_thread(_mlx, config)
     try:
@@ -40,17 +41,19 @@ async def make(config: Config, directory: Path, notice: Callable[[str], None]) -
     file = await asyncio.to_thread(resolve.resolve, config.model, None, room, notice)
     features = machine.cpu.features if machine.cpu else ()
     on_gpu = room is not None and room.where == "gpu"
-    gpu_layers = config.gpu_layers
-    if gpu_layers < 0 and on_gpu and room and main and (found := shared(shape(file.head), room, main)):
-        gpu_layers = found.gpu_layers
+    found = None if file.is_demo else _fit(config, shape(file.head, () if on_gpu else features), room, main)
+    gpu_layers = found.gpu_layers if config.gpu_layers < 0 and on_gpu and found else config.gpu_layers
+    slots, context = _sizes(config, found, is_demo=file.is_demo)
     rotated = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "")  # whether quantized K and V are, which no state says
     kv = (config.kv_type, "flash-attention", *(["small window"] if config.swa == "small" else []), rotated)
     options = llamacpp.LlamaOptions(
         path=file.path,
         name=file.name,
         fingerprint=file.head.fingerprint("llama.cpp", llamacpp.STATE_FORMAT, *kv),
-        sequences=config.slots,
-        context=config.ctx,
+        sequences=slots,
+        context=context,
+        # Memory of a GPU is there for this; main memory is others' too, and idle topics are kept outside the context.
+        cells=found.cells if on_gpu and found and (slots, context) == (found.slots, found.context) else 0,
         kv_type=config.kv_type,
         swa=config.swa,
         # More threads than a container's share would make every step slower.
@@ -62,6 +65,26 @@ async def make(config: Config, directory: Path, notice: Callable[[str], None]) -
     if not file.is_demo:
         await trial.ensure(options, directory, llamacpp.STATE_FORMAT)
     return lambda: llamacpp.LlamaBackend(options)
+
+
+def _fit(config: Config, wanted: Shape, room: Room | None, main: Room | None) -> Fit | None:
+    """How a model fits this machine, with the precision and the windows that were asked for; None if it does not."""
+    if room is None:
+        return None
+    kv_types, swa_full = (config.kv_type,), config.swa == "full"
+    if room.where == "gpu" and main:
+        return shared(wanted, room, main, kv_types=kv_types, swa_full=swa_full)
+    return fit(wanted, room.usable, on_gpu=room.where == "gpu", kv_types=kv_types, swa_full=swa_full)
+
+
+def _sizes(config: Config, found: Fit | None, *, is_demo: bool) -> tuple[int, int]:
+    """Sequences, and tokens of each (0: the least of a plan, or what the model was trained for): what was told, else
+    the plan's. What does not fit is tried with the fewest: llama.cpp has the last word."""
+    if is_demo:
+        return config.slots or SLOTS, config.ctx
+    if found is None:
+        return config.slots or LEAST_SLOTS, config.ctx
+    return config.slots or found.slots, config.ctx or found.context
 
 
 def _is_directory(model: str) -> bool:
@@ -83,5 +106,5 @@ def _mlx(config: Config) -> Callable[[], Backend]:
             f"MLX cannot be loaded ({e}): `pip install 'mlx-lm[cpu]'` on Linux, mlx-lm on a Mac"
         ) from None
     path = Path(config.model).expanduser().resolve()
-    options = mlx.MlxOptions(path, path.name, mlx.fingerprint(path), config.slots, config.ctx)
+    options = mlx.MlxOptions(path, path.name, mlx.fingerprint(path), config.slots or SLOTS, config.ctx)
     return lambda: mlx.MlxBackend(options)

@@ -56,8 +56,8 @@ class Config:
     quorum: str = _option(
         "half", "half: answer with what came by the deadline; strict: fail", choices=("half", "strict")
     )
-    slots: int = _option(16, "sequences decoded at once", metavar="N")
-    ctx: int = _option(0, "tokens a sequence may hold; 0: 4096 or what the model was trained for", metavar="TOKENS")
+    slots: int | None = _option(None, "sequences decoded at once (default: what fits, at most 16)", metavar="N")
+    ctx: int = _option(0, "tokens a sequence may hold; 0: what fits, as `models plan` says", metavar="TOKENS")
     kv_memory: int = _option(1024, "MiB of memory for the KV of idle topics; 0: none is kept outside", metavar="MIB")
     kv_disk: int = _option(4096, "MiB of disk for what memory has no room for; 0: none", metavar="MIB")
     draft: int = _option(7, "tokens guessed at once from what was there before; 0: none", metavar="N")
@@ -188,7 +188,7 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
             raise InvalidRequest(f"{sources.get(name, name)} is {value}: it must be {low} to {high}")
 
     bounded("candidates", 1, 64, also=(0,))
-    bounded("slots", 1, 256)  # llama.cpp's LLAMA_MAX_SEQ
+    bounded("slots", 1, 256, also=(None,))  # llama.cpp's LLAMA_MAX_SEQ
     bounded("ctx", 64, 1 << 20, also=(0,))
     bounded("threads", 1, 512, also=(0,))
     bounded("kv_memory", 0, 1 << 20)

@@ -32,7 +32,7 @@ def run(options: Namespace) -> int:
     if action in ("pull", "rm"):
         if not options.name:
             raise InvalidRequest(f"models {action} needs a name: `models list` shows them")
-        return _pull(options.name) if action == "pull" else _remove(options.name)
+        return _pull(options.name) if action == "pull" else _remove(options.name, sure=bool(options.yes))
     room, main = _rooms(options.memory)
     if action == "plan":
         return _plan(options, room, main)
@@ -53,10 +53,14 @@ def _rooms(memory: tuple[int, ...] | None) -> tuple[Room, Room | None]:
 
 
 def _plan(options: Namespace, room: Room, main: Room | None) -> int:
+    swa_full = options.swa != "small"
     if options.name:
         wanted = _shape_of(options.name)
         on_gpu = room.where == "gpu"
-        found = shared(wanted, room, main) if on_gpu and main else fit(wanted, room.usable, on_gpu=on_gpu)
+        if on_gpu and main:
+            found = shared(wanted, room, main, swa_full=swa_full)
+        else:
+            found = fit(wanted, room.usable, on_gpu=on_gpu, swa_full=swa_full)
         if found is None:
             raise NotFound(
                 f"{wanted.name} {wanted.quantization} does not fit: {wanted.weight_bytes / GIB:.1f} GiB of weights, "
@@ -64,7 +68,7 @@ def _plan(options: Namespace, room: Room, main: Room | None) -> int:
             )
         made: Plan | None = Plan(room, found, 0, 0, None, (f"{room.name}: {room.rule}",))
     else:
-        made = plan(catalogue.shapes(), catalogue.classes(), room)
+        made = plan(catalogue.shapes(), catalogue.classes(), room, swa_full=swa_full)
     if options.json:
         print(json.dumps(as_json(made, room), ensure_ascii=False, indent=2))
     elif made is not None:
@@ -235,7 +239,7 @@ def reference_of(name: str) -> hub.Reference:
     return hub.Reference(entry.repo, quantization)
 
 
-def _remove(name: str) -> int:
+def _remove(name: str, *, sure: bool) -> int:
     here = library.find(os.environ, home().data)
     found = [m for m in here if str(m.path) == name] or library.matching(name, here)
     if not found:
@@ -245,6 +249,9 @@ def _remove(name: str) -> int:
     [model] = found
     if not model.is_ours:
         raise InvalidRequest(f"{model.name} belongs to {model.place}: remove it there ({model.path})")
+    if not sure and not _confirmed(model):
+        print("nothing was removed", file=sys.stderr)
+        return 1
     for each in split.parts(model.path):
         real = Path(os.path.realpath(each))
         each.unlink(missing_ok=True)
@@ -252,3 +259,16 @@ def _remove(name: str) -> int:
             real.unlink(missing_ok=True)  # the hub's cache keeps the bytes elsewhere and links to them
     print(f"{model.name} is removed: {model.size / 1e9:.2f} GB")
     return 0
+
+
+def _confirmed(model: library.Local) -> bool:
+    """A person is asked; a script that says `rm` means it."""
+    if not sys.stdin.isatty():
+        return True
+    question = f"Remove {model.name}, {model.size / 1e9:.2f} GB ({model.path})? [y/N] "
+    try:
+        print(question, end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return False

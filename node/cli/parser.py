@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from node import __version__
-from node.config import DEFAULT_PORT, Config, check_address
+from node.config import DEFAULT_PORT, SWA, Config, check_address
 from node.errors import InvalidRequest
 from node.types import Strategy
 
@@ -273,6 +273,12 @@ def _memory(source: str, text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _swa(source: str, text: str) -> str:
+    if text not in SWA:
+        raise InvalidRequest(f"{source} is {text!r}: it must be one of {', '.join(SWA)}")
+    return text
+
+
 def _models(p: _Parser) -> None:
     p.add_argument(
         "action", nargs="?", metavar="list|plan|pull|rm", help="what there is (default), what fits, fetch, remove"
@@ -281,6 +287,8 @@ def _models(p: _Parser) -> None:
         "name", nargs="?", metavar="NAME", help="a model: of the list, NAME:QUANT, hf:OWNER/NAME, with plan also a file"
     )
     p.value("--memory", "plan for GPUs of this size, not for this machine", "SIZE[,SIZE]", _memory)
+    p.value("--swa", "with plan: KV of sliding-window layers, as a node's --swa", "|".join(SWA), _swa)
+    p.switch("--yes", "with rm: remove without asking", short="-y")
     p.switch("--json", "print it as JSON")
 
 

@@ -100,25 +100,32 @@ class Plan:
     why: tuple[str, ...]
 
 
-def fit(shape: Shape, usable: int, *, on_gpu: bool, kv_types: Sequence[str] = ("f16", "q8_0")) -> Fit | None:
+def fit(
+    shape: Shape,
+    usable: int,
+    *,
+    on_gpu: bool,
+    kv_types: Sequence[str] = ("f16", "q8_0"),
+    swa_full: bool = True,
+) -> Fit | None:
     """The best way to load a model into `usable` bytes; None if it does not fit with `LEAST_SLOTS`.
 
     First as many slots as are wanted at the least context, then longer contexts; a smaller KV type only where it is
-    needed.
+    needed. Without `swa_full` layers with a sliding window keep that only.
     """
     shape = replace(shape, copies_input=shape.is_tied) if on_gpu else shape
     for kv_type in kv_types:
-        found = _fit(shape, usable, kv_type, on_gpu)
+        found = _fit(shape, usable, kv_type, on_gpu, swa_full)
         if found is not None:
             return found
     return None
 
 
-def _fit(shape: Shape, usable: int, kv_type: str, on_gpu: bool) -> Fit | None:
+def _fit(shape: Shape, usable: int, kv_type: str, on_gpu: bool, swa_full: bool) -> Fit | None:
     context = min(CONTEXT, shape.context or CONTEXT)
 
     def takes(slots: int, context: int) -> Need:
-        return need(shape, slots * context, slots, kv_type)
+        return need(shape, slots * context, slots, kv_type, swa_full=swa_full)
 
     slots = SLOTS
     while slots > LEAST_SLOTS and takes(slots, context).total > usable:
@@ -161,13 +168,15 @@ def offloaded(shape: Shape, usable: int, fitted: Fit) -> int:
     return layers
 
 
-def shared(shape: Shape, gpu: Room, main: Room) -> Fit | None:
+def shared(
+    shape: Shape, gpu: Room, main: Room, *, kv_types: Sequence[str] = ("f16", "q8_0"), swa_full: bool = True
+) -> Fit | None:
     """A model that is too big for the GPU alone: some layers on it, the others for the processor. None if both together
     are too small."""
-    whole = fit(shape, gpu.usable, on_gpu=True)
+    whole = fit(shape, gpu.usable, on_gpu=True, kv_types=kv_types, swa_full=swa_full)
     if whole is not None:
         return whole
-    found = fit(shape, gpu.usable + main.usable, on_gpu=True)
+    found = fit(shape, gpu.usable + main.usable, on_gpu=True, kv_types=kv_types, swa_full=swa_full)
     if found is None:
         return None
     layers = offloaded(shape, gpu.usable, found)
@@ -175,7 +184,7 @@ def shared(shape: Shape, gpu: Room, main: Room) -> Fit | None:
     return replace(found, gpu_layers=layers) if on_main <= main.usable else None
 
 
-def plan(shapes: Iterable[Shape], classes: dict[str, str], room: Room) -> Plan | None:
+def plan(shapes: Iterable[Shape], classes: dict[str, str], room: Room, *, swa_full: bool = True) -> Plan | None:
     """What to load in a room, of models by their class (name -> class); None if nothing fits."""
     offers = list(shapes)
     on_gpu = room.where == "gpu"
@@ -187,30 +196,30 @@ def plan(shapes: Iterable[Shape], classes: dict[str, str], room: Room) -> Plan |
         for shape in offers:
             if classes.get(shape.name) != size or shape.quantization != quantization:
                 continue
-            found = fit(shape, room.usable, on_gpu=on_gpu)
+            found = fit(shape, room.usable, on_gpu=on_gpu, swa_full=swa_full)
             if found is not None:
                 each = copy_bytes(shape)
                 copies = min(room.usable // each, MOST_COPIES)
-                bigger = _bigger(offers, found, room)
-                return Plan(room, found, copies, each, bigger, (*why, *_reasons(found, copies, each, least)))
+                bigger = _bigger(offers, found, room, swa_full)
+                return Plan(room, found, copies, each, bigger, (*why, *_reasons(found, copies, each, least, swa_full)))
             why.append(f"{shape.name} {quantization} does not fit: {shape.weight_bytes / GIB:.1f} GiB of weights")
             break
     return None
 
 
-def _bigger(offers: list[Shape], found: Fit, room: Room) -> Fit | None:
+def _bigger(offers: list[Shape], found: Fit, room: Room, swa_full: bool) -> Fit | None:
     """The model with the most parameters that fits beside `LEAST_SLOTS` contexts; on a GPU, with all its layers."""
     best: Fit | None = None
     for shape in offers:
         if shape.quantization != "Q4_K_M" or shape.parameters < _BIGGER * found.shape.parameters:
             continue
-        other = fit(shape, room.usable, on_gpu=room.where == "gpu")
+        other = fit(shape, room.usable, on_gpu=room.where == "gpu", swa_full=swa_full)
         if other is not None and (best is None or shape.parameters > best.shape.parameters):
             best = other
     return best
 
 
-def _reasons(found: Fit, copies: int, each: int, least: int) -> list[str]:
+def _reasons(found: Fit, copies: int, each: int, least: int, swa_full: bool) -> list[str]:
     shape, takes = found.shape, found.need
     by = "the original table" if least in (row[0] for row in TABLE) else "our table"
     lines = [
@@ -222,5 +231,6 @@ def _reasons(found: Fit, copies: int, each: int, least: int) -> list[str]:
         f"tokens, {found.kv_type}), buffers {(takes.compute + takes.output) / GIB:.1f} GiB",
     ]
     if shape.window:
-        lines.append(f"its sliding windows of {shape.window} tokens are kept whole, so that topics can be rolled back")
+        kept = "kept whole, so that topics can be rolled back" if swa_full else "all that is kept (--swa small)"
+        lines.append(f"its sliding windows of {shape.window} tokens are {kept}")
     return lines

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 UBATCH = 512
+SPARE = 2  # sequences beside those of candidates: one shares a range that is exported, one is probed in
 _PAD = 256  # cells: llama.cpp pads n_ctx to this
 _F32, _F16 = 4, 2
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # a value; ggml's block_q8_0 is 32 values in 34 bytes
@@ -74,10 +75,18 @@ def kv_bytes_per_cell(shape: Shape, kv_type: str, *, layer: int | None = None) -
     return int(sum(shape.key_widths[i] + shape.value_widths[i] for i in layers) * KV_BYTES[kv_type])
 
 
+def window_cells(shape: Shape, cells: int, sequences: int, *, swa_full: bool) -> int:
+    """Cells of layers with a window: all, or what the windows of all sequences and one batch take (llama.cpp,
+    src/llama-kv-cache-iswa.cpp)."""
+    if not shape.window or swa_full:
+        return padded(cells)
+    return min(padded(cells), padded(shape.window * (sequences + SPARE) + UBATCH))
+
+
 def kv_bytes(shape: Shape, cells: int, kv_type: str, *, sequences: int = 1, swa_full: bool = True) -> int:
     """The KV cache. Without `swa_full`, layers with a window keep only that, for each sequence, and one batch."""
     full, total = padded(cells), 0
-    small = min(full, padded(shape.window * sequences + UBATCH)) if shape.window and not swa_full else full
+    small = window_cells(shape, cells, sequences, swa_full=swa_full)
     for layer in range(shape.layers):
         is_small = bool(shape.windowed) and shape.windowed[layer]
         total += kv_bytes_per_cell(shape, kv_type, layer=layer) * (small if is_small else full)
@@ -90,15 +99,15 @@ def most_outputs(sequences: int) -> int:
     return max(64, 4 * sequences)
 
 
-def compute_bytes(shape: Shape, cells: int, outputs: int, ubatch: int = UBATCH) -> int:
+def compute_bytes(shape: Shape, cells: int, small: int, outputs: int, ubatch: int = UBATCH) -> int:
     """The buffer for what a batch computes on its way.
 
     ggml's allocator lets tensors share memory whose lives do not meet, so it is as large as the widest moment: the
     attention (Q, K, V and the result), the feed-forward (gate, up and their product), or the logits, each beside some
-    rows of the width of the model; and the mask of the attention, which is needed throughout.
+    rows of the width of the model; and the masks of the attention, which are needed throughout: one over all cells, and
+    one over the `small` cells of layers with a window.
     """
-    kinds = 2 if shape.window else 1
-    mask = padded(cells) * ubatch * _F16 * kinds
+    mask = (padded(cells) + (small if shape.window else 0)) * ubatch * _F16
     kv_width = max((k + v for k, v in zip(shape.key_widths, shape.value_widths, strict=True)), default=0)
     attention = (2 * shape.query_width + kv_width + 3 * shape.embedding) * ubatch
     feed_forward = (3 * shape.feed_forward + 4 * shape.embedding) * ubatch
@@ -108,11 +117,12 @@ def compute_bytes(shape: Shape, cells: int, outputs: int, ubatch: int = UBATCH) 
     return mask + _F32 * max(attention, feed_forward, logits)
 
 
-def need(shape: Shape, cells: int, sequences: int, kv_type: str) -> Need:
+def need(shape: Shape, cells: int, sequences: int, kv_type: str, *, swa_full: bool = True) -> Need:
     """Everything, for a context of `cells` tokens in all and so many sequences at once."""
+    small = window_cells(shape, cells, sequences, swa_full=swa_full)
     return Need(
         weights=shape.weight_bytes,
-        kv=kv_bytes(shape, cells, kv_type, sequences=sequences),
-        compute=compute_bytes(shape, cells, most_outputs(sequences)),
+        kv=kv_bytes(shape, cells, kv_type, sequences=sequences, swa_full=swa_full),
+        compute=compute_bytes(shape, cells, small, most_outputs(sequences)),
         output=sequences * shape.vocabulary * _F32,
     )

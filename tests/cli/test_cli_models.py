@@ -1,11 +1,13 @@
 """`models`: the plan's keys and words, the list, and what is refused."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from fakenode import Run
 
+from node import cli
 from node.models.resolve import BUNDLED
 
 
@@ -80,6 +82,47 @@ def test_list(run: Run, no_models: Path) -> None:
     assert done.code == 2
     assert "belongs to llama.cpp: remove it there" in done.err
     assert file.exists()
+
+
+class Terminal(io.StringIO):
+    """What a person types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_person_is_asked_before_a_model_is_removed(
+    run: Run, own_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = own_home / "data/models/own.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(BUNDLED.read_bytes())
+    for typed, code in (("\n", 1), ("n\n", 1), ("", 1)):
+        monkeypatch.setattr("sys.stdin", Terminal(typed))
+        assert cli.main(("models", "rm", "own")) == code
+        said = capsys.readouterr().err
+        assert f"Remove own, 0.00 GB ({file})? [y/N]" in said
+        assert "nothing was removed" in said
+        assert file.exists()
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    assert cli.main(("models", "rm", "own")) == 0
+    assert not file.exists()
+    file.write_bytes(BUNDLED.read_bytes())
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    assert cli.main(("models", "rm", "own", "--yes")) == 0
+    assert not file.exists()
+    file.write_bytes(BUNDLED.read_bytes())
+    assert run("models", "rm", "own").code == 0, "a script is not asked"
+
+
+def test_small_windows_are_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("models", "plan", "gemma-3-12b-it:Q4_K_M", "--memory", "24GiB", "--json")
+    full = json.loads(run(*words).out)["plan"]
+    small = json.loads(run(*words, "--swa", "small").out)["plan"]
+    assert small["slots"] * small["ctx"] > full["slots"] * full["ctx"]
+    monkeypatch.setenv("CONCLAVE_SWA", "small")
+    assert json.loads(run(*words).out)["plan"] == small
+    assert "one of full, small" in run("models", "plan", "--swa", "tiny").err
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -29,8 +29,13 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("model", SMALL, ids=lambda m: m.name)
-def test_what_llama_cpp_allocates(model: bench.Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+CASES = [(model, "full") for model in SMALL] + [(SMALL[2], "small")]
+
+
+@pytest.mark.parametrize(("model", "swa"), CASES, ids=[f"{m.name} {swa}" for m, swa in CASES])
+def test_what_llama_cpp_allocates(
+    model: bench.Model, swa: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from node.engine.llamacpp import LlamaBackend, LlamaOptions
 
     path = tmp_path / "model.gguf"
@@ -40,13 +45,20 @@ def test_what_llama_cpp_allocates(model: bench.Model, tmp_path: Path, caplog: py
     caplog.set_level(logging.DEBUG)
     backend = LlamaBackend(
         LlamaOptions(
-            path, "m", "", sequences=model.slots, context=model.ctx, threads=1, mmap=not is_repacked(head, features)
+            path,
+            "m",
+            "",
+            sequences=model.slots,
+            context=model.ctx,
+            swa=swa,
+            threads=1,
+            mmap=not is_repacked(head, features),
         )
     )
     cells = backend.info.cells
     backend.close()
     found = [float(n) for r in caplog.records for n in re.findall(r"buffer size = +([\d.]+) MiB", r.getMessage())]
-    said = need(shape(head, features), cells, model.slots, "f16")
+    said = need(shape(head, features), cells, model.slots, "f16", swa_full=swa == "full")
     assert sum(found) > 0
     assert said.total / MIB == pytest.approx(sum(found), rel=0.05)
 

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from node.core import probe as kv_probe
-from node.core.shape import UBATCH, most_outputs
+from node.core.shape import SPARE, UBATCH, most_outputs
 from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
 from node.engine.llamacpp import native
 from node.engine.llamacpp.embedding import Embedder
@@ -48,6 +48,7 @@ class LlamaOptions:
     fingerprint: str
     sequences: int = 16
     context: int = 0
+    cells: int = 0  # of the KV cache; 0: what `_KV_BUDGET` allows
     kv_type: str = "f16"
     swa: str = "full"  # or "small"; of models with a sliding window
     threads: int = 0
@@ -121,11 +122,11 @@ class LlamaBackend:
         if context > trained:
             raise InvalidRequest(f"--ctx {context} is more than the {trained} tokens that the model was trained for")
         row = _kv_bytes_per_token(self._model, o.kv_type)
-        cells = min(o.sequences * context, max(4 * context, _KV_BUDGET // max(row, 1)))
+        cells = min(o.sequences * context, o.cells or max(4 * context, _KV_BUDGET // max(row, 1)))
         params = ll.llama_context_default_params()
         params.n_ctx = cells
         # Beside those of candidates, sequences for the exporting of a range and for probing; nobody else uses them.
-        spare = min(o.sequences + 2, ll.llama_max_parallel_sequences()) - o.sequences
+        spare = min(o.sequences + SPARE, ll.llama_max_parallel_sequences()) - o.sequences
         self._spare = range(o.sequences, o.sequences + spare)
         params.n_seq_max = o.sequences + spare
         params.n_batch = params.n_ubatch = max(UBATCH, o.sequences)

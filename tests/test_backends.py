@@ -1,0 +1,54 @@
+"""What of a model is loaded where: told, or by the plan."""
+
+from dataclasses import replace
+
+import pytest
+
+from node import backends
+from node.config import Config
+from node.core.plan import GIB, LEAST_SLOTS, MOST_CONTEXT, SLOTS, gpu_room, memory_room
+from node.core.quantization import Facts, shape
+
+QWEN_7B = shape("7B", Facts(28, 3584, 28, 4, 128, 18944, 152064, 32768), "Q4_K_M")
+GEMMA = shape("G", Facts(48, 3840, 16, 8, 256, 15360, 262208, 131072, True, 1024, 6), "Q4_K_M")
+
+
+def sizes(config: Config, gib: float, *, on_gpu: bool = False) -> tuple[int, int]:
+    size = int(gib * GIB)
+    main = memory_room("RAM", size, size)
+    room = gpu_room("GPU", size, size) if on_gpu else main
+    return backends._sizes(config, backends._fit(config, QWEN_7B, room, main), is_demo=False)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_slots_and_context_follow_the_plan(on_gpu: bool) -> None:
+    config = Config(model="some.gguf")
+    large, small = sizes(config, 64, on_gpu=on_gpu), sizes(config, 9.5, on_gpu=False)
+    assert large == (SLOTS, MOST_CONTEXT)
+    assert LEAST_SLOTS <= small[0] <= SLOTS
+    assert small < large
+
+
+def test_what_was_told_holds() -> None:
+    assert sizes(Config(slots=3, ctx=512), 64) == (3, 512)
+    assert sizes(Config(slots=3), 64) == (3, MOST_CONTEXT)
+    assert sizes(Config(ctx=512), 64) == (SLOTS, 512)
+
+
+def test_what_does_not_fit_is_tried_with_the_fewest() -> None:
+    assert sizes(Config(), 4) == (LEAST_SLOTS, 0)
+    assert backends._sizes(Config(), None, is_demo=True) == (SLOTS, 0)
+
+
+def test_precision_and_windows_count() -> None:
+    room = memory_room("RAM", 24 * GIB, 24 * GIB)
+    config = Config()
+    full = backends._fit(config, GEMMA, room, room)
+    small = backends._fit(replace(config, swa="small"), GEMMA, room, room)
+    short = backends._fit(replace(config, kv_type="q8_0"), GEMMA, room, room)
+    assert full is not None
+    assert small is not None
+    assert short is not None
+    assert small.cells > full.cells
+    assert short.cells > full.cells
+    assert (full.kv_type, short.kv_type) == ("f16", "q8_0")
