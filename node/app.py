@@ -232,6 +232,7 @@ class Node:
             waits_for_peer=config.durability == "peer",
             mbps=config.sync_mbps,
             codec=None if config.sync_codec == "auto" else Codec(config.sync_codec),
+            secret=self._identity.kv_secret,
         )
         return Replicator(self._identity.node_id, self._engine, self._mesh, self._store, blocks, options)
 

@@ -183,7 +183,7 @@ def attempt(s: Subject, head: bytes, blocks: Blocks, forged: bool) -> str:
         checked = snapshot.check(head, s.ours)
         for each in checked.blocks:
             if each.key in blocks:
-                snapshot.check_block(each, blocks[each.key], s.ours.layout, digest=each.digest)
+                snapshot.check_block(each, blocks[each.key], s.ours, digest=each.digest)
         state = snapshot.assemble(checked, s.ours, blocks.get)
     except (CorruptSnapshot, IncompatibleSnapshot) as e:
         return e.reason

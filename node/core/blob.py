@@ -122,63 +122,91 @@ def read(blob: Bytes, window: int = 0) -> tuple[Layout, tuple[Rows, ...]]:
     return layout, rows
 
 
+class Writer:
+    """The state of a sequence of so many tokens, put together from blocks in any order.
+
+    `put` may be called from several threads at once, as no two blocks are written to the same place.
+    """
+
+    def __init__(self, layout: Layout, tokens: int, sequence: int = 0) -> None:
+        self._parts = layout.parts
+        self._tokens = tokens
+        self._first = [0, layout.window_start(tokens)][: len(layout.parts)]
+        cells = [tokens - first for first in self._first]
+        sizes = [_size(planes, n) for planes, n in zip(self._parts, cells, strict=True)]
+        self._out = np.empty(_HEAD.size + sum(sizes), np.uint8)
+        self._spans: list[tuple[int, int, int]] = []  # of blocks that were put: part, first position, end
+        self._put(0, _HEAD.pack(MAGIC, sequence))
+        self._planes: list[list[int]] = []  # where the rows of each plane begin
+        at = _HEAD.size
+        for planes, first, n in zip(self._parts, self._first, cells, strict=True):
+            at = self._begin(at, planes, first, n, sequence)
+
+    def _begin(self, at: int, planes: Sequence[Plane], first: int, cells: int, sequence: int) -> int:
+        """Write a part's heads; says where the next one begins."""
+        self._put(at, _COUNTS.pack(1, cells))
+        at += _COUNTS.size
+        table = np.empty(cells, _CELL)
+        table["position"], table["sequences"], table["sequence"] = np.arange(first, first + cells), 1, sequence
+        self._out[at : at + table.nbytes] = table.view(np.uint8)
+        at += table.nbytes
+        self._put(at, _COUNTS.pack(0, len(planes) // 2))
+        at += _COUNTS.size
+        begins = []
+        for plane in planes:
+            self._put(at, _PLANE.pack(plane.type, plane.row))
+            begins.append(at + _PLANE.size)
+            at += _PLANE.size + cells * plane.row
+        self._planes.append(begins)
+        return at
+
+    def _put(self, at: int, packed: bytes) -> None:
+        self._out[at : at + len(packed)] = np.frombuffer(packed, np.uint8)
+
+    def put(self, part: int, start: int, data: Bytes) -> None:
+        """The rows of a block, as `Rows.cut` gives them. What lies before a window is left out. Raises ValueError if it
+        is no block of this state."""
+        planes, first = self._parts[part], self._first[part]
+        count, rest = divmod(data.nbytes, sum(plane.row for plane in planes))
+        if rest or not count or start < 0 or start + count > self._tokens:
+            raise ValueError(f"a block of {data.nbytes} bytes at position {start}")
+        skip = min(max(first - start, 0), count)
+        begin = 0  # of this plane's rows, in bytes a token of the block
+        for plane, at in zip(planes, self._planes[part], strict=True):
+            rows = data[begin * count + skip * plane.row : (begin + plane.row) * count]
+            at += (start + skip - first) * plane.row
+            self._out[at : at + rows.nbytes] = rows
+            begin += plane.row
+        self._spans.append((part, start, start + count))
+
+    def state(self) -> Bytes:
+        """All of it. Raises ValueError if the blocks of a part leave a gap or overlap."""
+        for part, first in enumerate(self._first):
+            at = None
+            for _, start, end in sorted(span for span in self._spans if span[0] == part):
+                if start > first if at is None else start != at:
+                    raise ValueError(f"a block of positions {start} to {end}")
+                at = end
+            if at != self._tokens:
+                raise ValueError(f"blocks end at {at} and not at {self._tokens}")
+        return self._out
+
+
 def write(layout: Layout, tokens: int, blocks: Sequence[tuple[int, int, Bytes]], sequence: int = 0) -> Bytes:
     """The state of a sequence of so many tokens from blocks (part, first position, bytes as `Rows.cut` gives them).
 
     The blocks of a part must follow each other without a gap; a first one may begin before the window does. Raises
     ValueError if they do not fit.
     """
-    first = [0, layout.window_start(tokens)][: len(layout.parts)]
-    out = np.empty(_HEAD.size + sum(_size(layout.parts[i], tokens - first[i]) for i in range(len(first))), np.uint8)
-    out[: _HEAD.size] = np.frombuffer(_HEAD.pack(MAGIC, sequence), np.uint8)
-    at = _HEAD.size
-    for i, planes in enumerate(layout.parts):
-        mine = [(start, data) for part, start, data in blocks if part == i]
-        at = _write_part(out, at, planes, first[i], tokens, mine, sequence)
-    return out
+    writer = Writer(layout, tokens, sequence)
+    for part, start, data in blocks:
+        writer.put(part, start, data)
+    return writer.state()
 
 
 def _size(planes: Sequence[Plane], cells: int) -> int:
     head = 2 * _COUNTS.size + cells * _CELL.itemsize
     return head + sum(_PLANE.size + cells * plane.row for plane in planes)
-
-
-def _write_part(
-    out: Bytes, at: int, planes: Sequence[Plane], first: int, end: int, blocks: list[tuple[int, Bytes]], sequence: int
-) -> int:
-    width, cells = sum(plane.row for plane in planes), end - first
-    spans, expected = [], None
-    for start, data in blocks:
-        count, rest = divmod(data.nbytes, width)
-        if rest or not count or (expected is not None and start != expected) or (expected is None and start > first):
-            raise ValueError(f"a block of {data.nbytes} bytes at position {start}")
-        expected = start + count
-        if expected > first:
-            spans.append((start, count, data))
-    if expected != end:
-        raise ValueError(f"blocks end at {expected} and not at {end}")
-
-    def put(packed: bytes) -> None:
-        nonlocal at
-        out[at : at + len(packed)] = np.frombuffer(packed, np.uint8)
-        at += len(packed)
-
-    put(_COUNTS.pack(1, cells))
-    table = np.empty(cells, _CELL)
-    table["position"], table["sequences"], table["sequence"] = np.arange(first, end), 1, sequence
-    out[at : at + table.nbytes] = table.view(np.uint8)
-    at += table.nbytes
-    put(_COUNTS.pack(0, len(planes) // 2))
-    begin = 0  # of this plane's rows, in bytes a token of the block
-    for plane in planes:
-        put(_PLANE.pack(plane.type, plane.row))
-        for start, count, data in spans:
-            skip = max(first - start, 0)
-            rows = data[begin * count + skip * plane.row : (begin + plane.row) * count]
-            out[at : at + rows.nbytes] = rows
-            at += rows.nbytes
-        begin += plane.row
-    return at
 
 
 class _Reader:

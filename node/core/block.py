@@ -2,9 +2,12 @@
 
     4s magic   u8 codec   u8 shuffled width   u16 zero   u32 bytes of the rows   16s checksum   the payload
 
-The checksum is over the block's key and its rows, so a block under another's name is found out. Rows of floats hardly
-compress as they are: bytes are shuffled first (all first bytes, then all second ones), so that exponents stand
-together; even so it pays on slow links only (`choose`).
+The checksum is over the block's key and its rows, so a block under another's name is found out, and it is made with a
+secret of the mesh, so that rows cannot be changed with a checksum put right by whoever does not have it: another
+program that writes to the disk, say. Whoever has the mesh's token can lie in rows as he can in words.
+
+Rows of floats hardly compress as they are: bytes are shuffled first (all first bytes, then all second ones), so that
+exponents stand together; even so it pays on slow links only (`choose`).
 """
 
 from __future__ import annotations
@@ -17,14 +20,18 @@ import lz4.block
 import numpy as np
 import xxhash
 import zstandard
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from node.core.blob import TYPES, Bytes, Plane
 from node.core.refusal import Reason, refuse
 
 _HEAD = struct.Struct("<4sBBHI16s")
 HEAD_BYTES = _HEAD.size
-MAGIC = b"CKB1"
+MAGIC = b"CKB2"
 DIGEST_BYTES = 16
+SECRET_BYTES = 16
+# Of nobody, for tests and for a node without a mesh.
+NO_SECRET = bytes(SECRET_BYTES)
 ZSTD_LEVEL = 1
 # Below this share saved, the rows are stored as they are: reading them back costs nothing then.
 WORTH = 0.97
@@ -41,17 +48,22 @@ class Codec(StrEnum):
 _IDS = {Codec.NONE: 0, Codec.LZ4: 1, Codec.ZSTD: 2}
 
 
-def checksum(key: bytes, rows: Bytes) -> bytes:
-    """The checksum of a block: XXH3 of 128 bits. It finds what wires, disks and other programs do to bytes; whoever can
-    state a checksum of his own is kept out by mutual TLS, and no hash would. In cache: 57 GB/s (SHA-256 1.6)."""
-    digest = xxhash.xxh3_128(key)
-    digest.update(rows.data)
-    return digest.digest()
+def checksum(key: bytes, rows: Bytes, secret: bytes = NO_SECRET) -> bytes:
+    """The checksum of a block: GMAC (NIST SP 800-38D) with the mesh's secret, its nonce XXH3 of the same bytes, which
+    repeats for the same bytes alone unless somebody who has the secret wants it to. With 0.75 MB on one core: 12 GB/s
+    (SHA-256 1.7, BLAKE3 5.9)."""
+    nonce = xxhash.xxh3_128(key)
+    nonce.update(rows.data)
+    mac = Cipher(algorithms.AES(secret), modes.GCM(nonce.digest()[:12])).encryptor()
+    mac.authenticate_additional_data(key)
+    mac.authenticate_additional_data(rows.data)
+    mac.finalize()
+    return mac.tag
 
 
-def encode(key: bytes, rows: Bytes, codec: Codec = Codec.NONE, width: int = 1) -> bytes:
+def encode(key: bytes, rows: Bytes, codec: Codec = Codec.NONE, width: int = 1, secret: bytes = NO_SECRET) -> bytes:
     """A block of these rows under this key. `width` is the bytes of a number, for shuffling."""
-    digest = checksum(key, rows)
+    digest = checksum(key, rows, secret)
     if codec is not Codec.NONE:
         width = width if 1 < width < 256 and rows.nbytes % width == 0 else 1
         plain = (rows.reshape(-1, width).T if width > 1 else rows).tobytes()
@@ -64,7 +76,7 @@ def encode(key: bytes, rows: Bytes, codec: Codec = Codec.NONE, width: int = 1) -
     return b"".join((_HEAD.pack(MAGIC, 0, 1, 0, rows.nbytes, digest), rows.data))
 
 
-def decode(key: bytes, data: bytes, size: int) -> Bytes:
+def decode(key: bytes, data: bytes, size: int, secret: bytes = NO_SECRET) -> Bytes:
     """The rows of a block that must be `size` bytes; nothing larger is ever allocated. Raises CorruptSnapshot."""
     if not HEAD_BYTES <= len(data) <= HEAD_BYTES + size:
         raise refuse(Reason.SIZE, f"a block of {size} bytes came as {len(data)}")
@@ -78,7 +90,7 @@ def decode(key: bytes, data: bytes, size: int) -> Bytes:
         raise refuse(Reason.SIZE, f"a block of {size} bytes holds {rows.nbytes}")
     if width > 1:
         rows = np.ascontiguousarray(rows.reshape(width, -1).T).ravel()
-    if checksum(key, rows) != digest:
+    if checksum(key, rows, secret) != digest:
         raise refuse(Reason.CHECKSUM, "a block's checksum is not that of its rows")
     return rows
 

@@ -14,7 +14,7 @@ Qwen2.5-0.5B's shape with Q8_0 weights):
     one layer's K of one block zero       0.0013      0.029
 
 So what is found is a state that is wrong as a whole or in a good part; a single block with other numbers may pass, and
-is what checksums are for. It costs one decode step of one token.
+is what checksums are for. The token is computed with those that follow it, so it costs a row of a step and no step.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from node.core.blob import Bytes
 FARTHEST = 0.1
 
 
-def agrees(found: Bytes, expected: Bytes, window: int) -> bool:
-    """Whether the last rows of two states of the same sequence are the same but for rounding."""
+def agrees(found: Bytes, expected: Bytes, window: int, position: int) -> bool:
+    """Whether the rows of a position are the same but for rounding in two states, each of which holds it."""
     try:
         (layout, a), (other, b) = blob.read(found, window), blob.read(expected, window)
     except blob.LayoutUnknown:
@@ -37,8 +37,14 @@ def agrees(found: Bytes, expected: Bytes, window: int) -> bool:
     if layout.parts != other.parts:
         return False
     planes = [plane for part in layout.parts for plane in part]
-    last = [(x[-1], y[-1]) for p, q in zip(a, b, strict=True) for x, y in zip(p.planes, q.planes, strict=True)]
-    return all(_distance(x, y, plane.type) <= FARTHEST for plane, (x, y) in zip(planes, last, strict=True))
+    if not all(rows.first <= position < rows.end for rows in (*a, *b)):
+        return False
+    pairs = [
+        (x[position - p.first], y[position - q.first])
+        for p, q in zip(a, b, strict=True)
+        for x, y in zip(p.planes, q.planes, strict=True)
+    ]
+    return all(_distance(x, y, plane.type) <= FARTHEST for plane, (x, y) in zip(planes, pairs, strict=True))
 
 
 def _distance(found: Bytes, expected: Bytes, kind: int) -> float:

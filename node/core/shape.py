@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 UBATCH = 512
-SPARE = 2  # sequences beside those of candidates: one shares a range that is exported, one is probed in
+SPARE = 1  # sequence beside those of candidates: it shares a range that is exported
 _PAD = 256  # cells: llama.cpp pads n_ctx to this
 _F32, _F16 = 4, 2
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # a value; ggml's block_q8_0 is 32 values in 34 bytes

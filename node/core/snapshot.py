@@ -54,12 +54,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """What a snapshot must fit: our model's fingerprint, its KV's layout, its vocabulary and a sequence's tokens."""
+    """What a snapshot must fit: our model's fingerprint, its KV's layout, its vocabulary, a sequence's tokens, and the
+    secret of our mesh that its checksums are made with."""
 
     fingerprint: str
     layout: Layout
     vocabulary: int
     context: int
+    secret: bytes = block.NO_SECRET
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,12 @@ def header(topic: str, version: Version, tokens: Sequence[int], ours: Ours, befo
 
 
 def encode(
-    head: Header, held: dict[bytes, bytes], rows: Sequence[Rows], codec: block.Codec, width: int
+    head: Header,
+    held: dict[bytes, bytes],
+    rows: Sequence[Rows],
+    codec: block.Codec,
+    width: int,
+    secret: bytes = block.NO_SECRET,
 ) -> tuple[Header, dict[bytes, bytes]]:
     """The header with its digests, and the blocks that `held` (key -> digest) lacks, from rows that reach back far
     enough. Raises ValueError if they do not."""
@@ -160,9 +167,8 @@ def encode(
         if each.key in held:
             out.append(replace(each, digest=held[each.key]))
         else:
-            made[each.key] = block.encode(
-                each.key, rows[each.part].cut(each.first, each.first + each.tokens), codec, width
-            )
+            cut = rows[each.part].cut(each.first, each.first + each.tokens)
+            made[each.key] = block.encode(each.key, cut, codec, width, secret)
             out.append(replace(each, digest=block.digest_of(made[each.key])))
     return replace(head, blocks=tuple(out)), made
 
@@ -258,26 +264,41 @@ def _check_cuts(cuts: Sequence[int], tokens: int) -> None:
         raise refuse(Reason.CUTS, f"its blocks hold {at} tokens and it has {tokens}")
 
 
-def check_block(each: Block, data: bytes, layout: Layout, *, digest: bytes | None = None) -> Bytes:
+def check_block(each: Block, data: bytes, ours: Ours, *, digest: bytes | None = None) -> Bytes:
     """A block's rows, checked. `digest` is the one that its header states, where it comes with it. Raises
     CorruptSnapshot."""
-    rows = block.decode(each.key, data, each.size)
+    rows = block.decode(each.key, data, each.size, ours.secret)
     if digest is not None and block.digest_of(data) != digest:
         raise refuse(Reason.CHECKSUM, "a block's checksum is not the one that its header states")
-    if not block.numbers_are_finite(rows, layout.parts[each.part], each.tokens):
+    if not block.numbers_are_finite(rows, ours.layout.parts[each.part], each.tokens):
         raise refuse(Reason.NUMBERS, "a block holds numbers that are none")
     return rows
 
 
-def assemble(head: Header, ours: Ours, load: Callable[[bytes], bytes | None]) -> Bytes:
-    """The state of a checked header for llama.cpp; `load` gives a block by its key. Raises CorruptSnapshot."""
-    rows: list[tuple[int, int, Bytes]] = []
-    for each in head.blocks:
-        data = load(each.key)
+class Assembly:
+    """The state of a checked header on its way; blocks come in any order, from any thread."""
+
+    def __init__(self, head: Header, ours: Ours) -> None:
+        self._ours = ours
+        self._writer = blob.Writer(ours.layout, len(head.tokens))
+
+    def add(self, each: Block, data: bytes | None, *, digest: bytes | None = None) -> None:
+        """Check a block and put it where it belongs. Raises CorruptSnapshot."""
         if data is None:
             raise refuse(Reason.MISSING, "one of its blocks is not here")
-        rows.append((each.part, each.first, check_block(each, data, ours.layout)))
-    return blob.write(ours.layout, len(head.tokens), rows)
+        self._writer.put(each.part, each.first, check_block(each, data, self._ours, digest=digest))
+
+    def state(self) -> Bytes:
+        """All of it, for llama.cpp. Raises ValueError if blocks were left out."""
+        return self._writer.state()
+
+
+def assemble(head: Header, ours: Ours, load: Callable[[bytes], bytes | None]) -> Bytes:
+    """The state of a checked header for llama.cpp; `load` gives a block by its key. Raises CorruptSnapshot."""
+    assembly = Assembly(head, ours)
+    for each in head.blocks:
+        assembly.add(each, load(each.key))
+    return assembly.state()
 
 
 # ---- deciding -------------------------------------------------------------------------------------------------------

@@ -111,11 +111,13 @@ class Backend(Protocol):
     def restore(self, sequence: int, state: Any) -> bool:
         """Put a copy into an empty sequence. False if it does not fit now; the sequence is empty then."""
 
-    def refutes(self, sequence: int, tokens: Sequence[int]) -> bool:
-        """Whether a sequence's KV is not that of these tokens, as far as computing the last of them again can tell.
+    def reopen(self, sequence: int, length: int) -> Any:
+        """Keep all but the last of a sequence's first `length` tokens, so that the last is computed again with what
+        comes next. Answers with what was held of it, for `refutes`; None if that cannot be done: then drop it."""
 
-        For KV that came from elsewhere; the sequence stays as it is.
-        """
+    def refutes(self, sequence: int, tokens: Sequence[int], was: Any) -> bool:
+        """Whether a sequence's KV is not that of these tokens, as far as the last of them, computed again after
+        `reopen`, can tell. For KV that came from elsewhere."""
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Vectors of length 1 for texts; too long ones are cut to the context."""

@@ -222,9 +222,15 @@ class FakeBackend:
         self._sequences[sequence] = state.view(np.int64)[::2].tolist()
         return True
 
-    def refutes(self, sequence: int, tokens: Sequence[int]) -> bool:
-        """Whether it holds other tokens."""
-        return self._sequences[sequence] != list(tokens)
+    def reopen(self, sequence: int, length: int) -> Any:
+        """Take back the last of some tokens."""
+        was = self._sequences[sequence][length - 1 : length]
+        del self._sequences[sequence][length - 1 :]
+        return was
+
+    def refutes(self, sequence: int, tokens: Sequence[int], was: Any) -> bool:
+        """Whether it holds or held other tokens."""
+        return self._sequences[sequence][: len(tokens)] != list(tokens) or was != [tokens[-1]]
 
     @property
     def used_sequences(self) -> int:

@@ -414,19 +414,25 @@ class MlxBackend:
         self._sequences[sequence] = _Sequence(empty, int(head["length"]))
         return True
 
-    def refutes(self, sequence: int, tokens: Sequence[int]) -> bool:
-        """Compute the last token again in a copy, and compare its K and V. False where that cannot be done."""
-        held = self._own(sequence)
-        again = copy.deepcopy(held)
-        if len(tokens) < 2 or not _trim(again, 1):
-            return False
-        self._model(mx.array([[tokens[-1]]]), cache=again)
-        last = len(tokens) - 1
-        return not all(
-            bool(mx.allclose(a.state[i][..., last : last + 1, :], b.state[i][..., last : last + 1, :], _SAME, _SAME))
-            for a, b in zip(held, again, strict=True)
-            for i in (0, 1)
-        )
+    def reopen(self, sequence: int, length: int) -> Any:
+        """Roll back, and keep a copy of the last token's K and V."""
+        if length < 2 or not all(isinstance(cache, KVCache) for cache in self._own(sequence)):
+            return None
+        was = self._position(sequence, length - 1)
+        return was if self.truncate(sequence, length - 1) else None
+
+    def refutes(self, sequence: int, tokens: Sequence[int], was: Any) -> bool:
+        """Compare the last token's K and V with those that were held."""
+        found = self._position(sequence, len(tokens) - 1)
+        return not all(bool(mx.allclose(a, b, _SAME, _SAME)) for a, b in zip(found, was, strict=True))
+
+    def _position(self, sequence: int, position: int) -> list[Any]:
+        """K and V of one token, layer by layer, apart from the caches."""
+        rows = [
+            mx.array(cache.state[i][..., position : position + 1, :]) for cache in self._own(sequence) for i in (0, 1)
+        ]
+        mx.eval(rows)
+        return rows
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Mean of the last hidden states, length 1."""

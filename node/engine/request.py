@@ -9,6 +9,7 @@ from node.engine.backend import Sampler
 from node.engine.draft import Draft
 from node.engine.job import Job
 from node.engine.logprobs import Logprobs
+from node.engine.slots import Trial
 from node.engine.text import TextStream
 
 
@@ -41,6 +42,7 @@ class Request:
     waiting: deque[tuple[int, int]]  # candidates that have not begun
     base: int = -1
     cached: int = 0  # prompt tokens that were held
+    trial: Trial | None = None  # what is held came from another node, and is not known to be right yet
     computed: int = 0  # prompt tokens in `base`
     batched: int = 0  # of these, in the current batch
     prompt_row: int = -1  # row of the current batch with the logits after the prompt

@@ -164,6 +164,7 @@ class Scheduler:
             return events
         for request in list(self._running.values()):
             try:
+                self._try(request)
                 events += self._sample(request)
             except ConclaveError as e:
                 events += self._fail(request, e)
@@ -214,8 +215,8 @@ class Scheduler:
                 self.slots.forget(spare)  # there is room for one of the two only
             else:
                 return False
-        request.base, request.cached = self.slots.begin(match)
-        request.computed = request.cached
+        request.base, request.cached, request.trial = self.slots.begin(match)
+        request.computed = request.cached - (request.trial is not None)
         self._pool.cells -= request.cells
         return True
 
@@ -305,6 +306,17 @@ class Scheduler:
             self.commit(next(iter(self._ended)))
             return True
         return self.slots.make_room(0, self._pool.cells + 1)
+
+    def _try(self, request: Request) -> None:
+        """KV of another node that a request began from: where it turns out to be wrong, it begins anew from nothing."""
+        trial = request.trial
+        if trial is None or request.base < 0 or request.computed < len(trial.tokens):
+            return
+        request.trial = None
+        if not self.slots.settle(trial, request.base):
+            self._backend.drop(request.base)
+            request.computed = request.cached = 0
+            request.prompt_row = -1
 
     # ---- sample -----------------------------------------------------------------------------------------------------
 
@@ -479,7 +491,7 @@ class Scheduler:
     def _end(self, request: Request) -> None:
         """A job is over: its kept KV waits for `commit`."""
         if request.base >= 0:
-            if not request.kept and request.computed:
+            if not request.kept and request.computed and request.trial is None:
                 request.kept[PROMPT_ONLY] = request.base, request.job.prompt[: request.computed]
             else:
                 self._give_back(request.base)

@@ -47,6 +47,16 @@ class _Slot:
     is_foreign: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """KV of another node that a prompt began from: the last of its `tokens` is computed again with the prompt's rest,
+    and must come out as it `was`."""
+
+    tokens: Sequence[int]
+    was: Any
+    slot: _Slot
+
+
 class Slots:
     """What is held for topics. `memory` is the limit for parked copies in bytes; 0 parks nothing. What it has no room
     for goes to the `shelf`, if there is one."""
@@ -104,15 +114,27 @@ class Slots:
             return 0, 0
         return 1, len(match.held.tokens)
 
-    def begin(self, match: Match | None) -> tuple[int, int]:
-        """A sequence for a prompt, and how many of its tokens it holds. There must be a free one, or one to take."""
+    def begin(self, match: Match | None) -> tuple[int, int, Trial | None]:
+        """A sequence for a prompt, how many of its tokens it holds, and what is to be tried once the next are computed
+        (`settle`). There must be a free sequence, or one to take."""
         self._turn += 1
         slot = self._slots.get(match.held.topic) if match is not None else None
         if match is None or slot is None:  # a parked one may have had to go since it was matched
-            return self._pool.free.pop(), 0
+            return self._pool.free.pop(), 0, None
         if slot.held.is_resident:
-            return self._begin_resident(slot, match)
+            return *self._begin_resident(slot, match), None
         return self._begin_parked(slot, match)
+
+    def settle(self, trial: Trial, sequence: int) -> bool:
+        """Whether KV of another node that a sequence began from is right, now that the last of its tokens is computed
+        again. What turned out to be wrong is not tried again."""
+        is_right = not self._backend.refutes(sequence, trial.tokens, trial.was)
+        if not is_right:
+            self.refuted += 1
+            if self._slots.get(trial.slot.held.topic) is trial.slot:
+                self.forget(trial.slot.held.topic)
+        trial.slot.is_foreign = False
+        return is_right
 
     def keep(self, topic: str, sequence: int, tokens: Sequence[int]) -> None:
         """Hold a sequence for a topic from now on, in the place of what was held for it."""
@@ -202,26 +224,33 @@ class Slots:
             return sequence, 0
         return sequence, match.length
 
-    def _begin_parked(self, slot: _Slot, match: Match) -> tuple[int, int]:
-        target = self._pool.free.pop()
+    def _begin_parked(self, slot: _Slot, match: Match) -> tuple[int, int, Trial | None]:
+        target, length = self._pool.free.pop(), match.length
         self._touch(slot)
         state = self._copy(slot)
-        fits = state is not None and self._restore(slot, state, target) and self._backend.truncate(target, match.length)
+        fits = state is not None and self._restore(slot, state, target)
+        trial = None
+        if fits and slot.is_foreign:
+            was = self._backend.reopen(target, length)
+            trial = Trial(slot.held.tokens[:length], was, slot)
+            fits = was is not None
+        elif fits:
+            fits = self._backend.truncate(target, length)
         if self._shelf is not None:
             self.speeds = replace(self.speeds, disk_s_per_byte=self._shelf.seconds_per_byte)
-        if match.take or slot.is_foreign:  # what turned out to be wrong is not tried again
+        if match.take:
             self.forget(slot.held.topic)
         if not fits:
             self._backend.drop(target)
-            return target, 0
-        return target, match.length
+            return target, 0, None
+        return target, length, trial
 
     def _copy(self, slot: _Slot) -> Any:
         """The copy of a topic that is not in the context; None if it is lost."""
         return self._shelf.get(slot.copy) if self._shelf is not None and slot.copy is not None else slot.state
 
     def _restore(self, slot: _Slot, state: Any, target: int) -> bool:
-        """Into the context; what came from elsewhere is probed there."""
+        """Into the context."""
         started = self._clock()
         if not self._backend.restore(target, state):
             return False
@@ -229,10 +258,6 @@ class Slots:
         if slot.held.bytes >= MEASURED_BYTES and took > 0:
             was = self.speeds.restore_s_per_byte
             self.speeds = replace(self.speeds, restore_s_per_byte=0.7 * was + 0.3 * took / slot.held.bytes)
-        if slot.is_foreign and self._backend.refutes(target, slot.held.tokens):
-            self.refuted += 1
-            return False
-        slot.is_foreign = False
         return True
 
     def _held(self) -> Iterator[Held]:

@@ -15,7 +15,8 @@ _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 class Authority:
-    """The authority that a token's 32 secret bytes stand for. `mesh_id` is the hash of its public key."""
+    """The authority that a token's 32 secret bytes stand for. `mesh_id` is the hash of its public key, `kv_secret` what
+    the mesh's checksums of KV are made with."""
 
     def __init__(self, secret: bytes) -> None:
         self.key = _key(secret)
@@ -26,6 +27,7 @@ class Authority:
         # The mesh id in the subject makes a foreign certificate fail as "unknown issuer", not as a broken signature.
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"conclave mesh {self.mesh_id}")])
         self.certificate = self.vouch_for(self)
+        self.kv_secret = _derived(secret, b"kv checksums", 16)
 
     def vouch_for(self, other: Authority) -> bytes:
         """A certificate of another authority's key, signed by this one (PEM): whoever trusts us trusts it by that."""
@@ -58,5 +60,9 @@ def utc(seconds: float) -> datetime.datetime:
 
 def _key(secret: bytes) -> ec.EllipticCurvePrivateKey:
     # 48 bytes reduced modulo the order leave a bias under 2^-128 (FIPS 186-5, A.2.1, key pairs by extra random bits).
-    stream = HKDF(hashes.SHA256(), length=48, salt=b"conclave mesh v1", info=b"ca p-256 private key").derive(secret)
+    stream = _derived(secret, b"ca p-256 private key", 48)
     return ec.derive_private_key(int.from_bytes(stream, "big") % (_P256_ORDER - 1) + 1, ec.SECP256R1())
+
+
+def _derived(secret: bytes, info: bytes, length: int) -> bytes:
+    return HKDF(hashes.SHA256(), length=length, salt=b"conclave mesh v1", info=info).derive(secret)

@@ -155,6 +155,7 @@ class Identity:
         self._authority = Authority(parse_token(token))
         self.mesh_id = self._authority.mesh_id
         self.ca_certificate = self._authority.certificate
+        self.kv_secret = self._authority.kv_secret
         self._old = None if old is None else Authority(parse_token(old.token))
         self._old_until = 0.0 if old is None else old.until
         self._lock = threading.Lock()  # gRPC asks for the server's leaf on threads of its own.

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from node import wire
-from node.core.block import Codec
+from node.core.block import NO_SECRET, Codec
 from node.core.log import Entry, Taken
 from node.core.members import Change, Kind
+from node.core.snapshot import Header
 from node.engine.face import EngineFace
 from node.errors import ConclaveError, NotFound
 from node.mesh.peer import Peer
+from node.replicator.incoming import Incoming
 from node.replicator.rates import Measured, Pace
 from node.replicator.snapshots import Snapshots
 from node.replicator.transfer import Transfer
@@ -37,6 +39,8 @@ COMPARE_S = 0.2
 RECONCILE_S = 30.0
 # A prompt is not worth asking peers for KV if computing it takes less than this.
 PULL_WORTH_S = 0.1
+# What was pulled for a turn goes to the disk so long after, when the first token is out.
+KEEP_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Options:
     waits_for_peer: bool = True
     mbps: int = 0
     codec: Codec | None = None
+    secret: bytes = NO_SECRET  # that the mesh's checksums of KV are made with
 
 
 class Replicator:
@@ -67,7 +72,7 @@ class Replicator:
         self._mesh = mesh
         self._store = store
         self._measured = Measured(options.mbps)
-        self.snapshots = Snapshots(engine, store, blocks, self._measured, options.codec)
+        self.snapshots = Snapshots(engine, store, blocks, self._measured, options.codec, options.secret)
         self._transfer = Transfer(self.snapshots, store, self._measured, Pace(options.mbps))
         self.turns = Turns(
             node_id,
@@ -82,6 +87,7 @@ class Replicator:
         self._id = node_id
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, asyncio.Event] = {}  # topic -> it changed again
+        self._keeping: dict[str, asyncio.Task[None]] = {}  # topic -> what came for it goes to the disk
         self._pushes = asyncio.Semaphore(MAX_PUSHES)
         self._unequal = asyncio.Event()
         self._stopping = False
@@ -150,7 +156,7 @@ class Replicator:
     async def _push(self, topic: str) -> None:
         """Bring the snapshot on our disk up to date, and those of the topic's keepers."""
         try:
-            head = await self.snapshots.take(topic) or await self.snapshots.header(topic)
+            head = await self._snapshot(topic)
         except ConclaveError as e:
             log.info("no snapshot of a topic was taken: %s", e)
             return
@@ -164,20 +170,44 @@ class Replicator:
                 except ConclaveError as e:
                     log.info("the snapshot of a topic did not reach node %s: %s", peer.id, e)
 
-    async def _pull(self, topic: str, tokens: int, prefill_s: float) -> bool:
-        if tokens * prefill_s < PULL_WORTH_S or self._store.version(topic) == Version():
-            return False
+    async def _snapshot(self, topic: str) -> Header | None:
+        """The snapshot on our disk, up to date."""
+        if (keeping := self._keeping.get(topic)) is not None:
+            await asyncio.wait([keeping])
+        return await self.snapshots.take(topic) or await self.snapshots.header(topic)
+
+    async def _pull(self, topic: str, tokens: int, prefill_s: float) -> Incoming | None:
+        if tokens * prefill_s < PULL_WORTH_S or self._store.version(topic) == Version() or topic in self._keeping:
+            return None
         maker = self._store.version(topic).node_id
         peers = [p for p in self._mesh.peers() if p.info.fingerprint == self._engine.info.fingerprint]
         keepers = {p.id for p in self.turns.keepers(topic, more=1)}
         near = [p for p in peers if p.id == maker] + [p for p in peers if p.id in keepers and p.id != maker]
         for peer in near:
             try:
-                if await self._transfer.pull(peer, topic, tokens, prefill_s):
-                    return True
+                incoming = await self._transfer.pull(peer, topic, tokens, prefill_s)
             except (ConclaveError, OSError) as e:
                 log.info("the snapshot of a topic did not come from node %s: %s", peer.id, e)
-        return False
+                continue
+            if incoming is not None:
+                self._keep_later(topic, incoming)
+                return incoming
+        return None
+
+    def _keep_later(self, topic: str, incoming: Incoming) -> None:
+        """What a turn is waiting for goes to the disk when the turn has begun to be answered."""
+
+        async def keep() -> None:
+            try:
+                await asyncio.sleep(KEEP_S)
+                await asyncio.to_thread(incoming.keep, is_whole=True)
+            except (ConclaveError, OSError) as e:
+                log.info("the snapshot of a topic was not kept: %s", e)
+            finally:
+                del self._keeping[topic]
+
+        if (task := self._spawn(keep())) is not None:
+            self._keeping[topic] = task
 
     # ---- when nodes meet ----
 
@@ -220,6 +250,8 @@ class Replicator:
         self._spawn(self._drop(topic))
 
     async def _drop(self, topic: str) -> None:
+        if (keeping := self._keeping.get(topic)) is not None:
+            await asyncio.wait([keeping])
         await asyncio.to_thread(self.snapshots.blocks.forget, topic)
         with contextlib.suppress(ConclaveError):
             await self._engine.forget(topic)
@@ -258,7 +290,7 @@ class Replicator:
         ours = self.snapshots.ours
         if not request.fingerprint or ours is None or request.fingerprint != ours.fingerprint:
             return
-        head = await self.snapshots.take(topic) or await self.snapshots.header(topic)
+        head = await self._snapshot(topic)
         if head is not None:
             async with contextlib.aclosing(self._transfer.pulled(head, set(request.held))) as parts:
                 async for part in parts:
@@ -281,13 +313,14 @@ class Replicator:
         """KVSync.Forget: the tombstone's version, and the other nodes that have it. Raises NotFound."""
         return await self.turns.forget(topic)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         if self._stopping:
             work.close()
-            return
+            return None
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from node.core.slots import common_prefix
 from node.core.snapshot import Block, Header, Ours
 from node.engine.face import EngineFace
 from node.errors import ConclaveError, CorruptSnapshot, IncompatibleSnapshot
+from node.replicator.incoming import Incoming
 from node.replicator.rates import Measured
 from node.store import Blocks, Store
 
@@ -26,12 +27,20 @@ log = logging.getLogger(__name__)
 # Bytes of the rows of a block that tell how well they compress.
 SAMPLED_BYTES = 256 << 10
 
+Fetch = Callable[[int, float], Awaitable[Incoming | None]]
+
 
 class Snapshots:
     """Snapshots between engine and disk. `codec` None: compress where the slowest link makes it worth it."""
 
     def __init__(
-        self, engine: EngineFace, store: Store, blocks: Blocks, measured: Measured, codec: Codec | None = None
+        self,
+        engine: EngineFace,
+        store: Store,
+        blocks: Blocks,
+        measured: Measured,
+        codec: Codec | None = None,
+        secret: bytes = block.NO_SECRET,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -40,7 +49,7 @@ class Snapshots:
         self._codec = codec
         self.problem = ""
         self._refuted = 0
-        self.ours = _ours(engine) if blocks.is_on else None
+        self.ours = _ours(engine, secret) if blocks.is_on else None
 
     @property
     def blocks(self) -> Blocks:
@@ -112,7 +121,7 @@ class Snapshots:
         new = [b for b in head.blocks if b.key not in held]
         width = block.shuffle_width(layout.parts[0])
         codec = self._choose(rows[0], width) if new else Codec.NONE
-        head, made = snapshot.encode(head, held, rows, codec, width)
+        head, made = snapshot.encode(head, held, rows, codec, width, self.ours.secret)
         for key, data in made.items():
             self._blocks.put(key, data)
         self._blocks.save(head)
@@ -154,10 +163,15 @@ class Snapshots:
         """Check a peer's block and keep it; it blocks. Raises CorruptSnapshot, counted, or OSError."""
         assert self.ours is not None
         try:
-            snapshot.check_block(each, data, self.ours.layout, digest=each.digest)
+            snapshot.check_block(each, data, self.ours, digest=each.digest)
         except ConclaveError as e:
             raise count(e) from None
         self._blocks.put(each.key, data)
+
+    def incoming(self, head: Header) -> Incoming:
+        """A snapshot that is to be put together."""
+        assert self.ours is not None
+        return Incoming(head, self.ours, self._blocks)
 
     # ---- from the disk to the engine ----
 
@@ -167,7 +181,9 @@ class Snapshots:
             return False
         started = time.perf_counter()
         try:
-            state = await asyncio.to_thread(snapshot.assemble, head, self.ours, self._blocks.get)
+            incoming = self.incoming(head)
+            await incoming.load(head.blocks)
+            state = incoming.state()
         except ConclaveError as e:
             log.info("the snapshot of a topic was dropped: %s", count(e))
             for each in head.blocks:
@@ -188,14 +204,14 @@ class Snapshots:
         assert self.ours is not None
         data = self._blocks.get(each.key)
         try:
-            return data is not None and snapshot.check_block(each, data, self.ours.layout) is not None
+            return data is not None and snapshot.check_block(each, data, self.ours) is not None
         except ConclaveError:
             return False
 
-    async def warm(self, topic: str, prompt: Sequence[int], fetch: Callable[[int, float], Any] | None = None) -> None:
+    async def warm(self, topic: str, prompt: Sequence[int], fetch: Fetch | None = None) -> None:
         """Before a prompt is computed: give the engine the snapshot on disk if that is quicker than prefilling.
 
-        `fetch(tokens that would be prefilled, seconds a token)` may bring a better snapshot to the disk first.
+        `fetch(tokens that would be prefilled, seconds a token)` may bring a better one from a peer.
         """
         if self.ours is None:
             return
@@ -204,9 +220,11 @@ class Snapshots:
         head = await self.header(topic)
         reach = self._reach(head, prompt)
         rest = len(prompt) - max(have, reach)
-        if fetch is not None and rest > snapshot.BLOCK_TOKENS and await fetch(rest, speeds.prefill_s):
-            head = await self.header(topic)
-            reach = self._reach(head, prompt)
+        if fetch is not None and rest > snapshot.BLOCK_TOKENS:
+            incoming = await fetch(rest, speeds.prefill_s)
+            if incoming is not None and self._reach(incoming.head, prompt) > max(have, reach):
+                await self._engine.adopt(topic, incoming.head.tokens, incoming.state())
+                return
         if head is None or reach <= have:
             return
         if snapshot.is_worth(reach - have, speeds.prefill_s, head.size, 0, self._measured.local()):
@@ -224,7 +242,7 @@ class Snapshots:
         return length
 
 
-def _ours(engine: EngineFace) -> Ours | None:
+def _ours(engine: EngineFace, secret: bytes) -> Ours | None:
     """What snapshots must fit; None where the backend's KV is not of a form that can be sent."""
     info, sample = engine.info, engine.sample
     if not isinstance(sample, np.ndarray):
@@ -234,7 +252,7 @@ def _ours(engine: EngineFace) -> Ours | None:
     except blob.LayoutUnknown as e:
         log.info("KV of this model is not replicated: %s", e)
         return None
-    return Ours(info.fingerprint, layout, info.vocabulary, info.context)
+    return Ours(info.fingerprint, layout, info.vocabulary, info.context, secret)
 
 
 def count(error: ConclaveError) -> ConclaveError:

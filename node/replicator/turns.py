@@ -48,7 +48,7 @@ class Turns:
         fingerprint: str,
         replicas: int,
         waits_for_peer: bool,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_forgotten: Callable[[str], None],
     ) -> None:
         self._id = node_id

@@ -279,10 +279,10 @@ def test_numbers_that_are_none_are_refused(plane: Plane, bad: bytes) -> None:
     layout = Layout(((plane, plane),))
     rows = np.zeros(10 * 2 * plane.row, np.uint8)
     each = snapshot.Block(b"k" * 16, 0, 0, 10, rows.nbytes)
-    assert snapshot.check_block(each, block.encode(each.key, rows), layout).nbytes == rows.nbytes
+    assert snapshot.check_block(each, block.encode(each.key, rows), ours(layout)).nbytes == rows.nbytes
     at = 13 * plane.row  # in the second plane
     rows[at : at + len(bad)] = np.frombuffer(bad, np.uint8)
-    refused(Reason.NUMBERS, lambda: snapshot.check_block(each, block.encode(each.key, rows), layout))
+    refused(Reason.NUMBERS, lambda: snapshot.check_block(each, block.encode(each.key, rows), ours(layout)))
 
 
 def test_a_block_that_is_gone_or_is_not_the_one_that_was_announced(sound: tuple[Header, dict[bytes, bytes]]) -> None:
@@ -290,7 +290,7 @@ def test_a_block_that_is_gone_or_is_not_the_one_that_was_announced(sound: tuple[
     refused(Reason.MISSING, lambda: snapshot.assemble(head, ours(LAYOUTS["window"]), lambda _: None))
     first = head.blocks[0]
     other = block.encode(first.key, np.zeros(first.size, np.uint8))
-    refused(Reason.CHECKSUM, lambda: snapshot.check_block(first, other, LAYOUTS["window"], digest=first.digest))
+    refused(Reason.CHECKSUM, lambda: snapshot.check_block(first, other, ours(LAYOUTS["window"]), digest=first.digest))
 
 
 @settings(max_examples=300, deadline=None)

@@ -169,8 +169,15 @@ def test_rolling_back(plain: Path, windowed: Path) -> None:
 def test_kv_of_other_tokens_is_refuted(plain: Path) -> None:
     backend = load(plain)
     prefill(backend, PROMPT)
-    assert not backend.refutes(0, PROMPT)
-    assert backend.refutes(0, [*PROMPT[:-1], 99])
+    last = len(PROMPT) - 1
+    was = backend.reopen(0, len(PROMPT))
+    backend.decode([Row(PROMPT[-1], last, 0, False)])
+    assert not backend.refutes(0, PROMPT, was)
+    was = backend.reopen(0, len(PROMPT))
+    backend.decode([Row(99, last, 0, False)])
+    assert backend.refutes(0, PROMPT, was)
+    assert backend.truncate(0, last)
+    backend.decode([Row(PROMPT[-1], last, 0, False)])
     row = prefill(backend, [50], 0, len(PROMPT))  # and the sequence is as it was
     other = load(plain)
     prefill(other, PROMPT)

@@ -125,7 +125,7 @@ class LlamaBackend:
         cells = min(o.sequences * context, o.cells or max(4 * context, _KV_BUDGET // max(row, 1)))
         params = ll.llama_context_default_params()
         params.n_ctx = cells
-        # Beside those of candidates, sequences for the exporting of a range and for probing; nobody else uses them.
+        # Beside those of candidates, a sequence for the exporting of a range; nobody else uses it.
         spare = min(o.sequences + SPARE, ll.llama_max_parallel_sequences()) - o.sequences
         self._spare = range(o.sequences, o.sequences + spare)
         params.n_seq_max = o.sequences + spare
@@ -307,14 +307,19 @@ class LlamaBackend:
     def export(self, sequence: int, start: int = 0) -> Any:
         """llama_state_seq_get_data's blob, as an array of bytes. There is no call for a range: a spare sequence that
         shares the range's cells has it."""
-        if start and self._spare:
-            spare = self._spare[-1]
-            ll.llama_memory_seq_cp(self._memory, sequence, spare, start, -1)
-            try:
-                return self.export(spare)
-            finally:
-                self.drop(spare)
+        if start:
+            return self._export_range(sequence, start, -1)
         return self._export(sequence, ll.LLAMA_STATE_SEQ_FLAGS_NONE)
+
+    def _export_range(self, sequence: int, start: int, end: int) -> Any:
+        if not self._spare:
+            return self._export(sequence, ll.LLAMA_STATE_SEQ_FLAGS_NONE)
+        spare = self._spare[0]
+        ll.llama_memory_seq_cp(self._memory, sequence, spare, start, end)
+        try:
+            return self._export(spare, ll.LLAMA_STATE_SEQ_FLAGS_NONE)
+        finally:
+            self.drop(spare)
 
     def _export(self, sequence: int, flags: int) -> Any:
         size = ll.llama_state_seq_get_size_ext(self._ctx, sequence, flags)
@@ -333,25 +338,25 @@ class LlamaBackend:
             return False
         return True
 
-    def refutes(self, sequence: int, tokens: Sequence[int]) -> bool:
-        """Compute the last token again, beside the sequence, and compare its K and V with those that the sequence has.
+    def reopen(self, sequence: int, length: int) -> Any:
+        """Roll back to the token before the last. A window that holds what comes after the last holds what the last one
+        sees but for itself, so at the sequence's end this is no rollback that a window forbids."""
+        at = length - 1
+        is_end = ll.llama_memory_seq_pos_max(self._memory, sequence) == at
+        if at < 1 or not (is_end or self._holds_window(sequence, at)):
+            return None
+        was = self._row(sequence, at)
+        return was if ll.llama_memory_seq_rm(self._memory, sequence, at, -1) else None
 
-        They depend, layer by layer, on all that comes before. The same computation differs by rounding only.
-        """
-        last = len(tokens) - 1
-        if last < 1 or len(self._spare) < 2:
-            return False
-        spare = self._spare[0]
-        # A window that holds what the sequence's end needs holds what its last token needs, so this is no rollback.
-        ll.llama_memory_seq_cp(self._memory, sequence, spare, 0, last)
-        try:
-            self.decode([Row(tokens[last], last, spare, wants_logits=False)])
-            found, expected = self.export(sequence, last), self.export(spare, last)
-        except CacheFull:
-            return False
-        finally:
-            self.drop(spare)
-        return not kv_probe.agrees(found, expected, self._info.window)
+    def refutes(self, sequence: int, tokens: Sequence[int], was: Any) -> bool:
+        """Compare K and V of the last token with those that were held: they depend, layer by layer, on all that comes
+        before. The same computation differs by rounding only."""
+        at = len(tokens) - 1
+        return not kv_probe.agrees(self._row(sequence, at), was, self._info.window, at)
+
+    def _row(self, sequence: int, position: int) -> Any:
+        """The state of one token of a sequence, or more."""
+        return self._export_range(sequence, position, position + 1)
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Mean-pooled last hidden state, length 1; the context for it is made when first needed."""
