@@ -9,8 +9,8 @@ wire      a chat of 20 turns on one node, another node keeps it: bytes of KV sen
           compression; beside it what sending the whole cache each turn would have cost
 codec     2,048 tokens exported, cut into blocks, each packed and checksummed, checked and put together, and restored,
           on one core; and how much smaller they become, here and with the bundled model's real weights
-takeover  a second engine takes 2,048 tokens over from a peer (pull, checks, restore, probe, one token), against
-          computing them
+takeover  an engine takes 2,048 tokens over from a peer in another process (pull, checks, restore, and one token more
+          with the probe), against computing them there
 sender    a chat of 64-token answers on a node whose KV is replicated and on one that replicates nothing, turn by turn
           in turn; each on the same core, the receiver on another
 """
@@ -19,12 +19,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,7 @@ from scripts.bench.make_model import model
 from scripts.bench.traces import LETTERS
 
 TOKENS = 2048
+NAMES = "a" * 16, "b" * 16
 
 
 def text(size: int, seed: int) -> str:
@@ -232,53 +236,94 @@ async def prefilled(engine: Engine, tokens: Sequence[int], name: str, topic: str
     return took, cached
 
 
+def ids_of(tokens: int, turn: int) -> list[int]:
+    """Another conversation each time."""
+    ids: list[int] = np.random.default_rng(1).integers(0, 250, tokens).tolist()
+    return [*ids[turn:], *ids[:turn]]
+
+
+def entry(node: str) -> Entry:
+    return Entry(Version(0, 1, node), messages=(Message("user", "x"), Message("assistant", "y")))
+
+
+@dataclass
+class Keeper:
+    """An engine with its replicator, as a node has them."""
+
+    engine: Engine
+    replicator: Replicator
+    store: Store
+    mesh: Mesh
+
+    @classmethod
+    async def start(cls, path: Path, home: Path, name: str) -> Keeper:
+        engine = Engine(lambda: backend_of(path, "f16", 4096), node=name, memory=1 << 30)
+        await engine.start()
+        store, mesh, blocks = Store(home / name / "topics"), Mesh(), Blocks(home / name / "kv", 4 << 30)
+        return cls(engine, Replicator(name, engine, mesh, store, blocks, Options(replicas=0)), store, mesh)
+
+    async def stop(self) -> None:
+        await self.replicator.stop()
+        await self.engine.close()
+
+
+def peer_process(path: Path, home: Path, token: str, tokens: int, pipe: Connection) -> None:
+    """The node that is taken over from, in a process of its own: computes a topic when it is told, says how long it
+    took, and serves its KV."""
+
+    async def main() -> None:
+        name = NAMES[0]
+        keeper = await Keeper.start(path, home, name)
+        server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
+        kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(keeper.replicator, is_mesh=True), server)
+        port = server.add_secure_port("127.0.0.1:0", Identity(token, name).server_credentials())
+        await server.start()
+        pipe.send((port, keeper.engine.info.fingerprint))
+        while (turn := await asyncio.to_thread(pipe.recv)) is not None:
+            await keeper.store.add(f"t{turn}", entry(name))
+            seconds, _ = await prefilled(keeper.engine, ids_of(tokens, turn), f"c{turn}", f"t{turn}")
+            await keeper.replicator.snapshots.take(f"t{turn}")  # as after a turn
+            pipe.send(seconds)
+        await server.stop(None)
+        await keeper.stop()
+
+    asyncio.run(main())
+
+
 async def takeover(path: Path, tokens: int, rounds: int) -> dict[str, float]:
-    ids = np.random.default_rng(1).integers(0, 250, tokens).tolist()
-    engines, replicators, servers, stores, meshes = [], [], [], [], []
     token = new_token()
-    names = ["a" * 16, "b" * 16]
+    processes = multiprocessing.get_context("spawn")
+    ours, theirs = processes.Pipe()
     with tempfile.TemporaryDirectory(prefix="conclave-bench-") as home:
-        for name in names:
-            engine = Engine(lambda: backend_of(path, "f16", 4096), node=name, memory=1 << 30)
-            await engine.start()
-            store, mesh = Store(Path(home) / name / "topics"), Mesh()
-            blocks = Blocks(Path(home) / name / "kv", 4 << 30)
-            replicator = Replicator(name, engine, mesh, store, blocks, Options(replicas=0))
-            server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
-            kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(replicator, is_mesh=True), server)
-            port = server.add_secure_port("127.0.0.1:0", Identity(token, name).server_credentials())
-            await server.start()
-            for each, value in ((engines, engine), (replicators, replicator), (stores, store), (meshes, mesh)):
-                each.append(value)  # type: ignore[attr-defined]
-            servers.append((server, port))
-        peer = Peer(Identity(token, names[1]), f"127.0.0.1:{servers[0][1]}", names[0])
-        peer.info = type(peer.info)(names[0], "", fingerprint=engines[0].info.fingerprint)
-        meshes[1].all.append(peer)
+        process = processes.Process(target=peer_process, args=(path, Path(home), token, tokens, theirs))
+        process.start()
+        port, fingerprint = await asyncio.to_thread(ours.recv)
+        keeper = await Keeper.start(path, Path(home), NAMES[1])
+        peer = Peer(Identity(token, NAMES[1]), f"127.0.0.1:{port}", NAMES[0])
+        peer.info = type(peer.info)(NAMES[0], "", fingerprint=fingerprint)
+        keeper.mesh.all.append(peer)
         cold, warm, pulled = [], [], []
-        for i in range(rounds):
-            topic, prompt = f"t{i}", [*ids[i:], *ids[:i]]
-            entry = Entry(Version(0, 1, names[0]), messages=(Message("user", "x"), Message("assistant", "y")))
-            for store in stores:
-                await store.add(topic, entry)
-            seconds, _ = await prefilled(engines[0], prompt, f"c{i}", topic)
+        for turn in range(rounds):
+            topic = f"t{turn}"
+            await keeper.store.add(topic, entry(NAMES[0]))
+            ours.send(turn)
+            seconds = await asyncio.to_thread(ours.recv)
             cold.append(seconds)
-            await replicators[0].snapshots.take(topic)  # as after a turn
-            asked = [*prompt, 5]
-            engines[1]._scheduler.slots.speeds = Speeds(prefill_s=seconds / tokens)
+            asked = [*ids_of(tokens, turn), 5]
+            keeper.engine._scheduler.slots.speeds = Speeds(prefill_s=seconds / tokens)
+            await asyncio.sleep(0.5)
             started = time.perf_counter()
-            await replicators[1].warm(topic, asked)
+            await keeper.replicator.warm(topic, asked)
             pulled.append(time.perf_counter() - started)
-            seconds, cached = await prefilled(engines[1], asked, f"w{i}", topic)
+            seconds, cached = await prefilled(keeper.engine, asked, f"w{turn}", topic)
             if cached != tokens:
                 sys.exit(f"{cached} of {tokens} tokens were taken over")
             warm.append(pulled[-1] + seconds)
-            await engines[1].forget(topic)
-            await asyncio.to_thread(replicators[1].snapshots.blocks.forget, topic)
+            await keeper.engine.forget(topic)
+        ours.send(None)
         await peer.close()
-        for engine, replicator, (server, _) in zip(engines, replicators, servers, strict=True):
-            await replicator.stop()
-            await server.stop(None)
-            await engine.close()
+        await keeper.stop()
+        await asyncio.to_thread(process.join)
     speedup = statistics.median(c / w for c, w in zip(cold, warm, strict=True))
     running.table([
         ["tokens", "computing them, s", "taking over and one token, s", "of it pull and checks, s", "quicker"],
