@@ -26,10 +26,10 @@ class Batch:
         return {row.sequence for row in self.rows}
 
 
-def fill(running: Collection[Request], pace: Pace, size: int, drafts: int) -> Batch:
+def fill(running: Collection[Request], pace: Pace, size: int, drafts: int, queued: int = 0) -> Batch:
     """The next step's batch, of at most `size` rows; requests and branches are told which rows are theirs.
 
-    A candidate guesses at most `drafts` tokens.
+    A candidate guesses at most `drafts` tokens. So many requests as are `queued` wait for a sequence.
     """
     batch = Batch()
     writing = guessed = sum(len(request.branches) for request in running)
@@ -45,11 +45,11 @@ def fill(running: Collection[Request], pace: Pace, size: int, drafts: int) -> Ba
                 batch.rows.append(Row(token, branch.position + i, branch.sequence, wants_logits=True))
     batch.decoding = len(batch.rows)
     room = size - batch.decoding
+    unfinished = [request for request in running if not request.is_computed]
     if batch.decoding:
-        room = min(room, pace.room(batch.decoding))
+        room = min(room, pace.room(batch.decoding, len(unfinished) + queued))
     # What has least left comes first: it can begin to write, and a short prompt is not kept waiting by a long one. The
     # oldest has its share in any case, so that a long one comes to its end too.
-    unfinished = [request for request in running if not request.is_computed]
     if len(unfinished) > 1:
         room -= _compute(unfinished[0], batch, room // OLDEST)
     for request in sorted(unfinished, key=lambda r: len(r.job.prompt) - r.computed):

@@ -237,6 +237,11 @@ class FakeBackend:
         """Sequences that hold tokens; 0 when nothing runs and nothing leaked."""
         return sum(1 for s in self._sequences if s)
 
+    @property
+    def used_cells(self) -> int:
+        """Tokens in all sequences."""
+        return sum(map(len, self._sequences))
+
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Hashed bags of words: equal texts are equal, texts that share words are near."""
         out = []

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 
-# With a prompt being computed, those who write may wait this many times as long for their next token.
+# While one prompt is computed, those who write may wait this many times as long for their next token. Each further
+# request that waits adds as much again: a larger piece of a prompt delays the writers now and not in all, while the
+# weights that are read once more for every small piece delay all that wait. But not longer than STALL_S for more than
+# one: four tokens a second, about as fast as people read.
 STALL = 2.5
+STALL_S = 0.25
 # So many prompt tokens enter in any case: a prompt must come to its end.
 LEAST_ROOM = 8
 # Before anything was measured.
@@ -28,6 +32,7 @@ class Pace:
 
     def __init__(self, prefill_s: float) -> None:
         self.prefill_s = prefill_s  # a prompt's token
+        self._is_guess = True  # until it was measured
         self.steps: deque[float] = deque(maxlen=64)  # small decode steps, lately
         self._decode: dict[int, float] = {}  # by rows
 
@@ -38,12 +43,16 @@ class Pace:
 
     def saw(self, writing: int, prompt: int, seconds: float) -> None:
         """A step of `writing` rows that decode and `prompt` rows of prompts took so long."""
+        if seconds <= 0:
+            return  # the clock saw nothing of it
         if not prompt:
             self._decode[writing] = _smooth(self._decode.get(writing), seconds)
             if writing <= SMALL_BATCH:
                 self.steps.append(seconds)
         elif prompt >= MEASURED_ROWS and writing <= 1:
-            self.prefill_s = 0.7 * self.prefill_s + 0.3 * seconds / prompt
+            share = 1.0 if self._is_guess else 0.3
+            self.prefill_s += share * (seconds / prompt - self.prefill_s)
+            self._is_guess = False
         elif self._decode and prompt >= LEAST_ROOM and seconds > self.step_s(writing):
             self.prefill_s = _smooth(self.prefill_s, (seconds - self.step_s(writing)) / prompt)
 
@@ -59,10 +68,13 @@ class Pace:
         low, high = self._decode[below], self._decode[above]
         return low + (high - low) * (rows - below) / (above - below)
 
-    def room(self, writing: int) -> int:
-        """Prompt rows that may join a step in which `writing` rows decode."""
+    def room(self, writing: int, waiting: int = 1) -> int:
+        """Prompt rows that may join a step in which `writing` rows decode, while so many requests wait for theirs."""
         step = self.step_s(writing)
-        return max(LEAST_ROOM, int((STALL - 1) * step / self.prefill_s)) if step else FIRST_ROOM
+        if not step:
+            return FIRST_ROOM
+        one = (STALL - 1) * step
+        return max(LEAST_ROOM, int(max(one, min(waiting * one, STALL_S - step)) / self.prefill_s))
 
     def worth(self, rows: int, writing: int, most: int, chance: float) -> int:
         """How many guessed tokens, up to `most`, to add to a step of `rows` rows in which `writing` candidates write.

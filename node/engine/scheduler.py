@@ -277,7 +277,7 @@ class Scheduler:
         """Compute a batch; says whether there was one. Where that fails, what was in it fails, and nothing else."""
         events: list[Event] = []
         size, running = self._backend.info.batch, self._running.values()
-        while (next_batch := batch.fill(running, self.pace, size, self._drafts)).rows:
+        while (next_batch := batch.fill(running, self.pace, size, self._drafts, self.queued)).rows:
             rows, decoding = next_batch.rows, next_batch.decoding
             started = self._clock()
             try:

@@ -7,7 +7,8 @@ from node.engine.draft import SIZE, Draft, index
 from node.engine.fake import FakeBackend, FakeSpec
 from node.engine.scheduler import Done, Event, Scheduler, job
 from node.types import Message, SamplingParams
-from tests.engine.test_scheduler import Clock, assert_nothing_leaked, drain, texts
+from tests.engine.drive import Clock, assert_nothing_leaked, drain
+from tests.engine.test_scheduler import texts
 
 tokens = st.lists(st.integers(0, 3), max_size=60)
 

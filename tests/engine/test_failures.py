@@ -12,6 +12,7 @@ from node.engine.fake import FakeBackend, FakeSpec
 from node.engine.scheduler import Done, Ended, Event, Failed, Scheduler, job
 from node.errors import BackendError, Overloaded
 from node.types import Message, SamplingParams
+from tests.engine.drive import Clock, assert_nothing_leaked, drain
 
 
 class Breaks(FakeBackend):
@@ -35,18 +36,6 @@ class Breaks(FakeBackend):
             raise BackendError("llama_decode failed with 2: aborted")
         super().decode(rows)
 
-    @property
-    def cells_used(self) -> int:
-        return sum(map(len, self._sequences))
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 0.001
-        return self.now
-
 
 def submit(
     scheduler: Scheduler, backend: Breaks, id: str, words: int = 5, candidates: int = 1, topic: str = ""
@@ -54,28 +43,6 @@ def submit(
     text = " ".join(f"{id}-{i}" for i in range(words))
     prompt = backend.tokenize(backend.render([Message("user", text)], []))
     scheduler.submit(job(id, prompt, range(1, candidates + 1), SamplingParams(max_tokens=40), 7, topic=topic))
-
-
-def drain(scheduler: Scheduler, steps: int = 3000) -> list[Event]:
-    events: list[Event] = []
-    for _ in range(steps):
-        if scheduler.idle:
-            return events
-        events += scheduler.step()
-    raise AssertionError("the scheduler did not come to an end")
-
-
-def check(scheduler: Scheduler, backend: Breaks) -> None:
-    """All is free but what is held for topics."""
-    for id in list(scheduler._ended):
-        scheduler.commit(id)
-    assert scheduler.idle
-    assert scheduler.free_sequences == backend.info.sequences
-    assert backend.used_sequences == scheduler.slots.resident
-    assert backend.cells_used == scheduler.slots.idle_cells == backend.info.cells - scheduler._pool.cells
-    for topic in list(scheduler.slots._slots):
-        scheduler.slots.forget(topic)
-    assert backend.used_sequences == backend.cells_used == 0
 
 
 def answers(events: list[Event]) -> dict[str, set[str]]:
@@ -100,14 +67,14 @@ def test_a_full_cache_makes_idle_topics_leave_and_the_batch_is_tried_again() -> 
     submit(scheduler, backend, "d", words=20)
     drain(scheduler)  # ended, and nobody has said who won
     assert scheduler.slots.resident == 3
-    assert backend.cells_used > 150
-    backend.full = lambda rows: backend.cells_used + len(rows) > 100
+    assert backend.used_cells > 150
+    backend.full = lambda rows: backend.used_cells + len(rows) > 100
     submit(scheduler, backend, "x", words=20, candidates=2)
     events = drain(scheduler)
     assert not failures(events)
     assert answers(events) == {"x": {"echo: " + " ".join(f"x-{i}" for i in range(20))}}
     assert scheduler.slots.parked > 0
-    check(scheduler, backend)
+    assert_nothing_leaked(backend, scheduler)
 
 
 def test_when_nothing_idle_is_left_the_request_that_came_last_fails() -> None:
@@ -115,7 +82,7 @@ def test_when_nothing_idle_is_left_the_request_that_came_last_fails() -> None:
     scheduler = Scheduler(backend, Clock())
     submit(scheduler, backend, "a", words=20)
     submit(scheduler, backend, "b", words=20)
-    backend.full = lambda rows: backend.cells_used + len(rows) > 60
+    backend.full = lambda rows: backend.used_cells + len(rows) > 60
     events = drain(scheduler)
     [(failed, error)] = failures(events).items()
     assert failed == "b"
@@ -125,7 +92,7 @@ def test_when_nothing_idle_is_left_the_request_that_came_last_fails() -> None:
     backend.full = lambda _: True
     submit(scheduler, backend, "c")
     assert set(failures(drain(scheduler))) == {"c"}
-    check(scheduler, backend)
+    assert_nothing_leaked(backend, scheduler)
 
 
 def test_a_prompt_whose_first_chunk_did_not_fit_is_computed_from_its_beginning() -> None:
@@ -143,7 +110,7 @@ def test_a_prompt_whose_first_chunk_did_not_fit_is_computed_from_its_beginning()
     submit(scheduler, backend, "b", words=50)
     events = drain(scheduler)
     assert answers(events) == {"b": {"echo: " + " ".join(f"b-{i}" for i in range(39))}}, "40 tokens with its ends"
-    check(scheduler, backend)
+    assert_nothing_leaked(backend, scheduler)
 
 
 def test_an_abort_fails_what_was_in_the_batch_and_nothing_that_waited() -> None:
@@ -162,7 +129,7 @@ def test_an_abort_fails_what_was_in_the_batch_and_nothing_that_waited() -> None:
     events = drain(scheduler)
     assert not failures(events)
     assert set(answers(events)) == {"later", "next"}
-    check(scheduler, backend)
+    assert_nothing_leaked(backend, scheduler)
 
 
 @settings(max_examples=60, deadline=None)
@@ -190,7 +157,7 @@ def test_whatever_fails_every_job_ends_once_and_nothing_leaks(
     for id, texts in answers(events).items():
         whole = "echo: " + " ".join(f"{id}-{i}" for i in range(40))
         assert all(whole.startswith(text) for text in texts)
-    check(scheduler, backend)
+    assert_nothing_leaked(backend, scheduler)
 
 
 @pytest.mark.parametrize("memory", [0, 10_000])
@@ -216,6 +183,6 @@ def test_ten_thousand_short_requests_with_cancels_leave_nothing_behind(memory: i
     drain(scheduler)
     assert ended > 4_000
     assert len(scheduler._ended) < 10
-    check(scheduler, backend)
+    assert_nothing_leaked(backend, scheduler)
     assert not scheduler._running
     assert scheduler.slots.parked_bytes == 0

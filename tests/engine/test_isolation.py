@@ -25,6 +25,7 @@ from node.models.resolve import BUNDLED
 from node.store import Store
 from node.types import EarlyStop, GenerateRequest, Message, SamplingParams
 from scripts.bench.make_model import TINY, write
+from tests.engine.drive import drain
 
 RISKS = ["full", "abort", "fork", "truncate", "restore", "export"]
 TOPICS = ["", "a", "b", "c", "d", "e"]
@@ -187,15 +188,6 @@ def _empty(request: pytest.FixtureRequest) -> Iterator[None]:
         used = request.getfixturevalue("backend")
         for sequence in range(used.info.sequences):
             used.drop(sequence)
-
-
-def drain(scheduler: Scheduler) -> list[Event]:
-    events: list[Event] = []
-    for _ in range(3000):
-        if scheduler.idle:
-            return events
-        events += scheduler.step()
-    raise AssertionError("the scheduler did not come to an end")
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.engine.pace import FIRST_ROOM, LEAST_ROOM, STALL, Pace
+from node.engine.pace import FIRST_ROOM, LEAST_ROOM, STALL, STALL_S, Pace
 
 
 def taught(times: dict[int, float], prefill_s: float = 1e-3) -> Pace:
@@ -38,8 +38,19 @@ def test_prompts_enter_as_far_as_others_can_wait() -> None:
     assert taught({1: 0.001}, prefill_s=1e-2).room(1) == LEAST_ROOM
 
 
+def test_the_more_wait_the_longer_may_others_be_held_up_but_not_for_ever() -> None:
+    pace = taught({1: 0.020})
+    assert pace.room(1, 1) == pace.room(1) < pace.room(1, 2) < pace.room(1, 5) < pace.room(1, 100)
+    assert abs(0.020 + pace.room(1, 100) * pace.prefill_s - STALL_S) < 2e-3
+    slow = taught({1: 0.300})
+    alone = int((STALL - 1) * 0.300 / 1e-3)
+    assert slow.room(1, 100) == slow.room(1, 1) == alone  # which is no better off without company
+
+
 def test_the_speed_of_prompts_is_learned_alone_and_beside_others() -> None:
     pace = taught({1: 0.020}, prefill_s=1e-3)
+    pace.saw(0, 512, 512 * 3e-3)
+    assert pace.prefill_s == 3e-3  # before, it was a guess
     for _ in range(30):
         pace.saw(0, 512, 512 * 2e-3)
     assert abs(pace.prefill_s - 2e-3) < 1e-4

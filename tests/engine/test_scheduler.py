@@ -11,17 +11,7 @@ from node.engine.fake import FakeBackend, FakeSpec
 from node.engine.scheduler import Done, Ended, Event, Failed, Job, Prefilled, Scheduler, Text, derive_seed, job
 from node.errors import BackendError, InvalidRequest, Overloaded
 from node.types import FinishReason, Message, SamplingParams
-
-
-class Clock:
-    """Time that passes a millisecond a look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 0.001
-        return self.now
+from tests.engine.drive import Clock, assert_nothing_leaked, drain
 
 
 def setup(spec: FakeSpec | None = None, **limits: int) -> tuple[FakeBackend, Scheduler]:
@@ -32,25 +22,6 @@ def setup(spec: FakeSpec | None = None, **limits: int) -> tuple[FakeBackend, Sch
 def make(backend: FakeBackend, id: str, text: str, candidates: int = 1, **params: object) -> Job:
     prompt = backend.tokenize(backend.render([Message("user", text)], []))
     return job(id, prompt, range(1, candidates + 1), SamplingParams(**params), seed=7)  # type: ignore[arg-type]
-
-
-def drain(scheduler: Scheduler, steps: int = 2000) -> list[Event]:
-    events: list[Event] = []
-    for _ in range(steps):
-        if scheduler.idle:
-            return events
-        events += scheduler.step()
-    raise AssertionError("the scheduler did not come to an end")
-
-
-def assert_nothing_leaked(backend: FakeBackend, scheduler: Scheduler) -> None:
-    """All is free but what is held for topics, and that is accounted for to the token."""
-    for id in list(scheduler._ended):
-        scheduler.commit(id)
-    assert scheduler.idle
-    assert scheduler.free_sequences == backend.info.sequences
-    assert backend.used_sequences == scheduler.slots.resident
-    assert scheduler._pool.cells == backend.info.cells - scheduler.slots.idle_cells
 
 
 def texts(events: list[Event]) -> dict[int, str]:
