@@ -21,10 +21,10 @@ _Run = tuple[int, ...]
 
 
 def index(prompt: Sequence[int]) -> dict[_Run, int]:
-    """By runs of `SIZE` tokens: where what followed the last of its kind begins."""
+    """By runs of `SIZE` tokens: where what followed the last of its kind begins. The prompt's end has nothing yet."""
     tokens = tuple(prompt)
     first = max(0, len(tokens) - MOST_PROMPT)
-    return {tokens[i : i + SIZE]: i + SIZE for i in range(first, len(tokens) - SIZE + 1)}
+    return {tokens[i : i + SIZE]: i + SIZE for i in range(first, len(tokens) - SIZE)}
 
 
 class Draft:
@@ -33,11 +33,10 @@ class Draft:
     def __init__(self, prompt: Sequence[int], runs: Mapping[_Run, int]) -> None:
         self._text = list(prompt)
         self._runs = runs
-        self._own: dict[_Run, int] = {}
+        end = tuple(prompt[-SIZE:])
+        self._own: dict[_Run, int] = {end: len(prompt)}
         self._right, self._wrong = 1.0, 0.5
-        self._at = runs.get(tuple(prompt[-SIZE:]), 0)
-        if self._at == len(prompt):  # the prompt's end itself
-            self._at = 0
+        self._at = runs.get(end, 0)
 
     @property
     def chance(self) -> float:
