@@ -3,7 +3,8 @@
 options   where the server is
 request   what is sent: pure
 stream    what comes back, as it comes: pure
-engine    the connections, and the same face as the local engine's
+server    the connections, and their errors in our words
+engine    jobs as requests, with the same face as the local engine's
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The connections to an OpenAI-compatible server, and the same face as the local engine's.
+"""Jobs as requests to an OpenAI-compatible server, with the same face as the local engine's.
 
 Every candidate is a request of its own, with its own seed, streamed: so each can be cancelled (its connection is
 closed), and a server that caches prefixes (all of those named in the package) computes the prompt once. There is no KV
@@ -18,25 +18,21 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import httpx2
-
 from node.core.slots import Speeds
 from node.engine.backend import ModelInfo
 from node.engine.face import Load
 from node.engine.job import Done, Ended, Event, Job, Prefilled, Text
 from node.engine.remote import request
-from node.engine.remote.options import KEY, RemoteOptions
+from node.engine.remote.options import RemoteOptions
 from node.engine.remote.request import Dialect
-from node.engine.remote.stream import END, Answer, Events, refusal
-from node.errors import BackendError, ConclaveError, InvalidRequest, NotReady, Overloaded, Unauthenticated
+from node.engine.remote.server import Refused, Server
+from node.engine.remote.stream import Answer
+from node.errors import BackendError, ConclaveError, InvalidRequest, NotReady, Overloaded
 from node.types import Candidate, FinishReason, Message, Tool
 
 log = logging.getLogger(__name__)
 
-_CONNECT_S = 5.0
-_SILENCE_S = 300.0  # a server that says nothing for so long is given up: a long prompt on a slow machine takes minutes
 _CONTEXT = 32_768  # where a server does not say how much it holds
-_MOST_ANSWER = 64 << 20  # bytes of an answer that is no stream
 _CHARS_A_TOKEN = 3.5  # for estimates
 
 
@@ -62,15 +58,7 @@ class RemoteEngine:
     def __init__(self, options: RemoteOptions, *, node: str = "", transport: Any = None) -> None:
         self._o = options
         self._node = node
-        headers = {"Authorization": f"Bearer {options.key}"} if options.key else {}
-        self._http = httpx2.AsyncClient(
-            base_url=options.url,
-            headers=headers,
-            timeout=httpx2.Timeout(_SILENCE_S, connect=_CONNECT_S),
-            limits=httpx2.Limits(max_connections=options.sequences + 4),
-            transport=transport,
-            follow_redirects=False,  # the key is for this server
-        )
+        self._server = Server(options, transport)
         self._dialect = Dialect()
         self._info: ModelInfo | None = None
         self._runs: dict[str, _Run] = {}
@@ -102,15 +90,16 @@ class RemoteEngine:
 
     async def start(self) -> None:
         """Ask the server for its models. Raises BackendError, or Unauthenticated for a wrong key."""
-        said = await self._get("/models")
-        models = [m for m in said.get("data") or () if isinstance(m, dict) and m.get("id")]
+        models = await self._server.models()
         names = [str(m["id"]) for m in models]
         if not names:
             raise BackendError(f"{self._o.url} has no model loaded: load one there first")
         name = self._o.model or names[0]
         if name not in names:
             raise InvalidRequest(f"--model {name!r} is not served by {self._o.url}: it has {', '.join(names[:8])}")
-        context = self._o.context or _context_of(models[names.index(name)]) or await self._props() or _CONTEXT
+        slot = await self._server.slot_tokens()
+        self._dialect = replace(self._dialect, grammar=slot > 0)  # only llama-server has GBNF under this name
+        context = self._o.context or _context_of(models[names.index(name)]) or slot or _CONTEXT
         self._info = ModelInfo(
             name=name,
             backend="openai",
@@ -122,28 +111,6 @@ class RemoteEngine:
             batch=0,
             vocabulary=0,
         )
-
-    async def _props(self) -> int:
-        """llama-server's own: tokens of a slot; 0 elsewhere. Only it has GBNF grammars under this name."""
-        with contextlib.suppress(ConclaveError, KeyError, TypeError, ValueError):
-            root = httpx2.URL(self._o.url).join("/props")
-            said = await self._get(str(root))
-            context = int(said["default_generation_settings"]["n_ctx"])
-            self._dialect = replace(self._dialect, grammar=True)
-            return context
-        return 0
-
-    async def _get(self, where: str) -> dict[str, Any]:
-        try:
-            answer = await self._http.get(where, timeout=_CONNECT_S * 2)
-            if answer.status_code != 200:
-                raise self._refused(answer.status_code, answer.content)
-            said = answer.json()
-        except httpx2.HTTPError as e:
-            raise self._unreachable(e) from None
-        except ValueError:
-            raise BackendError(f"{self._o.url} is no OpenAI-compatible server: {where} is no JSON") from None
-        return said if isinstance(said, dict) else {}
 
     # ---- text -------------------------------------------------------------------------------------------------------
 
@@ -161,20 +128,9 @@ class RemoteEngine:
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """The server's vectors, made length 1. Raises BackendError where it gives none."""
-        body = {"model": self.info.name, "input": list(texts)}
-        try:
-            answer = await self._http.post("/embeddings", json=body)
-        except httpx2.HTTPError as e:
-            raise self._unreachable(e) from None
-        if answer.status_code != 200:
-            raise self._refused(answer.status_code, answer.content[:_MOST_ANSWER])
-        try:
-            data = sorted(answer.json()["data"], key=lambda d: d["index"])
-            vectors = [[float(x) for x in d["embedding"]] for d in data]
-            if len(vectors) != len(texts) or not all(math.isfinite(x) for v in vectors for x in v):
-                raise ValueError
-        except (ValueError, KeyError, TypeError):
-            raise BackendError(f"{self._o.url} sent what is no embedding") from None
+        vectors = await self._server.embeddings(self.info.name, texts)
+        if len(vectors) != len(texts) or not all(math.isfinite(x) for v in vectors for x in v):
+            raise BackendError(f"{self._o.url} sent what is no embedding")
         return [[x / (math.hypot(*v) or 1.0) for x in v] for v in vectors]
 
     # ---- jobs -------------------------------------------------------------------------------------------------------
@@ -240,7 +196,7 @@ class RemoteEngine:
         self._closed = True
         for run in list(self._runs.values()):
             self._stop(run, None, FinishReason.CANCELLED)
-        await self._http.aclose()
+        await self._server.close()
 
     def _begin(self, run: _Run, count: int) -> None:
         begun = run.waiting[:count]
@@ -323,65 +279,32 @@ class RemoteEngine:
         """Send the request; once more in a plainer dialect if the server does not know what it was asked."""
         while True:
             dialect = self._dialect
-            refused = await self._stream(run, candidate, request.body(self.info.name, run.job, seed, dialect), answer)
-            if not refused:
-                return
-            plainer = _plainer(dialect, refused)
-            if plainer is None or (run.job.params.logprobs and not plainer.logprobs):
-                raise InvalidRequest(f"{self._o.url} refused: {refused}")
-            log.info("%s refused (%s): asked more plainly from here on", self._o.url, refused)
-            self._dialect = plainer
+            try:
+                return await self._stream(run, candidate, request.body(self.info.name, run.job, seed, dialect), answer)
+            except Refused as e:
+                plainer = _plainer(dialect, str(e))
+                if plainer is None or (run.job.params.logprobs and not plainer.logprobs):
+                    raise InvalidRequest(f"{self._o.url} refused: {e}") from None
+                log.info("%s refused (%s): asked more plainly from here on", self._o.url, e)
+                self._dialect = plainer
 
-    async def _stream(self, run: _Run, candidate: int, body: dict[str, Any], answer: Answer) -> str:
-        """Read one streamed answer. Says why the server refused the request as such (400 or 422), empty if not."""
-        events, first, last = Events(), 0.0, 0.0
-        try:
-            async with self._http.stream("POST", request.path(run.job), json=body) as response:
-                if response.status_code in (400, 422):
-                    return refusal(response.status_code, await _limited(response)) or "bad request"
-                if response.status_code != 200:
-                    raise self._refused(response.status_code, await _limited(response))
-                async for piece in response.aiter_bytes():
-                    for data in events.feed(piece):
-                        if data == END:
-                            break
-                        text, logprobs = answer.add(data)
-                        if text or logprobs:
-                            last = time.monotonic()
-                            first = first or last
-                            run.first_s = run.first_s or first - run.started
-                            pairs = ((candidate, logprobs),) if logprobs and run.job.params.logprobs else ()
-                            run.events.put_nowait(Text(run.job.id, ((candidate, text),), pairs))
-        except httpx2.HTTPError as e:
-            raise self._unreachable(e) from None
+    async def _stream(self, run: _Run, candidate: int, body: dict[str, Any], answer: Answer) -> None:
+        """Read one streamed answer. Raises Refused."""
+        first = last = 0.0
+        async with contextlib.aclosing(self._server.stream(request.path(run.job), body)) as events:
+            async for data in events:
+                text, logprobs = answer.add(data)
+                if text or logprobs:
+                    last = time.monotonic()
+                    first = first or last
+                    run.first_s = run.first_s or first - run.started
+                    pairs = ((candidate, logprobs),) if logprobs and run.job.params.logprobs else ()
+                    run.events.put_nowait(Text(run.job.id, ((candidate, text),), pairs))
         if answer.reason is None:
             raise BackendError(f"{self._o.url} broke off in the middle of an answer")
         if answer.tokens > 1 and last > first:
             speed = (answer.tokens - 1) / (last - first)
             self.decode_tokens_per_s = 0.7 * (self.decode_tokens_per_s or speed) + 0.3 * speed
-        return ""
-
-    def _refused(self, code: int, data: bytes) -> ConclaveError:
-        said = refusal(code, data)
-        if code in (401, 403):
-            return Unauthenticated(f"{self._o.url} wants a key, or another one: set {KEY} ({said})")
-        if code in (429, 503):
-            return Overloaded(f"{self._o.url} is busy or loading: {said}")
-        return BackendError(f"{self._o.url} answered {code}: {said}")
-
-    def _unreachable(self, e: Exception) -> BackendError:
-        said = " ".join(str(e).split()) or type(e).__name__
-        return BackendError(f"{self._o.url} does not answer ({said[:200]}): start the server, or correct --url")
-
-
-async def _limited(response: Any) -> bytes:
-    """The first of what a response says, for an error's line."""
-    data = b""
-    async for piece in response.aiter_bytes():
-        data += piece
-        if len(data) > 1 << 16:
-            break
-    return data[: 1 << 16]
 
 
 def _plainer(dialect: Dialect, refused: str) -> Dialect | None:

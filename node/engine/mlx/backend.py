@@ -16,20 +16,20 @@ import copy
 import hashlib
 import json
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx_lm
 import numpy as np
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 from numpy.typing import NDArray
 
 from node.engine.backend import ModelInfo, Row, Sampler
+from node.engine.mlx import state
+from node.engine.mlx.sampling import MlxSampler, log_sum
 from node.engine.template import ChatTemplate
 from node.engine.vocabulary import Vocabulary
 from node.errors import BackendError, InvalidRequest
@@ -37,12 +37,8 @@ from node.types import Message, SamplingParams, Tool
 
 _BATCH = 512
 _DEFAULT_CONTEXT = 4096
-_PENALTY_WINDOW = 64  # tokens, as llama.cpp's
 _CACHES = (KVCache, RotatingKVCache)
-_MAGIC = b"CMLX"
 _SAME = 5e-2  # the same computation in another batch differs by the rounding of 16 bits
-# Copies of KV fit what made them: the version of mlx-lm, whose caches' state they are.
-STATE_FORMAT = f"mlx-lm {mlx_lm.__version__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ class MlxOptions:
 def fingerprint(path: Path) -> str:
     """Hex hash of a model's directory: all of its configuration and tokenizer, and samples of its weights. Raises
     BackendError."""
-    digest = hashlib.sha256(STATE_FORMAT.encode())
+    digest = hashlib.sha256(state.FORMAT.encode())
     try:
         for file in sorted([*path.glob("*.json"), *path.glob("*.jinja")]):
             digest.update(file.name.encode() + file.read_bytes())
@@ -81,58 +77,6 @@ class _Sequence:
 
     caches: list[Any] | None = None
     length: int = 0
-
-
-class _Chooser:
-    """The sampler of one candidate: filters and draws as llama.cpp's chain does, in its order."""
-
-    def __init__(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> None:
-        self._p = params
-        self._random = np.random.default_rng(seed)
-        self._last: deque[int] = deque(prompt[-_PENALTY_WINDOW:], maxlen=_PENALTY_WINDOW)
-        self._bias = dict(params.logit_bias)
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-    def draw(self, logits: NDArray[np.float32]) -> int:
-        """A token, which counts for the penalties from now on."""
-        p = self._p
-        values = self._penalised(logits) if self._changes else logits
-        if p.temperature <= 0.0:
-            token = int(values.argmax())
-        else:
-            k = min(p.top_k, len(values)) if p.top_k > 0 else len(values)
-            ids = np.argpartition(values, len(values) - k)[-k:] if k < len(values) else np.arange(len(values))
-            ids = ids[np.argsort(-values[ids], kind="stable")]
-            weights = np.exp((values[ids] - values[ids[0]]).astype(np.float64))
-            weights /= weights.sum()
-            if p.top_p < 1.0:
-                kept = int(np.searchsorted(np.cumsum(weights), p.top_p)) + 1
-                ids, weights = ids[:kept], weights[:kept]
-            if p.min_p > 0.0:
-                likely = weights >= p.min_p * weights[0]
-                ids, weights = ids[likely], weights[likely]
-            weights = np.exp((values[ids] - values[ids[0]]).astype(np.float64) / p.temperature)
-            token = int(ids[np.searchsorted(np.cumsum(weights), self._random.random() * weights.sum(), side="right")])
-        self._last.append(token)
-        return token
-
-    @property
-    def _changes(self) -> bool:
-        p = self._p
-        return bool(self._bias) or p.repeat_penalty != 1.0 or p.presence_penalty != 0 or p.frequency_penalty != 0
-
-    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        p, values = self._p, logits.copy()
-        for token, bias in self._bias.items():
-            values[token] += bias
-        for token in set(self._last):
-            count = self._last.count(token)
-            value = values[token]
-            value = value * p.repeat_penalty if value <= 0 else value / p.repeat_penalty
-            values[token] = value - count * p.frequency_penalty - p.presence_penalty
-        return values
 
 
 class MlxBackend:
@@ -308,21 +252,21 @@ class MlxBackend:
         bad = [t for t, _ in params.logit_bias if not 0 <= t < self._size]
         if bad:
             raise InvalidRequest(f"logit_bias names token {bad[0]}: the vocabulary ends at {self._size - 1}")
-        return _Chooser(params, seed, prompt)
+        return MlxSampler(params, seed, prompt)
 
     def sample(self, sampler: Sampler, row: int) -> tuple[int, float]:
         """Draw a token; its log probability is under the model's plain distribution."""
-        assert isinstance(sampler, _Chooser)
+        assert isinstance(sampler, MlxSampler)
         logits = self._row(row)
         token = sampler.draw(logits)
-        return token, float(logits[token]) - _log_sum(logits)
+        return token, float(logits[token]) - log_sum(logits)
 
     def top(self, row: int, count: int) -> Sequence[tuple[int, float]]:
         """The most probable tokens, the best first."""
         logits = self._row(row)
         count = min(count, len(logits))
         ids = np.argpartition(logits, len(logits) - count)[-count:]
-        total = _log_sum(logits)
+        total = log_sum(logits)
         return [(int(i), float(logits[i]) - total) for i in sorted(ids, key=lambda i: -logits[i])]
 
     def _row(self, row: int) -> NDArray[np.float32]:
@@ -362,56 +306,17 @@ class MlxBackend:
         return True
 
     def export(self, sequence: int, start: int = 0) -> Any:
-        """The caches' state in MLX's own form (what `save_prompt_cache` writes), whole, as an array of bytes."""
-        held = self._sequences[sequence]
-        if not held.length:
-            return None
-        layers: list[dict[str, Any]] = []
-        data: list[NDArray[np.uint8]] = []
-        for cache in self._own(sequence):
-            said: list[Any] = []
-            for part in cache.state:
-                if isinstance(part, mx.array):
-                    # Only what is in use: an array has room for some tokens more.
-                    part = part[..., : held.length, :] if isinstance(cache, KVCache) else part
-                    raw = np.array(mx.view(mx.contiguous(part).reshape(-1), mx.uint8))
-                    said.append({"dtype": str(part.dtype).rpartition(".")[2], "shape": list(part.shape)})
-                    data.append(raw)
-                else:
-                    said.append(part)
-            layers.append({"class": type(cache).__name__, "state": said})
-        head = json.dumps({"length": held.length, "format": STATE_FORMAT, "layers": layers}).encode()
-        begin = np.frombuffer(_MAGIC + len(head).to_bytes(4, "little") + head, dtype=np.uint8)
-        return np.concatenate([begin, *data])
+        """The caches' state in MLX's own form, whole, as an array of bytes."""
+        length = self._sequences[sequence].length
+        return state.save(self._own(sequence), length) if length else None
 
-    def restore(self, sequence: int, state: Any) -> bool:
+    def restore(self, sequence: int, saved: Any) -> bool:
         """Put a copy of this process into an empty sequence; False if it is none of this model."""
-        try:
-            data: NDArray[np.uint8] = np.ascontiguousarray(state, dtype=np.uint8)
-            if data[:4].tobytes() != _MAGIC:
-                return False
-            at = 8 + int.from_bytes(data[4:8].tobytes(), "little")
-            head = json.loads(data[8:at].tobytes())
-            empty = make_prompt_cache(self._model)
-            if head["format"] != STATE_FORMAT or len(head["layers"]) != len(empty):
-                return False
-            for cache, layer in zip(empty, head["layers"], strict=True):
-                if layer["class"] != type(cache).__name__:
-                    return False
-                parts: list[Any] = []
-                for part in layer["state"]:
-                    if isinstance(part, dict):
-                        dtype = getattr(mx, part["dtype"])
-                        size = math.prod(part["shape"]) * dtype.size
-                        flat = mx.array(data[at : at + size])
-                        parts.append(mx.view(flat, dtype).reshape(part["shape"]))
-                        at += size
-                    else:
-                        parts.append(part)
-                cache.state = tuple(parts)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        caches = make_prompt_cache(self._model)
+        length = state.load(caches, saved)
+        if length is None:
             return False
-        self._sequences[sequence] = _Sequence(empty, int(head["length"]))
+        self._sequences[sequence] = _Sequence(caches, length)
         return True
 
     def reopen(self, sequence: int, length: int) -> Any:
@@ -464,11 +369,6 @@ def _trim(caches: list[Any], tokens: int) -> bool:
     for cache in caches:
         cache.trim(tokens)
     return True
-
-
-def _log_sum(logits: NDArray[np.float32]) -> float:
-    top = float(logits.max())
-    return top + math.log(float(np.exp(logits - top).sum()))
 
 
 def _line(e: BaseException) -> str:
