@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import platform
 import socket
 import time
@@ -21,7 +22,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health
 
-from node import __version__, backends, logs, wire
+from node import __version__, backends, logs, tracing, wire
 from node.address import join_address
 from node.api import http, rpc
 from node.api.http.here import Here
@@ -139,6 +140,9 @@ class Node:
         old = None if config.token else load_old_token(places.config, time.time())
         self._identity = Identity(self._token, load_node_id(data.path), old=old)
         logs.always(node=self._identity.node_id)
+        self._undo.push_async_callback(asyncio.to_thread, tracing.close)
+        if problem := tracing.set_up(os.environ, self._identity.node_id, __version__):
+            self.on_notice(problem)
         self._name = config.name or platform.node() or self._identity.node_id
         self._bind()
         self._engine = await self._make_engine(data.path)

@@ -16,7 +16,7 @@ NODE = Path(__file__).resolve().parents[1] / "node"
 LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "__init__ address errors logs types metrics",
+        "__init__ address errors logs types metrics tracing",
         "core config home",
         "v1",
         "wire",
@@ -46,6 +46,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "grpc_health": ("mesh/", "api/", "app.py", "cli.py", "cli/", "client.py"),
     "grpc_reflection": ("api/", "app.py"),
     "prometheus_client": ("metrics.py",),
+    "opentelemetry": ("tracing.py",),
     "starlette": ("api/",),
     "uvicorn": ("api/",),
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from node import wire
+from node import tracing, wire
 from node.errors import ConclaveError, InvalidRequest, Unauthenticated
 from node.replicator import Replicator
 from node.v1 import kvsync_pb2, kvsync_pb2_grpc
@@ -27,7 +27,8 @@ class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
     async def Append(self, request: kvsync_pb2.AppendRequest, context: _Context) -> kvsync_pb2.AppendResponse:
         """A turn."""
         self._for_peers()
-        return await self._replicator.append(request)
+        with tracing.span("append", kind=tracing.SERVER):
+            return await self._replicator.append(request)
 
     async def Offer(self, request: kvsync_pb2.OfferRequest, context: _Context) -> kvsync_pb2.OfferResponse:
         """A snapshot's header."""

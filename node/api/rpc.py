@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from node import wire
+from node import tracing, wire
 from node.api.status import status_pb
 from node.coordinator import Coordinator, Counted, Event, Leads, Planned, Progressed, Voted, Wishes, Wrote
 from node.engine.face import EngineFace
@@ -118,7 +118,8 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
         if version.node_id != caller:
             raise InvalidRequest(f"version.node_id is {version.node_id!r}: node {caller} decides in its own name only")
         topic = wire.name("topic", request.topic)
-        committed, held = self._coordinator.decide(topic, version, request.request_id, request.winner)
+        with tracing.span("decide", {"conclave.request_id": request.request_id}, tracing.SERVER):
+            committed, held = self._coordinator.decide(topic, version, request.request_id, request.winner)
         return vote_pb2.DecideResponse(committed=committed, held=wire.version_pb(held))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from node import wire
+from node import tracing, wire
 from node.errors import ConclaveError, InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def _read(read: Callable[[bytes], Any], data: bytes) -> Any:
 def _unary(handle: Callable[[Any, _Context], Awaitable[Any]]) -> Callable[[Any, _Context], Awaitable[Any]]:
     async def wrapped(request: Any, context: _Context) -> Any:
         try:
+            _arrived(context)
             if isinstance(request, ConclaveError):
                 raise request
             return await handle(request, context)
@@ -65,6 +66,7 @@ def _unary(handle: Callable[[Any, _Context], Awaitable[Any]]) -> Callable[[Any, 
 def _stream(handle: Callable[[Any, _Context], AsyncGenerator[Any, None]]) -> Callable[[Any, _Context], Any]:
     async def wrapped(request: Any, context: _Context) -> AsyncGenerator[Any, None]:
         try:
+            _arrived(context)
             if isinstance(request, ConclaveError):
                 raise request
             async with contextlib.aclosing(handle(request, context)) as events:
@@ -74,6 +76,11 @@ def _stream(handle: Callable[[Any, _Context], AsyncGenerator[Any, None]]) -> Cal
             await _abort(e, context)
 
     return wrapped
+
+
+def _arrived(context: _Context) -> None:
+    if tracing.is_on():
+        tracing.arrived(tuple(context.invocation_metadata() or ()))
 
 
 async def _abort(error: Exception, context: _Context) -> None:

@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from node import metrics
-from node.coordinator import topics
+from node import metrics, tracing
+from node.coordinator import topics, traced
 from node.coordinator.events import NO_WISHES, Event, Wishes, Wrote
 from node.coordinator.local import VOTING, LocalPhase, ballot, written
 from node.coordinator.place import Peers, Place
@@ -87,25 +87,32 @@ class Coordinator:
         answer: asyncio.Future[GenerateResult | None] = asyncio.get_running_loop().create_future()
         self._running[request.request_id] = (content, answer)
         result: GenerateResult | None = None
-        outcome, started = "left", time.monotonic()
+        outcome, error, started = "left", "", time.monotonic()
+        model = self._local.engine.info.name
+        span = traced.started(request, model, self._place.id)
         try:
-            turn = Turn(self._place, request, deadline, wishes)
+            turn = Turn(self._place, request, deadline, wishes, span)
             async with self._turn_of(request.topic), contextlib.aclosing(self._turn(turn, request)) as events:
                 async for event in events:
                     if isinstance(event, GenerateResult):
                         result, outcome = event, "ok"
+                        traced.answered(span, event, model)
                         self._remember(content, event)
                     yield event
         except Exception as e:
             outcome = e.code.lower() if isinstance(e, ConclaveError) else "internal"
+            error = tracing.failure(e)
             raise
         finally:
+            span.tell({"conclave.outcome": outcome})
+            span.end(error)
             seconds = time.monotonic() - started
             metrics.REQUESTS.labels(outcome).inc()
             if result is not None:
                 metrics.REQUEST_SECONDS.observe(seconds)
             tokens = result.usage.candidates if result is not None else 0
-            _tell("request", request, outcome=outcome, seconds=round(seconds, 4), tokens=tokens)
+            more = {"trace_id": span.trace} if span.is_on else {}
+            _tell("request", request, outcome=outcome, seconds=round(seconds, 4), tokens=tokens, **more)
             del self._running[request.request_id]
             answer.set_result(result)
 
@@ -138,8 +145,11 @@ class Coordinator:
         """
         ballots: list[Ballot] = []
         job_id = f"{coordinator}/{request.request_id}/{secrets.token_hex(4)}"
+        values = {"conclave.request_id": request.request_id, "conclave.node": self._place.id}
+        span = tracing.start("poll", values, tracing.SERVER)
         try:
-            async with contextlib.aclosing(self._local.run(job_id, request, candidates, deadline, wave)) as events:
+            running = self._local.run(job_id, request, candidates, deadline, wave, span)
+            async with contextlib.aclosing(running) as events:
                 async for event in events:
                     if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
                         ballots.append(ballot(event.candidate, request))
@@ -147,7 +157,11 @@ class Coordinator:
                     elif texts and isinstance(event, scheduler.Text):
                         for wrote in written(event):
                             yield wrote
+        except Exception as e:
+            span.end(tracing.failure(e))
+            raise
         finally:
+            span.end()
             self._ended(request, job_id)
             _tell("poll", request, coordinator=coordinator, candidates=len(candidates), finished=len(ballots))
         yield consensus.tally(ballots, request.strategy, len(candidates))

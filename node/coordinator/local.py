@@ -8,8 +8,9 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from node import metrics
+from node import metrics, tracing
 from node.coordinator.events import Wrote
+from node.coordinator.traced import Phases
 from node.core import answers, tools
 from node.engine import scheduler
 from node.engine.face import EngineFace
@@ -36,12 +37,14 @@ class LocalPhase:
         candidates: Sequence[int],
         deadline: float | None,
         wave: int = 0,
+        span: tracing.Span = tracing.OFF,
     ) -> AsyncGenerator[scheduler.Event, None]:
-        """The engine's events for candidates of a request, with tool calls read. Raises ConclaveError.
+        """The engine's events for candidates of a request, with tool calls read; `span` is what it is part of. Raises
+        ConclaveError.
 
         Whoever runs a job says in the end who won it (`Engine.commit`).
         """
-        counted = _Counted()
+        counted, phases = _Counted(), Phases(span)
         prompt = await self._prompt(request)
         if request.topic and self._warm is not None:
             await self._warm(request.topic, prompt)
@@ -49,12 +52,16 @@ class LocalPhase:
         seed = secrets.randbits(63) if seed is None else seed
         job = scheduler.job(job_id, prompt, candidates, request.params, seed, deadline, request.topic, wave)
         job = replace(job, messages=request.messages, tools=request.tools, is_raw=request.is_raw)
-        async with contextlib.aclosing(self.engine.run(job)) as events:
-            async for event in events:
-                counted.see(event)
-                if isinstance(event, scheduler.Done) and request.tools:
-                    event = replace(event, candidate=with_calls(event.candidate, request))
-                yield event
+        try:
+            async with contextlib.aclosing(self.engine.run(job)) as events:
+                async for event in events:
+                    counted.see(event)
+                    phases.see(event)
+                    if isinstance(event, scheduler.Done) and request.tools:
+                        event = replace(event, candidate=with_calls(event.candidate, request))
+                    yield event
+        finally:
+            phases.end()
 
     async def _prompt(self, request: GenerateRequest) -> tuple[int, ...]:
         size = _size(request)

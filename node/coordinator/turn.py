@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 
-from node import metrics, wire
+from node import metrics, tracing, wire
 from node.coordinator import remote, topics
 from node.coordinator.events import NO_WISHES, Counted, Event, Leads, Planned, Progressed, Voted, Wishes, Wrote
 from node.coordinator.local import VOTING, ballot, written
@@ -79,13 +79,19 @@ class Turn:
     """One request on its way. `deadline` is in seconds of the place's clock."""
 
     def __init__(
-        self, place: Place, request: GenerateRequest, deadline: float | None, wishes: Wishes = NO_WISHES
+        self,
+        place: Place,
+        request: GenerateRequest,
+        deadline: float | None,
+        wishes: Wishes = NO_WISHES,
+        span: tracing.Span = tracing.OFF,
     ) -> None:
         self._p = place
         self._started = place.clock()
         self._deadline = None if deadline is None else deadline - DEADLINE_MARGIN_S
         self._asked = request
         self._wishes = wishes
+        self._span = span
         self._request = request
         self._events: asyncio.Queue[_News] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -197,7 +203,8 @@ class Turn:
         request, mine = self._request, self._shares[self._p.id]
         ballots: list[Ballot] = []
         wave = self._wave(self._p.id)
-        async with contextlib.aclosing(self._p.local.run(self._job, request, mine, self._deadline, wave)) as events:
+        events = self._p.local.run(self._job, request, mine, self._deadline, wave, self._span)
+        async with contextlib.aclosing(events):
             async for event in events:
                 if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
                     ballots.append(ballot(event.candidate, request))
@@ -217,6 +224,11 @@ class Turn:
             self._wave(peer.id),
             texts=self._wishes.peers,
         )
+        values = {"conclave.node": peer.id, "conclave.candidates.planned": len(self._shares[peer.id])}
+        with self._span.block("poll", values, tracing.CLIENT):
+            await self._take_in(events)
+
+    async def _take_in(self, events: AsyncGenerator[Ballot | Wrote | str, None]) -> None:
         async with contextlib.aclosing(events):
             async for event in events:
                 if isinstance(event, str):
@@ -399,7 +411,8 @@ class Turn:
             p.store.add_replica(topic, version, p.id)
             return replace(result, version=version)
         version = p.replicator.next_version(topic)
-        warnings = await p.replicator.keep(topic, topics.entry(p.store, self._request, result, version))
+        with self._span.block("append"):
+            warnings = await p.replicator.keep(topic, topics.entry(p.store, self._request, result, version))
         outcome = replace(result.outcome, warnings=(*result.outcome.warnings, *warnings))
         return replace(result, version=version, outcome=outcome)
 
@@ -421,7 +434,8 @@ class Turn:
 
     async def _decide(self, peer: Peer, news: vote_pb2.DecideRequest) -> None:
         try:
-            await peer.decide(news, DECIDE_TIMEOUT_S)
+            with self._span.block("decide", {"conclave.node": peer.id}, tracing.CLIENT):
+                await peer.decide(news, DECIDE_TIMEOUT_S)
         except ConclaveError as e:
             log.info("node %s was not told the outcome of %s: %s", peer.id, news.request_id, e)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from node import wire
+from node import tracing, wire
 from node.errors import ConclaveError, DeadlineExceeded, PeerUnavailable, Unauthenticated
 from node.mesh.identity import ANY_NODE, Identity, server_name
 from node.types import NodeInfo
@@ -91,7 +91,7 @@ class Peer:
         try:
             while True:
                 async with self._translated(own_timeout=False):
-                    call = call or self.vote.Poll(request, timeout=timeout_s)
+                    call = call or self.vote.Poll(request, timeout=timeout_s, metadata=tracing.metadata())
                     response = await call.read()
                 if not isinstance(response, vote_pb2.PollResponse):  # grpc.aio.EOF
                     return
@@ -103,7 +103,7 @@ class Peer:
     async def call(self, method: Callable[..., Awaitable[_T]], request: object, timeout_s: float) -> _T:
         """A unary call of one of the stubs, such as `peer.kvsync.Append`, with its failure as one of our errors."""
         async with self._translated(own_timeout=True):
-            return await method(request, timeout=timeout_s)
+            return await method(request, timeout=timeout_s, metadata=tracing.metadata())
 
     @property
     def bulk(self) -> kvsync_pb2_grpc.KVSyncAsyncStub:
@@ -120,7 +120,7 @@ class Peer:
         try:
             while True:
                 async with self._translated(own_timeout=True):
-                    call = call or method(request, timeout=timeout_s)
+                    call = call or method(request, timeout=timeout_s, metadata=tracing.metadata())
                     response = await call.read()
                 if response is grpc.aio.EOF:
                     return

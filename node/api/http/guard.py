@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from node import metrics
+from node import metrics, tracing
 from node.api.http import errors
 from node.api.http.look import PAGES
 
@@ -60,6 +60,8 @@ class Guard:
             allowed = {"access-control-allow-methods": _METHODS.decode(), "access-control-allow-headers": asked}
             await Response(status_code=200, headers=allowed)(scope, receive, answer)
         else:
+            if tracing.is_on():
+                tracing.arrived(headers.items())
             await self._app(scope, receive, answer)
 
     def _refusal(self, scope: Scope, headers: Headers, origin: str | None) -> Response | None:
