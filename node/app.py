@@ -42,7 +42,7 @@ from node.mesh.identity import Identity, load_node_id, load_old_token, load_toke
 from node.mesh.interfaces import announced
 from node.mesh.mesh import Mesh
 from node.replicator import Options, Replicator
-from node.store import Blocks, Store
+from node.store import Blocks, Standings, Store
 from node.types import EarlyStop, NodeInfo, NodeState, SamplingParams, Strategy
 from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2_grpc, vote_pb2_grpc
 
@@ -170,6 +170,8 @@ class Node:
             strict_quorum=config.quorum == "strict",
             early_stop=EarlyStop(config.early_stop),
             replicator=self._replicator,
+            standings=await asyncio.to_thread(Standings, data.path / "models.json"),
+            ensemble=config.ensemble == "auto",
         )
         self._undo.push_async_callback(self._coordinator.stop)
         self._add_services()
@@ -295,7 +297,9 @@ class Node:
         generate = rpc.GenerateServicer(self._coordinator, engine, defaults)
         for server, is_mesh in ((self._local_server, False), (self._mesh_server, True)):
             generate_pb2_grpc.add_GenerateServicer_to_server(generate, server)
-            mesh = rpc.MeshServicer(self._mesh, engine, self._store, __version__, is_mesh=is_mesh)
+            mesh = rpc.MeshServicer(
+                self._mesh, engine, self._store, __version__, is_mesh=is_mesh, standings=self._coordinator.standings
+            )
             mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
             kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(self._replicator, is_mesh=is_mesh), server)
         vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(self._coordinator), self._mesh_server)

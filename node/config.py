@@ -48,6 +48,11 @@ class Config:
     url: str = _option("", "the server that --backend openai uses (its key: CONCLAVE_BACKEND_KEY)", metavar="URL")
     candidates: int = _option(0, "candidates a prompt over the mesh; 0: four for each node taking part", metavar="N")
     strategy: str = _option("auto", "how votes are counted", choices=tuple(Strategy))
+    ensemble: str = _option(
+        "auto",
+        "auto: nodes with other models vote too, weighted by their record; off: only nodes of this model",
+        choices=("auto", "off"),
+    )
     early_stop: str = _option(
         "adaptive",
         "stop a vote when a change is unlikely (adaptive), impossible (exact), or never (off)",

@@ -142,7 +142,7 @@ class Candidate:
     """One finished answer. `mean_logprob` is the mean natural-log probability of its tokens, at most 0.
 
     `logprobs` has an entry for each token of the text if they were asked for: not for the one that ends an answer, nor
-    for those of a stop string.
+    for those of a stop string. `model` is the name of the model that wrote it.
     """
 
     id: int
@@ -154,19 +154,24 @@ class Candidate:
     latency_ms: float
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
     """A candidate as it votes: its answer key, its weight and the features that break ties.
 
-    `key` is empty when no answer could be read. `quality` is 0..1. Made by `node.core.answers.ballot`.
+    `key` is empty when no answer could be read. `quality` is 0..1. Made by `node.core.answers.ballot`. Where models
+    vote together, `standing` is what its model's record makes of every ballot, 0..1, and `par` the log probability
+    from which its own is counted (`node.core.record`).
     """
 
     candidate: Candidate
     key: str
     weight: float
     quality: float
+    standing: float = 1.0
+    par: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +205,21 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelVote:
+    """A model's part of a vote of several models: what each of its candidates weighed, 0..1, and their ids."""
+
+    model: str
+    fingerprint: str
+    weight: float
+    candidates: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a vote ended. `confidence` is the winner's share of all weight, 0..1; `margin` its lead over the next."""
+    """How a vote ended. `confidence` is the winner's share of all weight, 0..1; `margin` its lead over the next.
+
+    `models` says who voted where more than one model did.
+    """
 
     strategy: Strategy
     winner: int
@@ -216,6 +234,7 @@ class Outcome:
     quorum: bool = True
     lost: tuple[Loss, ...] = ()
     warnings: tuple[str, ...] = ()
+    models: tuple[ModelVote, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

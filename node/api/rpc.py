@@ -21,7 +21,7 @@ from node.engine.face import EngineFace
 from node.errors import InvalidRequest, Unauthenticated
 from node.mesh.identity import peer_id
 from node.mesh.mesh import Mesh
-from node.store import Store
+from node.store import Standings, Store
 from node.types import Ballot, GenerateRequest
 from node.v1 import (
     generate_pb2,
@@ -97,7 +97,13 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
         caller = peer_id(context.auth_context())
         async with contextlib.aclosing(
             self._coordinator.poll(
-                asked, list(request.candidates), caller, _deadline(context), request.wave, texts=request.texts
+                asked,
+                list(request.candidates),
+                caller,
+                _deadline(context),
+                request.wave,
+                request.fingerprint,
+                texts=request.texts,
             )
         ) as events:
             async for event in events:
@@ -126,7 +132,17 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
 class MeshServicer(mesh_pb2_grpc.MeshServicer):
     """Mesh: Status for everyone, Hello and Probe for peers (`is_mesh`)."""
 
-    def __init__(self, mesh: Mesh, engine: EngineFace, store: Store, version: str, *, is_mesh: bool) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        engine: EngineFace,
+        store: Store,
+        version: str,
+        *,
+        is_mesh: bool,
+        standings: Standings | None = None,
+    ) -> None:
+        self._standings = standings or Standings()
         self._mesh = mesh
         self._engine = engine
         self._store = store
@@ -143,7 +159,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
     async def Status(self, request: mesh_pb2.StatusRequest, context: _Context) -> mesh_pb2.StatusResponse:
         """What `status` shows."""
-        answer = status_pb(self._mesh, self._engine, self._store, self._version)
+        answer = status_pb(self._mesh, self._engine, self._store, self._version, self._standings)
         if self._is_mesh:
             del answer.notices[:]
         return answer

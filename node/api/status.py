@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from node import wire
+from node.core import record
 from node.engine.face import EngineFace
 from node.mesh.mesh import Mesh
-from node.store import Store
+from node.store import Standings, Store
 from node.v1 import mesh_pb2
 
 
-def status_pb(mesh: Mesh, engine: EngineFace, store: Store, version: str) -> mesh_pb2.StatusResponse:
-    """The nodes known, the topics and the sequences of this one."""
+def status_pb(
+    mesh: Mesh, engine: EngineFace, store: Store, version: str, standings: Standings
+) -> mesh_pb2.StatusResponse:
+    """The nodes known, the topics and the sequences of this one, and what it holds of models."""
     free, total = engine.free_sequences, engine.info.sequences
     return mesh_pb2.StatusResponse(
         nodes=[wire.node_info_pb(n) for n in mesh.nodes()],
@@ -20,4 +23,21 @@ def status_pb(mesh: Mesh, engine: EngineFace, store: Store, version: str) -> mes
         version=version,
         problems=[store.problem] if store.problem else [],
         notices=mesh.notices,
+        models=_models(standings),
     )
+
+
+def _models(standings: Standings) -> list[mesh_pb2.ModelRecord]:
+    known = standings.list()
+    mean = record.pooled(k.record for k in known)
+    weights = record.standings({k.fingerprint: k.record for k in known})
+    return [
+        mesh_pb2.ModelRecord(
+            model=k.name,
+            fingerprint=k.fingerprint,
+            votes=k.record.votes,
+            agreement=record.accuracy(k.record, mean),
+            weight=weights[k.fingerprint].weight,
+        )
+        for k in known
+    ]

@@ -18,6 +18,7 @@ from node.v1 import generate_pb2, mesh_pb2, types_pb2
 ANSWER_WIDTH = 48
 BAR_WIDTH = 16
 TOPICS = 40  # more of them hide the nodes
+MODELS = 16
 # Control characters but newline and tab, and what reverses the direction of text: models and peers choose these bytes,
 # and a terminal would act on them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -128,6 +129,8 @@ def votes(to: Console, response: generate_pb2.GenerateResponse, names: Mapping[s
     """How a vote went: clusters with their share, then what was decided and what it cost."""
     outcome = response.outcome
     nodes = {c.id: names.get(c.node, c.node) for c in response.candidates}
+    if outcome.models:
+        nodes |= {c.id: f"{nodes[c.id]} ({one_line(c.model, 32)})" for c in response.candidates}
     total = sum(c.weight for c in outcome.clusters)
     rows = []
     for cluster in outcome.clusters:
@@ -174,6 +177,7 @@ def _facts(response: generate_pb2.GenerateResponse, names: Mapping[str, str]) ->
         ("margin", f"{o.margin:.2f}"),
         ("dissent", " ".join(str(i) for i in o.dissent) or "none"),
         ("candidates", counted + ("" if o.quorum else "; fewer than half of them: no quorum")),
+        *(("model", _model(m)) for m in o.models),
         *(("lost", _loss(loss, names)) for loss in o.lost),
         ("topic", f"{one_line(response.topic)}, turn {response.version.turn}" if response.topic else ""),
         (
@@ -187,6 +191,11 @@ def _facts(response: generate_pb2.GenerateResponse, names: Mapping[str, str]) ->
             f"first token {milliseconds(t.first_token_ms)}, total {milliseconds(t.total_ms)}",
         ),
     ]
+
+
+def _model(m: types_pb2.ModelVote) -> str:
+    count = len(m.candidates)
+    return f"{one_line(m.model, 32)}, {count} candidate{'s' if count > 1 else ''} of weight {m.weight:.2f}"
 
 
 def _loss(loss: types_pb2.Loss, names: Mapping[str, str]) -> str:
@@ -276,6 +285,19 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
         table(to, ("topic", "turn", "tokens", "held by"), listed, right=(1, 2))
         if len(response.topics) > TOPICS:
             to.print(Text(f"and {len(response.topics) - TOPICS} more: --json lists all"))
+        to.print()
+    if response.models:
+        known = [
+            (
+                one_line(m.model, 32),
+                one_line(m.fingerprint[:8]),
+                f"{m.votes:.0f}",
+                f"{m.agreement:.0%}",
+                f"{m.weight:.2f}",
+            )
+            for m in response.models[:MODELS]
+        ]
+        table(to, ("model", "fingerprint", "votes", "agreed", "weight"), known, right=(2, 3, 4))
         to.print()
     s = response.slots
     facts(

@@ -23,7 +23,7 @@ from node.engine import scheduler
 from node.engine.face import EngineFace
 from node.errors import ConclaveError, InvalidRequest, NotFound, Overloaded
 from node.replicator import Replicator
-from node.store import Store
+from node.store import Standings, Store
 from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Tally, Version
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,23 @@ class Coordinator:
         early_stop: EarlyStop = EarlyStop.ADAPTIVE,
         clock: Callable[[], float] = time.monotonic,
         replicator: Replicator | None = None,
+        standings: Standings | None = None,
+        ensemble: bool = True,
     ) -> None:
+        self.standings = standings or Standings()
         self._local = LocalPhase(engine, replicator.warm if replicator is not None else None)
-        self._place = Place(node_id, self._local, mesh, store, clock, strict_quorum, early_stop, replicator)
+        self._place = Place(
+            node_id,
+            self._local,
+            mesh,
+            store,
+            clock,
+            strict_quorum,
+            early_stop,
+            replicator,
+            self.standings,
+            ensemble,
+        )
         self._results: OrderedDict[str, tuple[str, GenerateResult]] = OrderedDict()
         self._logprobs = 0  # in them
         # The answer is None where the first call of this id failed or was left.
@@ -77,7 +91,6 @@ class Coordinator:
         self, request: GenerateRequest, deadline: float | None = None, wishes: Wishes = NO_WISHES
     ) -> AsyncGenerator[Event, None]:
         """The same as events, `GenerateResult` last. Leaving the iteration stops all candidates on all nodes."""
-        self.check_model(request.model)
         request = replace(request, request_id=request.request_id or secrets.token_hex(8))
         content = _content_hash(request)
         known = await self._known(request.request_id, content)
@@ -136,13 +149,18 @@ class Coordinator:
         coordinator: str,
         deadline: float | None = None,
         wave: int = 0,
+        fingerprint: str = "",
         *,
         texts: bool = False,
     ) -> AsyncGenerator[Wrote | Ballot | Tally, None]:
         """The local phase for another node's vote: a ballot as each candidate finishes, then the tally.
 
-        With `texts` also what candidates write.
+        With `texts` also what candidates write. Raises NotFound if it wants candidates of a model, by its fingerprint,
+        that is not the one of this node.
         """
+        info = self._local.engine.info
+        if fingerprint not in ("", info.fingerprint):
+            raise NotFound(f"this node has another model by now, {info.name!r}")
         ballots: list[Ballot] = []
         job_id = f"{coordinator}/{request.request_id}/{secrets.token_hex(4)}"
         values = {"conclave.request_id": request.request_id, "conclave.node": self._place.id}

@@ -57,8 +57,9 @@ class LocalPhase:
                 async for event in events:
                     counted.see(event)
                     phases.see(event)
-                    if isinstance(event, scheduler.Done) and request.tools:
-                        event = replace(event, candidate=with_calls(event.candidate, request))
+                    if isinstance(event, scheduler.Done):
+                        made = replace(event.candidate, model=self.engine.info.name)
+                        event = replace(event, candidate=with_calls(made, request) if request.tools else made)
                     yield event
         finally:
             phases.end()

@@ -10,7 +10,7 @@ from typing import Protocol
 from node.coordinator.local import LocalPhase
 from node.mesh.peer import Peer
 from node.replicator import Replicator
-from node.store import Store
+from node.store import Standings, Store
 from node.types import EarlyStop
 
 
@@ -23,7 +23,8 @@ class Peers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where turns take place: this node's parts that every turn needs. `clock` gives monotonic seconds."""
+    """Where turns take place: this node's parts that every turn needs. `clock` gives monotonic seconds; `ensemble` is
+    whether nodes with other models vote too."""
 
     id: str
     local: LocalPhase
@@ -33,4 +34,6 @@ class Place:
     strict: bool = False
     early_stop: EarlyStop = EarlyStop.ADAPTIVE
     replicator: Replicator | None = None  # None: topics are on this node alone
+    standings: Standings = field(default_factory=Standings)
+    ensemble: bool = True
     background: set[asyncio.Task[None]] = field(default_factory=set)

@@ -8,11 +8,12 @@ part, so that it costs the rest of its ballots and nothing else.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from node import wire
 from node.coordinator.events import Wrote
+from node.coordinator.lineup import Member
 from node.coordinator.local import VOTING, ballot, with_calls
 from node.core import consensus, tools
 from node.errors import InvalidRequest
@@ -27,18 +28,20 @@ MAX_TEXT_BYTES = 1 << 20
 
 async def run(
     peer: Peer,
+    member: Member,
     request: GenerateRequest,
-    ids: Sequence[int],
     coordinator: str,
     timeout_s: float | None,
     wave: int = 0,
     *,
     texts: bool = False,
 ) -> AsyncGenerator[Ballot | Wrote | str, None]:
-    """The peer's ballots as they come; last, a warning if its tally does not add up with them. Raises ConclaveError.
+    """The ballots of a member, our peer, as they come; last, a warning if its tally does not add up with them. Raises
+    ConclaveError.
 
     With `texts` also what its candidates write, for people to watch: what counts is the ballot.
     """
+    ids = member.candidates
     wish = vote_pb2.PollRequest(
         request_id=request.request_id,
         topic=request.topic,
@@ -50,13 +53,14 @@ async def run(
         coordinator=coordinator,
         wave=wave,
         texts=texts,
+        fingerprint=member.fingerprint,
     )
     room = dict.fromkeys(ids, most_bytes(request)) if texts else {}
     ballots: dict[int, Ballot] = {}
     async with contextlib.aclosing(peer.poll(wish, timeout_s)) as events:
         async for event in events:
             if event.HasField("ballot"):
-                candidate = replace(wire.candidate(event.ballot.candidate), node=peer.id)
+                candidate = replace(wire.candidate(event.ballot.candidate), node=peer.id, model=member.model)
                 if candidate.id not in ids or candidate.id in ballots:
                     raise InvalidRequest(f"it sent candidate {candidate.id}, which it was not asked for or had sent")
                 ballots[candidate.id] = ballot(checked(candidate, request), request)

@@ -10,8 +10,9 @@ from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 from node import metrics, tracing, wire
-from node.coordinator import remote, topics
+from node.coordinator import lineup, remote, topics
 from node.coordinator.events import NO_WISHES, Counted, Event, Leads, Planned, Progressed, Voted, Wishes, Wrote
+from node.coordinator.lineup import Lineup, Member
 from node.coordinator.local import VOTING, ballot, written
 from node.coordinator.place import Place
 from node.core import answers, consensus, placement
@@ -37,7 +38,6 @@ from node.types import (
     GenerateRequest,
     GenerateResult,
     Outcome,
-    Scope,
     Strategy,
     Timings,
     Usage,
@@ -95,6 +95,7 @@ class Turn:
         self._request = request
         self._events: asyncio.Queue[_News] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._lineup = Lineup({}, {})
         self._shares: dict[str, tuple[int, ...]] = {}
         # An id of this attempt alone: an earlier one of the same request may still be ending in the engine.
         self._job = f"{place.id}/{request.request_id}/{secrets.token_hex(4)}"
@@ -109,26 +110,22 @@ class Turn:
     async def run(self) -> AsyncGenerator[Event, None]:
         """The events of the turn, the result last."""
         request = self._prepare()
-        participants = self._participants()
-        count = request.candidates or placement.default_candidates(1 + len(participants))
-        engine = self._p.local.engine
-        me = placement.Participant(self._p.id, engine.decode_tokens_per_s, engine.free_sequences)
-        others = [placement.Participant(p.id, p.info.decode_tokens_per_s, p.info.free_sequences) for p in participants]
-        shares = placement.share(count, [me, *others])
+        self._lineup = lineup.lineup(self._p, request)
+        self._shares = self._lineup.shares
+        count = sum(map(len, self._shares.values()))
         _check_logprobs(request, count)
-        ids = iter(range(1, count + 1))
-        self._shares = {node: tuple(next(ids) for _ in range(n)) for node, n in shares.items()}
         vote = Vote(
             request.strategy,
             range(1, count + 1),
             adaptive=self._early_stop is EarlyStop.ADAPTIVE,
             early=self._early_stop is not EarlyStop.OFF,
             strict=self._p.strict,
+            standings=self._lineup.standings,
         )
         yield Planned(request.request_id, request.strategy, tuple(self._shares.items()))
         winner = scheduler.PROMPT_ONLY
         try:
-            self._start([p for p in participants if p.id in self._shares])
+            self._start()
             async with contextlib.aclosing(self._collect(vote)) as events:
                 async for event in events:
                     yield event
@@ -138,10 +135,10 @@ class Turn:
             for task in self._tasks.values():
                 task.cancel()
             await _ended(self._tasks.values())
-            engine.commit(self._job, winner)
+            self._p.local.engine.commit(self._job, winner)
         if request.topic and self._p.replicator is not None:
             self._p.replicator.changed(request.topic)
-        self._tell(result, participants)
+        self._tell(result)
         yield result
 
     # ---- plan -------------------------------------------------------------------------------------------------------
@@ -165,14 +162,11 @@ class Turn:
         self._request = replace(request, messages=messages, params=params, strategy=strategy)
         return self._request
 
-    def _participants(self) -> list[Peer]:
-        if self._request.scope is Scope.LOCAL or self._request.is_raw:
-            return []
-        fingerprint = self._p.local.engine.info.fingerprint
-        return [p for p in self._p.mesh.peers() if p.info.fingerprint == fingerprint]
-
-    def _start(self, peers: Sequence[Peer]) -> None:
-        parts = {self._p.id: self._run_local(), **{peer.id: self._run_peer(peer) for peer in peers}}
+    def _start(self) -> None:
+        parts = {
+            member.id: self._run_local() if member.peer is None else self._run_peer(member.peer, member)
+            for member in self._lineup.members.values()
+        }
         self._tasks = {node: asyncio.create_task(self._guard(node, work)) for node, work in parts.items()}
 
     async def _guard(self, node: str, work: _Work) -> None:
@@ -213,18 +207,11 @@ class Turn:
                     self._events.put_nowait(event)
         self._events.put_nowait(Counted(consensus.tally(ballots, request.strategy, len(mine))))
 
-    async def _run_peer(self, peer: Peer) -> None:
+    async def _run_peer(self, peer: Peer, member: Member) -> None:
         left = None if self._deadline is None else max(self._deadline - self._p.clock(), 0.001)
-        events = remote.run(
-            peer,
-            self._request,
-            self._shares[peer.id],
-            self._p.id,
-            left,
-            self._wave(peer.id),
-            texts=self._wishes.peers,
-        )
-        values = {"conclave.node": peer.id, "conclave.candidates.planned": len(self._shares[peer.id])}
+        wave = self._wave(peer.id)
+        events = remote.run(peer, member, self._request, self._p.id, left, wave, texts=self._wishes.peers)
+        values = {"conclave.node": peer.id, "conclave.candidates.planned": len(member.candidates)}
         with self._span.block("poll", values, tracing.CLIENT):
             await self._take_in(events)
 
@@ -263,10 +250,11 @@ class Turn:
             yield event
 
     def _over(self, vote: Vote, news: _Over) -> None:
-        if news.node == self._p.id:
-            alone = len(self._shares) == 1 and not vote.ballots
-            if news.error is not None and (alone or isinstance(news.error, InvalidRequest)):
-                raise news.error
+        alone = len(self._shares) == 1 and not vote.ballots
+        is_ours = news.node == self._p.id
+        if news.error is not None and (alone or (is_ours and isinstance(news.error, InvalidRequest))):
+            raise news.error
+        if is_ours or self._p.id not in self._shares:
             self._overloaded = isinstance(news.error, Overloaded)
             if news.error is None:
                 now = self._p.clock()
@@ -374,6 +362,8 @@ class Turn:
         vectors = await self._vectors(vote)
         outcome = vote.outcome(vectors=vectors, threshold=HIDDEN_STATE_THRESHOLD, warnings=(*self._warnings, *warnings))
         _count(outcome)
+        outcome = replace(outcome, models=self._lineup.models)
+        lineup.learn(self._p, self._lineup, vote, outcome)
         winner = next(b.candidate for b in vote.ballots if b.candidate.id == outcome.winner)
         prefilled = self._prefilled
         result = GenerateResult(
@@ -416,7 +406,7 @@ class Turn:
         outcome = replace(result.outcome, warnings=(*result.outcome.warnings, *warnings))
         return replace(result, version=version, outcome=outcome)
 
-    def _tell(self, result: GenerateResult, peers: Sequence[Peer]) -> None:
+    def _tell(self, result: GenerateResult) -> None:
         """Tell who took part the outcome, in the background: the client does not wait for them."""
         if not result.topic:
             return
@@ -426,9 +416,9 @@ class Turn:
             version=wire.version_pb(result.version),
             winner=result.outcome.winner,
         )
-        for peer in peers:
-            if peer.id in self._shares:
-                task = asyncio.create_task(self._decide(peer, news))
+        for member in self._lineup.members.values():
+            if member.peer is not None:
+                task = asyncio.create_task(self._decide(member.peer, news))
                 self._p.background.add(task)
                 task.add_done_callback(self._p.background.discard)
 

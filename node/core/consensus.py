@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 
+from node.core.record import Standing, weighed
 from node.core.similarity import SIMILARITY_THRESHOLD, group
 from node.core.stopping import ADAPTIVE_RISK, adaptive_consistency, chance_of_change, settled, unlikely
 from node.core.tally import check, merge, tally
@@ -106,9 +107,11 @@ class Vote:
 
     `planned` are their ids. `adaptive` lets it stop when a change is unlikely, not only when it is impossible; without
     `early` it waits for every candidate that can still finish (`fastest` excepted, whose first ballot is its last).
-    `strict` makes it LOST as soon as a quorum is out of reach; otherwise it goes on with what there is, the outcome
-    says that there was no quorum, and it is LOST only when nothing at all can finish. Once WON or LOST it stays so:
-    a ballot that was under way when candidates were being cancelled comes too late, on every path alike.
+    `standings` are those of the candidates' models, by candidate id, where several models vote; what a ballot says of
+    its own standing is overwritten. `strict` makes it LOST as soon as a quorum is out of reach; otherwise it goes on
+    with what there is, the outcome says that there was no quorum, and it is LOST only when nothing at all can finish.
+    Once WON or LOST it stays so: a ballot that was under way when candidates were being cancelled comes too late, on
+    every path alike.
 
     Raises InvalidRequest for an unresolved strategy, no candidates, ids below 1 or ids that are planned twice.
     """
@@ -122,6 +125,7 @@ class Vote:
         early: bool = True,
         quorum_fraction: float = 0.5,
         strict: bool = False,
+        standings: Mapping[int, Standing] | None = None,
     ) -> None:
         ids = tuple(planned)
         if strategy is Strategy.AUTO:
@@ -136,6 +140,7 @@ class Vote:
         self._early = early or strategy is Strategy.FASTEST
         self._needed = needed(len(ids), quorum_fraction)
         self._strict = strict
+        self._standings = {each: (standings or {}).get(each, Standing()) for each in ids}
         self._ballots: dict[int, Ballot] = {}
         self._lost: dict[int, tuple[str, str]] = {}
         self._refused: list[str] = []
@@ -175,7 +180,7 @@ class Vote:
         if refusal is not None:
             self._refused.append(f"did not count {refusal}")
             return refusal
-        self._ballots[each] = ballot
+        self._ballots[each] = weighed(ballot, self._standings[each], self.strategy)
         self._decide()
         return None
 
@@ -237,7 +242,8 @@ class Vote:
         )
 
     def _decide(self) -> None:
-        outstanding = len(self._planned) - len(self._ballots) - len(self._lost)
+        open_ = self.outstanding
+        outstanding = len(open_)
         reachable = len(self._ballots) + outstanding
         if reachable == 0 or (self._strict and reachable < self._needed):
             self._state = VoteState.LOST
@@ -245,8 +251,15 @@ class Vote:
         if outstanding and not self._early:
             return
         clusters = self.tally().clusters
-        if settled(clusters, outstanding, self.strategy) or (
-            self._adaptive and unlikely(clusters, outstanding, self.strategy)
+        to_come = sum(self._standings[each].weight for each in open_)
+        if settled(clusters, to_come, self.strategy) or (
+            self._adaptive and unlikely(clusters, outstanding, self.strategy, relative=self._relative(to_come))
         ):
             self._state = VoteState.WON
             self._stopped_early = outstanding > 0
+
+    def _relative(self, to_come: float) -> float:
+        """What an outstanding candidate may weigh at most, on average, over the same of those that voted."""
+        came = sum(self._standings[each].weight for each in self._ballots)
+        outstanding = len(self._planned) - len(self._ballots) - len(self._lost)
+        return to_come * len(self._ballots) / (outstanding * came) if outstanding and came else 1.0

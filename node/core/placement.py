@@ -21,11 +21,16 @@ SLOWEST = 32.0
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """A node that could take candidates. `speed` is decode tokens/s (0: not measured), `free` its free sequences."""
+    """A node that could take candidates. `speed` is decode tokens/s (0: not measured), `free` its free sequences.
+
+    `is_guest`: it has another model than the one that is asked, whose candidates have the weight `weight`, 0..1.
+    """
 
     id: str
     speed: float
     free: int
+    is_guest: bool = False
+    weight: float = 1.0
 
 
 def default_candidates(participants: int) -> int:
@@ -37,8 +42,11 @@ def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int
     """Share candidates in proportion to speed (D'Hondt's method), none with more than its free sequences.
 
     The first participant is the coordinator: it takes what nobody has room for, and at least one candidate (it streams
-    its own, and answers even if every peer dies). Nodes without a share are left out. Raises ValueError if there is no
-    participant or no candidate.
+    its own, and answers even if every peer dies). Nodes without a share are left out.
+
+    Nodes with other models have at most half of the candidates together, however fast they are: who asked a node asked
+    its model, and a quorum must be possible without them. A candidate counts for what it weighs, so a model with a poor
+    record is asked for fewer. Raises ValueError if there is no participant or no candidate.
     """
     if candidates < 1 or not participants:
         raise ValueError("a share needs candidates and participants")
@@ -46,19 +54,27 @@ def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int
     measured = [min(p.speed, FAST_ENOUGH) for p in participants if p.speed > 0]
     usual = sum(measured) / len(measured) if measured else 1.0
     speed = {p.id: min(p.speed, FAST_ENOUGH) if p.speed > 0 else usual for p in participants}
+    worth = {p.id: speed[p.id] * p.weight for p in participants}
+    guests = {p.id for p in participants if p.is_guest}
+    for_guests = candidates // 2
     out = {p.id: 0 for p in participants}
     out[first.id] = 1
     room = {p.id: max(p.free, 0) for p in participants}
     room[first.id] -= 1
+
+    def is_open(id: str) -> bool:
+        return room[id] > 0 and (id not in guests or sum(out[g] for g in guests) < for_guests)
+
     fastest = max(speed.values())
-    for p in sorted(participants[1:], key=lambda p: -speed[p.id]):
-        if sum(out.values()) < candidates and room[p.id] > 0 and speed[p.id] * SLOWEST >= fastest:
+    for p in sorted(participants[1:], key=lambda p: (p.is_guest, -worth[p.id])):
+        if sum(out.values()) < candidates and is_open(p.id) and speed[p.id] * SLOWEST >= fastest:
             out[p.id] = 1
             room[p.id] -= 1
     for _ in range(candidates - sum(out.values())):
-        open_ = [p.id for p in participants if room[p.id] > 0]
-        # The next candidate goes where it would be finished first: to the node with the lightest load for its speed.
-        best = min(open_, key=lambda i: (out[i] + 1) / speed[i], default=first.id)
+        open_ = [p.id for p in participants if is_open(p.id)]
+        # The next candidate goes where it would be finished first: to the node with the lightest load for its speed
+        # (and for what its answers are worth).
+        best = min(open_, key=lambda i: (out[i] + 1) / worth[i], default=first.id)
         out[best] += 1
         room[best] -= 1
     return {id: n for id, n in out.items() if n}

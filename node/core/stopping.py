@@ -1,7 +1,8 @@
 """When a vote may end before all its candidates have: when nothing outstanding can change it, or hardly.
 
-A ballot weighs at most 1, so `outstanding` candidates add at most that much to any cluster, known or new. Both rules
-protect the winning cluster, the answer; which of its texts stands for it may still improve with a later ballot.
+A ballot weighs at most 1 or its model's standing, so outstanding candidates add at most the sum of these to any
+cluster, known or new. Both rules protect the winning cluster, the answer; which of its texts stands for it may still
+improve with a later ballot.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ ADAPTIVE_RISK = 0.05
 _GRID = 1 << 40  # the grid of weights (`node.core.tally`), for exact integer arithmetic
 
 
-def settled(clusters: Sequence[Cluster], outstanding: int, strategy: Strategy) -> bool:
-    """Whether no completion can change which cluster wins. `clusters` are ranked, the best first.
+def settled(clusters: Sequence[Cluster], outstanding: float, strategy: Strategy) -> bool:
+    """Whether no completion can change which cluster wins. `clusters` are ranked, the best first; `outstanding` is the
+    most that the candidates to come can weigh together, which is their number where one model votes.
 
-    Exact for `majority` and `confidence`: true if and only if the leader's lead is greater than the number of
-    outstanding candidates, so that not even a tie is within reach. (Equality is a tie, and a tie falls to features
-    that are not known yet.) Under `similarity` any clusters may still turn out to mean the same, so the leader must
-    outweigh all others and everything outstanding together. `quality` is never settled before the end, because one
-    better text wins; `fastest` is settled by its first answer.
+    Exact for `majority` and `confidence`: true if and only if the leader's lead is greater than what is outstanding,
+    so that not even a tie is within reach. (Equality is a tie, and a tie falls to features that are not known yet.)
+    Under `similarity` any clusters may still turn out to mean the same, so the leader must outweigh all others and
+    everything outstanding together. `quality` is never settled before the end, because one better text wins; `fastest`
+    is settled by its first answer.
     """
     if outstanding <= 0:
         return True
@@ -38,8 +40,18 @@ def settled(clusters: Sequence[Cluster], outstanding: int, strategy: Strategy) -
     return leader - rivals > outstanding
 
 
-def unlikely(clusters: Sequence[Cluster], outstanding: int, strategy: Strategy, risk: float = ADAPTIVE_RISK) -> bool:
-    """Whether a change of winner by outstanding candidates has a chance below `risk`; majority and confidence only."""
+def unlikely(
+    clusters: Sequence[Cluster],
+    outstanding: int,
+    strategy: Strategy,
+    risk: float = ADAPTIVE_RISK,
+    relative: float = 1.0,
+) -> bool:
+    """Whether a change of winner by outstanding candidates has a chance below `risk`; majority and confidence only.
+
+    `relative` is what a candidate to come may weigh at most, on average, over the same of those that came: other than
+    1 only where models of different standing vote.
+    """
     if strategy not in (Strategy.MAJORITY, Strategy.CONFIDENCE):
         return False
     leader, runner, _ = _weights(clusters)
@@ -47,7 +59,7 @@ def unlikely(clusters: Sequence[Cluster], outstanding: int, strategy: Strategy, 
         return False
     # In units of the mean ballot: what is still to come is expected to weigh as much as what came, and a factor common
     # to all weights of a question (CISC's normalisation) changes nothing.
-    unit = sum(cluster.weight for cluster in clusters) / sum(cluster.count for cluster in clusters)
+    unit = relative * sum(cluster.weight for cluster in clusters) / sum(cluster.count for cluster in clusters)
     return chance_of_change(leader / unit, runner / unit, outstanding) < risk
 
 

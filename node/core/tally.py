@@ -27,14 +27,19 @@ def quantised(weight: float) -> float:
 
 
 def weight_of(ballot: Ballot, strategy: Strategy) -> float:
-    """What a ballot weighs: 1, but under `confidence` its own weight on the grid. No peer can claim more than 1."""
-    return quantised(ballot.weight) if strategy is Strategy.CONFIDENCE else 1.0
+    """What a ballot weighs: 1, but under `confidence` its own weight; times its model's standing; on the grid.
+
+    No peer can claim more than 1, and none says anything of its standing.
+    """
+    own = quantised(ballot.weight) if strategy is Strategy.CONFIDENCE else 1.0
+    return own if ballot.standing == 1.0 else quantised(own * quantised(ballot.standing))
 
 
 def tie_order(ballot: Ballot) -> Rank:
-    """Sorts ballots best first: by quality, then mean logprob, then lowest candidate id; NaN counts as the worst."""
+    """Sorts ballots best first: by quality, then mean logprob (from its model's par), then lowest candidate id; NaN
+    counts as the worst."""
     quality = ballot.quality if math.isfinite(ballot.quality) else 0.0
-    logprob = ballot.candidate.mean_logprob
+    logprob = ballot.candidate.mean_logprob - ballot.par
     return -quality, -logprob if not math.isnan(logprob) else math.inf, ballot.candidate.id
 
 

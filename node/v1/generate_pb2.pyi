@@ -74,7 +74,9 @@ class GenerateRequest(_message.Message):
     scope: Global___Scope.ValueType
     """Who takes part. Default: the mesh."""
     model: _builtins.str
-    """Name of a model. Default (empty): the node's. NOT_FOUND if the node has another one."""
+    """Name of a model: only nodes of that model compute candidates. NOT_FOUND if neither the node asked nor, under
+    SCOPE_MESH, a peer has it. Default (empty): the node's model, and other models of the mesh beside it (--ensemble).
+    """
     request_id: _builtins.str
     """Idempotency key: the same id again gets the same answer, not a second one. Default (empty): a fresh one."""
     @_builtins.property

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from node.v1 import types_pb2 as node_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12node/v1/mesh.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"R\n\x0cHelloRequest\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\"d\n\rHelloResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12 \n\x05peers\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\x10\n\x08protocol\x18\x03 \x01(\r\"`\n\x0cProbeRequest\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x1f\n\x04news\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\x0e\n\x06target\x18\x03 \x01(\t\"`\n\rProbeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x1f\n\x04news\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\r\n\x05\x61live\x18\x03 \x01(\x08\"\x0f\n\rStatusRequest\"\xba\x01\n\x0eStatusResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\"\n\x06topics\x18\x02 \x03(\x0b\x32\x12.node.v1.TopicInfo\x12\x1d\n\x05slots\x18\x03 \x01(\x0b\x32\x0e.node.v1.Slots\x12\x0f\n\x07mesh_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x10\n\x08problems\x18\x06 \x03(\t\x12\x0f\n\x07notices\x18\x07 \x03(\t\"3\n\x05Slots\x12\x0c\n\x04used\x18\x01 \x01(\r\x12\x0e\n\x06parked\x18\x02 \x01(\r\x12\x0c\n\x04\x66ree\x18\x03 \x01(\r2\xb1\x01\n\x04Mesh\x12\x36\n\x05Hello\x12\x15.node.v1.HelloRequest\x1a\x16.node.v1.HelloResponse\x12\x36\n\x05Probe\x12\x15.node.v1.ProbeRequest\x1a\x16.node.v1.ProbeResponse\x12\x39\n\x06Status\x12\x16.node.v1.StatusRequest\x1a\x17.node.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12node/v1/mesh.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"R\n\x0cHelloRequest\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\"d\n\rHelloResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12 \n\x05peers\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\x10\n\x08protocol\x18\x03 \x01(\r\"`\n\x0cProbeRequest\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x1f\n\x04news\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\x0e\n\x06target\x18\x03 \x01(\t\"`\n\rProbeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x1f\n\x04news\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\r\n\x05\x61live\x18\x03 \x01(\x08\"\x0f\n\rStatusRequest\"\xe0\x01\n\x0eStatusResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\"\n\x06topics\x18\x02 \x03(\x0b\x32\x12.node.v1.TopicInfo\x12\x1d\n\x05slots\x18\x03 \x01(\x0b\x32\x0e.node.v1.Slots\x12\x0f\n\x07mesh_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x10\n\x08problems\x18\x06 \x03(\t\x12\x0f\n\x07notices\x18\x07 \x03(\t\x12$\n\x06models\x18\x08 \x03(\x0b\x32\x14.node.v1.ModelRecord\"c\n\x0bModelRecord\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05votes\x18\x03 \x01(\x01\x12\x11\n\tagreement\x18\x04 \x01(\x01\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"3\n\x05Slots\x12\x0c\n\x04used\x18\x01 \x01(\r\x12\x0e\n\x06parked\x18\x02 \x01(\r\x12\x0c\n\x04\x66ree\x18\x03 \x01(\r2\xb1\x01\n\x04Mesh\x12\x36\n\x05Hello\x12\x15.node.v1.HelloRequest\x1a\x16.node.v1.HelloResponse\x12\x36\n\x05Probe\x12\x15.node.v1.ProbeRequest\x1a\x16.node.v1.ProbeResponse\x12\x39\n\x06Status\x12\x16.node.v1.StatusRequest\x1a\x17.node.v1.StatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,9 +43,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=434
   _globals['_STATUSREQUEST']._serialized_end=449
   _globals['_STATUSRESPONSE']._serialized_start=452
-  _globals['_STATUSRESPONSE']._serialized_end=638
-  _globals['_SLOTS']._serialized_start=640
-  _globals['_SLOTS']._serialized_end=691
-  _globals['_MESH']._serialized_start=694
-  _globals['_MESH']._serialized_end=871
+  _globals['_STATUSRESPONSE']._serialized_end=676
+  _globals['_MODELRECORD']._serialized_start=678
+  _globals['_MODELRECORD']._serialized_end=777
+  _globals['_SLOTS']._serialized_start=779
+  _globals['_SLOTS']._serialized_end=830
+  _globals['_MESH']._serialized_start=833
+  _globals['_MESH']._serialized_end=1010
 # @@protoc_insertion_point(module_scope)

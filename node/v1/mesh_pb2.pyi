@@ -183,6 +183,7 @@ class StatusResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Id of the mesh: hash of its CA's public key, hex."""
     version: _builtins.str
@@ -207,6 +208,10 @@ class StatusResponse(_message.Message):
     def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What a person should see of the mesh, one line each, such as a node that was refused and why. Local listener only."""
 
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRecord]:
+        """What the node asked holds of models that voted together, the most votes first. Default: none did yet."""
+
     def __init__(
         self,
         *,
@@ -217,14 +222,53 @@ class StatusResponse(_message.Message):
         version: _builtins.str = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
         notices: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[Global___ModelRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slots", b"slots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "nodes", b"nodes", "notices", b"notices", "problems", b"problems", "slots", b"slots", "topics", b"topics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "models", b"models", "nodes", b"nodes", "notices", b"notices", "problems", b"problems", "slots", b"slots", "topics", b"topics", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class ModelRecord(_message.Message):
+    """The record of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    VOTES_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name when it was last met."""
+    fingerprint: _builtins.str
+    """Its fingerprint, hex."""
+    votes: _builtins.float
+    """Votes together with other models that ended in agreement; older ones fade, so it is no whole number."""
+    agreement: _builtins.float
+    """The share of its ballots that agreed with the outcome, 0..1, shrunk to the mean of all models."""
+    weight: _builtins.float
+    """What its candidates would weigh if all of these models voted now; the best is 1."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        votes: _builtins.float = ...,
+        agreement: _builtins.float = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "fingerprint", b"fingerprint", "model", b"model", "votes", b"votes", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelRecord: _TypeAlias = ModelRecord  # noqa: Y015
 
 @_typing.final
 class Slots(_message.Message):

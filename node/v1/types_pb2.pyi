@@ -383,6 +383,7 @@ class Candidate(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Unique in its request, from 1."""
     node: _builtins.str
@@ -399,6 +400,8 @@ class Candidate(_message.Message):
     """From the start of generation on its node to its last token, in milliseconds."""
     finish_reason: _builtins.str
     """stop, length, tool_calls, cancelled or deadline."""
+    model: _builtins.str
+    """Name of the model that wrote it, as the node asked knows it."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
         """Calls that the text asks for. Default: none."""
@@ -422,10 +425,11 @@ class Candidate(_message.Message):
         finish_reason: _builtins.str = ...,
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "finish_reason", b"finish_reason", "id", b"id", "latency_ms", b"latency_ms", "logprobs", b"logprobs", "mean_logprob", b"mean_logprob", "node", b"node", "text", b"text", "tokens", b"tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "finish_reason", b"finish_reason", "id", b"id", "latency_ms", b"latency_ms", "logprobs", b"logprobs", "mean_logprob", b"mean_logprob", "model", b"model", "node", b"node", "text", b"text", "tokens", b"tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,6 +592,42 @@ class Loss(_message.Message):
 Global___Loss: _TypeAlias = Loss  # noqa: Y015
 
 @_typing.final
+class ModelVote(_message.Message):
+    """A model's part of a vote of several models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    fingerprint: _builtins.str
+    """Its fingerprint, hex."""
+    weight: _builtins.float
+    """What each of its candidates weighed by the record of the model, 0..1; the best model's is 1."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of its planned candidates, ascending."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        candidates: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "fingerprint", b"fingerprint", "model", b"model", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelVote: _TypeAlias = ModelVote  # noqa: Y015
+
+@_typing.final
 class Outcome(_message.Message):
     """How a vote ended."""
 
@@ -606,6 +646,7 @@ class Outcome(_message.Message):
     QUORUM_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """The strategy that was used; never "auto"."""
     winner: _builtins.int
@@ -640,6 +681,10 @@ class Outcome(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Lines for a person, such as a durability that was not reached. Default: none."""
 
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVote]:
+        """The models that took part, the one asked first. Default: none, where only one did."""
+
     def __init__(
         self,
         *,
@@ -656,10 +701,11 @@ class Outcome(_message.Message):
         quorum: _builtins.bool = ...,
         lost: _abc.Iterable[Global___Loss] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[Global___ModelVote] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters", b"clusters", "confidence", b"confidence", "disagreement", b"disagreement", "dissent", b"dissent", "finished", b"finished", "lost", b"lost", "margin", b"margin", "planned", b"planned", "quorum", b"quorum", "stopped_early", b"stopped_early", "strategy", b"strategy", "warnings", b"warnings", "winner", b"winner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters", b"clusters", "confidence", b"confidence", "disagreement", b"disagreement", "dissent", b"dissent", "finished", b"finished", "lost", b"lost", "margin", b"margin", "models", b"models", "planned", b"planned", "quorum", b"quorum", "stopped_early", b"stopped_early", "strategy", b"strategy", "warnings", b"warnings", "winner", b"winner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

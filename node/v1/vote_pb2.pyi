@@ -36,6 +36,7 @@ class PollRequest(_message.Message):
     COORDINATOR_FIELD_NUMBER: _builtins.int
     WAVE_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, the same on every node."""
     topic: _builtins.str
@@ -48,6 +49,11 @@ class PollRequest(_message.Message):
     """Candidates that begin at first; the rest when these have all but ended. Default (0): all."""
     texts: _builtins.bool
     """Texts are wanted as they are written. Default: only ballots."""
+    fingerprint: _builtins.str
+    """Fingerprint of the model that the candidates are wanted of, so that none is counted for what it is not. The node
+    called renders the messages with its own template; no token ids are sent. NOT_FOUND if it has another
+    model by now. Default (empty): whatever it has.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]:
         """The whole conversation."""
@@ -77,10 +83,11 @@ class PollRequest(_message.Message):
         coordinator: _builtins.str = ...,
         wave: _builtins.int = ...,
         texts: _builtins.bool = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "coordinator", b"coordinator", "messages", b"messages", "params", b"params", "request_id", b"request_id", "strategy", b"strategy", "texts", b"texts", "tools", b"tools", "topic", b"topic", "wave", b"wave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "coordinator", b"coordinator", "fingerprint", b"fingerprint", "messages", b"messages", "params", b"params", "request_id", b"request_id", "strategy", b"strategy", "texts", b"texts", "tools", b"tools", "topic", b"topic", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from node.types import (
     GenerateResult,
     Loss,
     Message,
+    ModelVote,
     NodeInfo,
     Outcome,
     SamplingParams,
@@ -100,6 +101,7 @@ def candidate_pb(c: Candidate, answer: str) -> types_pb2.Candidate:
         finish_reason=c.finish_reason.value,
         tool_calls=[tool_call_pb(t) for t in c.tool_calls],
         logprobs=[token_logprob_pb(t) for t in c.logprobs],
+        model=c.model,
     )
 
 
@@ -161,7 +163,13 @@ def outcome_pb(o: Outcome) -> types_pb2.Outcome:
         quorum=o.quorum,
         lost=[loss_pb(x) for x in o.lost],
         warnings=o.warnings,
+        models=[model_vote_pb(m) for m in o.models],
     )
+
+
+def model_vote_pb(m: ModelVote) -> types_pb2.ModelVote:
+    """A model's part of a vote for the wire."""
+    return types_pb2.ModelVote(model=m.model, fingerprint=m.fingerprint, weight=m.weight, candidates=m.candidates)
 
 
 def response_pb(r: GenerateResult) -> generate_pb2.GenerateResponse:

@@ -92,9 +92,19 @@ def writes(id: int, text: str) -> vote_pb2.PollResponse:
 class ScriptedPeer:
     """What the coordinator uses of `node.mesh.peer.Peer`."""
 
-    def __init__(self, id: str, script: Script, fingerprint: str, *, free: int = 16) -> None:
+    def __init__(
+        self, id: str, script: Script, fingerprint: str, *, free: int = 16, model: str = "fake", backend: str = "fake"
+    ) -> None:
         self.id = id
-        self.info = NodeInfo(id, "127.0.0.1:1", fingerprint=fingerprint, decode_tokens_per_s=0, free_sequences=free)
+        self.info = NodeInfo(
+            id,
+            "127.0.0.1:1",
+            model=model,
+            fingerprint=fingerprint,
+            backend=backend,
+            decode_tokens_per_s=0,
+            free_sequences=free,
+        )
         self.script = script
         self.wishes: list[vote_pb2.PollRequest] = []
         self.timeouts: list[float | None] = []
@@ -134,8 +144,8 @@ class Swarm:
     def peers(self) -> list[Any]:
         return list(self.alive)
 
-    def join(self, id: str, script: Script, *, free: int = 16, fingerprint: str | None = None) -> ScriptedPeer:
-        peer = ScriptedPeer(id, script, self.engine.info.fingerprint if fingerprint is None else fingerprint, free=free)
+    def join(self, id: str, script: Script, *, fingerprint: str | None = None, **of: Any) -> ScriptedPeer:
+        peer = ScriptedPeer(id, script, self.engine.info.fingerprint if fingerprint is None else fingerprint, **of)
         self.alive.append(peer)
         return peer
 

@@ -81,7 +81,7 @@ async def test_what_a_peer_is_asked() -> None:
 
 
 async def test_who_is_asked() -> None:
-    async with swarm(**ALL) as made:
+    async with swarm(ensemble=False, **ALL) as made:
         made.join("other-model", says("41"), fingerprint="other")
         full = made.join("full", says("41"), free=0)
         peer = made.join("a", says("42"))

@@ -1,5 +1,7 @@
 """Shares of a vote: they add up, stay within what nodes have free, and follow speed."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,6 +75,37 @@ def test_examples() -> None:
     assert shared(8, (9000, 16), (90, 16)) == [7, 1], "measured on a busy machine"
     assert shared(6, (30, 16), (0, 16)) == [3, 3], "a node that was never measured counts as a usual one"
     assert shared(2, (0, 0)) == [2]
+
+
+@given(
+    st.integers(1, 64),
+    PARTICIPANTS,
+    st.lists(st.tuples(st.booleans(), st.floats(1 / 16, 1)), min_size=8, max_size=8),
+)
+def test_guests_have_at_most_half_and_what_they_leave_is_computed(
+    candidates: int, nodes: list[Participant], of: list[tuple[bool, float]]
+) -> None:
+    nodes = [nodes[0], *(replace(n, is_guest=g, weight=w) for n, (g, w) in zip(nodes[1:], of, strict=False))]
+    shares = share(candidates, nodes)
+    assert sum(shares.values()) == candidates
+    assert shares[nodes[0].id] >= 1
+    assert sum(shares.get(n.id, 0) for n in nodes if n.is_guest) <= candidates // 2
+    assert all(shares.get(n.id, 0) <= max(n.free, 0) for n in nodes[1:])
+
+
+def test_guests_by_speed_and_weight() -> None:
+    def shared(candidates: int, own: tuple[float, float], *guests: tuple[float, float]) -> list[int]:
+        nodes = [Participant(str(i), speed, 16, i > 0, weight) for i, (speed, weight) in enumerate([own, *guests])]
+        shares = share(candidates, nodes)
+        return [shares.get(n.id, 0) for n in nodes]
+
+    assert shared(8, (10, 1), (10, 1)) == [4, 4]
+    assert shared(8, (10, 1), (200, 1)) == [4, 4], "a small model is fast, and has its half"
+    assert shared(8, (40, 1), (10, 1)) == [7, 1], "a big one is slow"
+    assert shared(8, (10, 1), (10, 1 / 16)) == [7, 1], "a poor record"
+    assert shared(8, (10, 1 / 16), (10, 1)) == [4, 4], "the poorer model is asked for half all the same"
+    assert shared(9, (10, 1), (10, 1), (10, 0.3)) == [5, 3, 1]
+    assert shared(1, (1, 1), (400, 1)) == [1, 0]
 
 
 def test_nothing_to_share_is_a_defect() -> None:

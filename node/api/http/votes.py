@@ -54,6 +54,7 @@ def candidate(c: Candidate, answer: str) -> dict[str, Any]:
     return {
         "id": c.id,
         "node": c.node,
+        "model": c.model,
         "text": c.text,
         "answer": answer,
         "tokens": c.tokens,
