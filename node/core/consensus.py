@@ -251,15 +251,15 @@ class Vote:
         if outstanding and not self._early:
             return
         clusters = self.tally().clusters
-        to_come = sum(self._standings[each].weight for each in open_)
-        if settled(clusters, to_come, self.strategy) or (
-            self._adaptive and unlikely(clusters, outstanding, self.strategy, relative=self._relative(to_come))
-        ):
+        weights = {each: self._standings[each].weight for each in self._planned}
+        done = settled(clusters, sum(weights[each] for each in open_), self.strategy)
+        if not done and self._adaptive:
+            models = {self._standings[each].model for each in self._ballots}
+            heard = [each for each in open_ if self._standings[each].model in models]
+            came = sum(weights[each] for each in self._ballots) / max(len(self._ballots), 1)
+            relative = sum(weights[each] for each in heard) / len(heard) / came if heard and came else 1.0
+            unheard = sum(weights[each] for each in open_ if each not in heard)
+            done = unlikely(clusters, len(heard), self.strategy, relative=relative, unheard=unheard)
+        if done:
             self._state = VoteState.WON
             self._stopped_early = outstanding > 0
-
-    def _relative(self, to_come: float) -> float:
-        """What an outstanding candidate may weigh at most, on average, over the same of those that voted."""
-        came = sum(self._standings[each].weight for each in self._ballots)
-        outstanding = len(self._planned) - len(self._ballots) - len(self._lost)
-        return to_come * len(self._ballots) / (outstanding * came) if outstanding and came else 1.0

@@ -64,11 +64,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What counts for the candidates of a model in one vote: their weight, at most 1, and the log probability from
-    which theirs are counted."""
+    """What counts for the candidates of a model in one vote: their weight, at most 1, the log probability from which
+    theirs are counted, and what names the model."""
 
     weight: float = 1.0
     par: float = 0.0
+    model: str = ""
 
 
 def accuracy(record: Record, prior: float = FIRST_GUESS) -> float:
@@ -97,7 +98,7 @@ def standings(records: Mapping[str, Record]) -> dict[str, Standing]:
         weight = max(worth[name] / best, LEAST) if best > 0 else 1.0
         own = record.candidates / (record.candidates + PRIOR_CANDIDATES)
         par = own * record.logprob + (1 - own) * usual + CONFIDENCE_TEMPERATURE
-        out[name] = Standing(quantised(weight), par)
+        out[name] = Standing(quantised(weight), par, name)
     return out
 
 

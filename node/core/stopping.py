@@ -46,16 +46,20 @@ def unlikely(
     strategy: Strategy,
     risk: float = ADAPTIVE_RISK,
     relative: float = 1.0,
+    unheard: float = 0.0,
 ) -> bool:
     """Whether a change of winner by outstanding candidates has a chance below `risk`; majority and confidence only.
 
-    `relative` is what a candidate to come may weigh at most, on average, over the same of those that came: other than
-    1 only where models of different standing vote.
+    Where several models vote, `relative` is what a candidate to come may weigh at most, on average, over the same of
+    those that came; and of a model without a ballot so far nothing can be said from those of others, so all that its
+    candidates can weigh, `unheard`, is taken for the runner-up. They are not in `outstanding`. (Or a model that is
+    quick would decide before the others have said anything.)
     """
     if strategy not in (Strategy.MAJORITY, Strategy.CONFIDENCE):
         return False
     leader, runner, _ = _weights(clusters)
-    if leader <= 0:
+    runner += unheard
+    if leader <= 0 or runner >= leader:
         return False
     # In units of the mean ballot: what is still to come is expected to weigh as much as what came, and a factor common
     # to all weights of a question (CISC's normalisation) changes nothing.

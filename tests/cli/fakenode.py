@@ -47,6 +47,8 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         self.warnings: list[str] = []
         self.lost: list[types_pb2.Loss] = []
         self.notices: list[str] = []
+        self.models: list[types_pb2.ModelVote] = []
+        self.records: list[mesh_pb2.ModelRecord] = []
         self.logprobs: list[types_pb2.TokenLogprob] = []
         self.hang = hang
         self.name = name
@@ -112,6 +114,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
             answer="41" if is_odd else "42",
             tokens=7,
             logprobs=self.logprobs,
+            model="tiny" if node == HERE else "big",
         )
 
     def _done(
@@ -137,6 +140,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
             quorum=True,
             lost=self.lost,
             warnings=self.warnings,
+            models=self.models,
         )
         return generate_pb2.GenerateResponse(
             text=self.text,
@@ -166,8 +170,9 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         nodes = [info(HERE, self.name), info(THERE, "bob", self.other_state)]
         slots = mesh_pb2.Slots(used=4, parked=3, free=12)
         return mesh_pb2.StatusResponse(
-            nodes=nodes, topics=topics, slots=slots, mesh_id="feedfeed", version="0.1.0", notices=self.notices
-        )
+            nodes=nodes, topics=topics, slots=slots, mesh_id="feedfeed", version="0.1.0", notices=self.notices,
+            models=self.records,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

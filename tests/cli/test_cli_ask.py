@@ -81,6 +81,19 @@ def test_votes_are_plain_lines(run: Run, node: FakeNode) -> None:
     ]
 
 
+def test_votes_of_several_models_name_them(run: Run, node: FakeNode) -> None:
+    """A name is what a peer says: what a terminal would act on is taken out of it."""
+    node.models = [
+        types_pb2.ModelVote(model="tiny", weight=1, candidates=[1, 2, 3]),
+        types_pb2.ModelVote(model="b\x1b[2Jig", weight=0.4, candidates=[4]),
+    ]
+    lines = run("ask", "x", "--votes", "--candidates", "4", "--address", node.address).out.splitlines()
+    assert "42          3  0.75   hal (tiny): 1 2 3" in lines
+    assert "41          1  0.25   bob (big): 4" in lines
+    assert "model       tiny, 3 candidates of weight 1.00" in lines
+    assert "model       b[2Jig, 1 candidate of weight 0.40" in lines
+
+
 @pytest.mark.parametrize(
     ("key", "text", "shown"),
     [("7", "3+4=7\nanswer: 7", "7"), ("3", "3+0=3", "3"), ("hello there", "Hello there!", "Hello there!")],

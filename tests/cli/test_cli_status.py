@@ -27,6 +27,20 @@ def test_plain_lines(run: Run, node: FakeNode) -> None:
     ]
 
 
+def test_the_record_of_models(run: Run, node: FakeNode) -> None:
+    node.records = [
+        mesh_pb2.ModelRecord(model="big", fingerprint="0123456789ab", votes=20.4, agreement=0.81, weight=1),
+        mesh_pb2.ModelRecord(model="tiny", fingerprint="ba9876543210", votes=20.4, agreement=0.4, weight=0.275),
+    ]
+    lines = run("status", "--address", node.address).out.splitlines()
+    assert lines[4:8] == [
+        "model  fingerprint  votes  agreed  weight",
+        "big    01234567        20     81%    1.00",
+        "tiny   ba987654        20     40%    0.28",
+        "",
+    ]
+
+
 def test_many_topics_do_not_hide_the_nodes(run: Run, node: FakeNode) -> None:
     node.topics = {f"t{i}": 1 for i in range(1000)}
     lines = run("status", "--address", node.address).out.splitlines()

@@ -287,6 +287,28 @@ def test_a_light_model_neither_decides_early_nor_holds_up() -> None:
     assert other.outstanding == (3, 4, 5, 6)
 
 
+def test_a_quick_model_does_not_decide_before_the_others_have_spoken() -> None:
+    """Adaptively; what is settled whatever they say is decided at once."""
+    ids = range(1, 9)
+    stand = {i: Standing(1.0, model="quick" if i <= 4 else "slow") for i in ids}
+    vote = Vote(Strategy.MAJORITY, ids, standings=stand)
+    for i in (1, 2, 3, 4):
+        vote.add(cast(i, "41"))
+    assert vote.state() is VoteState.PENDING
+    vote.add(cast(5, "41"))
+    assert vote.state() is VoteState.WON, "now the slow model is known to agree"
+    alone = Vote(Strategy.MAJORITY, ids)
+    for i in (1, 2, 3, 4):
+        alone.add(cast(i, "41"))
+    assert alone.state() is VoteState.WON, "of one model four of eight were enough"
+    light = {i: Standing(1.0, model="quick") if i <= 4 else Standing(LEAST, model="slow") for i in ids}
+    vote = Vote(Strategy.MAJORITY, ids, standings=light)
+    vote.add(cast(1, "41"))
+    vote.add(cast(2, "41"))
+    vote.add(cast(3, "41"))
+    assert vote.state() is VoteState.WON, "nobody waits for one that weighs next to nothing"
+
+
 def test_what_a_ballot_says_of_its_own_standing_is_not_believed() -> None:
     vote = Vote(Strategy.MAJORITY, (1, 2, 3), early=False, standings={1: Standing(0.5, -0.3)})
     vote.add(replace(cast(1, "42"), standing=1e9, par=-5.0))
