@@ -84,6 +84,8 @@ class Node:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.on_notice: Callable[[str], None] = lambda _: None
+        # What is being fetched or loaded, and how much of it is (0..1); from any thread.
+        self.on_progress: Callable[[str, float], None] = lambda what, share: None
         self._undo = contextlib.AsyncExitStack()
         self._started = False
         self._stopped = False
@@ -251,7 +253,7 @@ class Node:
             options = remote.options(config.url, config.model, config.slots or SLOTS, config.ctx, config.queue)
             return remote.RemoteEngine(options, node=self._identity.node_id)
         return Engine(
-            await backends.make(config, directory, lambda line: self.on_notice(line)),
+            await backends.make(config, directory, lambda line: self.on_notice(line), self.on_progress),
             node=self._identity.node_id,
             queue_limit=config.queue,
             memory=config.kv_memory << 20,

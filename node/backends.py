@@ -20,11 +20,17 @@ from node.models import resolve
 from node.models.shape import is_repacked, shape
 
 
-async def make(config: Config, directory: Path, notice: Callable[[str], None]) -> Callable[[], Backend]:
+async def make(
+    config: Config,
+    directory: Path,
+    notice: Callable[[str], None],
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> Callable[[], Backend]:
     """How to load what the configuration asks for; the file is checked here, the loading comes later. Raises
     ConclaveError.
 
-    `directory` is where the node remembers what it checked; `notice` hears of a download.
+    `directory` is where the node remembers what it checked; `notice` hears of a download, `progress` how far it is, and
+    then how far the loading is.
     """
     if config.backend == "fake":
         spec = FakeSpec.parse(config.model)
@@ -38,7 +44,7 @@ async def make(config: Config, directory: Path, notice: Callable[[str], None]) -
         raise BackendError(f"llama.cpp cannot be loaded ({e}): run `make run` again, or use --backend fake") from None
     machine = await asyncio.to_thread(detect)
     room, main = rooms(machine, has_gpu=llamacpp.has_gpu())
-    file = await asyncio.to_thread(resolve.resolve, config.model, None, room, notice)
+    file = await asyncio.to_thread(resolve.resolve, config.model, None, room, notice, progress)
     features = machine.cpu.features if machine.cpu else ()
     on_gpu = room is not None and room.where == "gpu"
     found = None if file.is_demo else _fit(config, shape(file.head, () if on_gpu else features), room, main)
@@ -64,7 +70,7 @@ async def make(config: Config, directory: Path, notice: Callable[[str], None]) -
     )
     if not file.is_demo:
         await trial.ensure(options, directory, llamacpp.STATE_FORMAT)
-    return lambda: llamacpp.LlamaBackend(options)
+    return lambda: llamacpp.LlamaBackend(options, lambda share: progress(f"loading {options.name}", share))
 
 
 def _fit(config: Config, wanted: Shape, room: Room | None, main: Room | None) -> Fit | None:

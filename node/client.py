@@ -172,13 +172,16 @@ class Client:
         )
 
     async def stream(
-        self, asked: generate_pb2.GenerateRequest, timeout_s: float = TIMEOUT_S
+        self,
+        asked: generate_pb2.GenerateRequest,
+        timeout_s: float = TIMEOUT_S,
+        wishes: generate_pb2.Wishes | None = None,
     ) -> AsyncGenerator[generate_pb2.StreamResponse | Moved, None]:
-        """One answer as events, `done` last. After `Moved` it begins anew, with a plan.
+        """One answer as events, `done` last; `wishes` asks for more of them. After `Moved` it begins anew, with a plan.
 
         Close the iterator (`contextlib.aclosing`) to leave before the end.
         """
-        wish = generate_pb2.StreamRequest(request=_with_id(asked))
+        wish = generate_pb2.StreamRequest(request=_with_id(asked), wishes=wishes)
         attempts = _Attempts(timeout_s)
         while True:
             channel = await self._connected()

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from node.cli.parser import nearest
+from node.cli.progress import Progress
 from node.core.plan import GIB, Fit, Plan, Room, fit, gpu_room, plan, shared, together
 from node.core.quantization import QUANTIZATIONS
 from node.core.shape import Shape
@@ -219,7 +220,7 @@ def _entry_json(entry: Entry, found: Fit | None) -> dict[str, object]:
 
 def _pull(name: str) -> int:
     reference = reference_of(name)
-    path = hub.pull(reference, lambda line: print(line, file=sys.stderr))
+    path = hub.pull(reference, lambda line: print(line, file=sys.stderr), Progress(sys.stderr))
     split.read(path)  # it may be whole and yet no model
     print(path)
     print(f"start a node with it: python -m node --model {split.stem(path.name)}", file=sys.stderr)

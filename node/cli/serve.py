@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from node import __version__, config, home
 from node.cli import render
+from node.cli.progress import Progress
 from node.config import Config
 from node.logs import JsonLines
 from node.types import NodeInfo
@@ -49,10 +50,12 @@ async def _serve(chosen: Config) -> int:
     node = Node(chosen)
     early: list[str] = []
     node.on_notice = early.append
+    node.on_progress = progress = Progress(sys.stdout)
     start = asyncio.create_task(node.start())
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
+        progress.end()
         if start.done():
             await start  # raises what went wrong
             node.on_notice = _say

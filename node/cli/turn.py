@@ -16,11 +16,13 @@ from rich.text import Text
 
 from node.cli import render
 from node.cli.markdown import Paper
+from node.cli.progress import PLAIN_EVERY_S, bar
 from node.client import TIMEOUT_S, Client, Moved, request
 from node.errors import ConclaveError, DeadlineExceeded
 from node.v1 import generate_pb2, types_pb2
 
 PREVIEW_LINES = 3
+READING_S = 1.0  # a prompt that takes longer shows how far it is
 # Fields of SamplingParams that are options of the same name, and that 0 does not leave to the node.
 NUMBERS = "temperature top_p top_k min_p repeat_penalty presence_penalty frequency_penalty seed".split()
 
@@ -64,7 +66,8 @@ async def answer(
 ) -> generate_pb2.GenerateResponse:
     """Ask, and show what comes while it comes. Raises ConclaveError."""
     try:
-        async with contextlib.aclosing(client.stream(wish, options.timeout or TIMEOUT_S)) as events:
+        more = generate_pb2.Wishes(progress=True)
+        async with contextlib.aclosing(client.stream(wish, options.timeout or TIMEOUT_S, more)) as events:
             async for event in events:
                 if isinstance(event, Moved):
                     view.restart(f"note: {event.reason}; going on at another node")
@@ -99,6 +102,7 @@ class View:
         self._out = sys.stdout
         self._paper = Paper(render.console(sys.stdout)) if sys.stdout.isatty() and not quiet else None
         self._progress = sys.stderr.isatty() and not quiet
+        self._plain = not self._progress and not quiet
         self._live: Live | None = None
         self.has_moved = False
         self._begin()
@@ -107,7 +111,8 @@ class View:
         self._planned = 0
         self._texts: dict[int, str] = {}
         self._answers: dict[int, str] = {}
-        self._started = time.monotonic()
+        self._reading: generate_pb2.Progress | None = None
+        self._started = self._said = time.monotonic()
 
     def __enter__(self) -> View:
         if self._progress:
@@ -132,6 +137,11 @@ class View:
         kind = event.WhichOneof("event")
         if kind == "plan":
             self._planned = sum(len(s.candidates) for s in event.plan.shares)
+        elif kind == "progress":
+            self._reading = event.progress
+            if self._plain and time.monotonic() - self._said >= PLAIN_EVERY_S:
+                self._said = time.monotonic()
+                render.note(f"note: {_read(event.progress)}")
         elif kind == "token":
             id = event.token.candidate_id
             self._texts[id] = self._texts.get(id, "") + event.token.text
@@ -177,12 +187,22 @@ class View:
         if self._answers:
             leading, count = Counter(self._answers.values()).most_common(1)[0]
             parts.insert(1, f"leading: {render.one_line(leading)} ({count})")
-        lines = [Text(" · ".join(parts), no_wrap=True, overflow="ellipsis")]
+        first = Text(" · ".join(parts))
+        if self._reading and not self._texts and not self._answers and time.monotonic() - self._started > READING_S:
+            share = self._reading.computed_tokens / max(self._reading.prompt_tokens, 1)
+            first = Text.assemble(bar(share), f" {_read(self._reading)} · {seconds}")
+        first.no_wrap, first.overflow = True, "ellipsis"
+        lines = [first]
         if self._texts:
             writing = max(list(self._texts.values()), key=len)
             tail = render.clean(writing).splitlines()[-PREVIEW_LINES:]
             lines += [Text("  " + line, style="dim", no_wrap=True, overflow="ellipsis") for line in tail]
         return Group(Spinner("dots", text=lines[0]), *lines[1:])
+
+
+def _read(progress: generate_pb2.Progress) -> str:
+    """How far a prompt is, in words."""
+    return f"reading the prompt: {progress.computed_tokens:,} of {progress.prompt_tokens:,} tokens"
 
 
 async def after(response: generate_pb2.GenerateResponse, client: Client, *, votes: bool) -> None:

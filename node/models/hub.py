@@ -84,10 +84,14 @@ def _is_of(name: str, quantization: str) -> bool:
     return bool(re.search(rf"(?:^|[-._/]){re.escape(quantization)}(?:[-._/]|$)", name, re.IGNORECASE))
 
 
-def pull(reference: Reference, notice: Callable[[str], None]) -> Path:
+def pull(
+    reference: Reference,
+    notice: Callable[[str], None],
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> Path:
     """Fetch a model, or what is missing of it; its first file. Raises ConclaveError with one line.
 
-    Progress is huggingface_hub's own, on standard error.
+    `progress` is told what is fetched, and how much of it is there (0..1).
     """
     import huggingface_hub
 
@@ -98,12 +102,23 @@ def pull(reference: Reference, notice: Callable[[str], None]) -> Path:
         total = sum(f.size for f in chosen)
         notice(f"{reference.repo}: {', '.join(f.name for f in chosen)}, {total / 1e9:.2f} GB")
         for file in chosen:
-            _fetch(reference.repo, file, str(info.sha))
+            _fetch(reference.repo, file, str(info.sha), progress)
         paths = [huggingface_hub.hf_hub_download(reference.repo, file.name, revision=info.sha) for file in chosen]
     return min(Path(path) for path in paths)
 
 
-def _fetch(repo: str, file: RemoteFile, revision: str) -> None:
+class _Bar:
+    """In place of the library's own bar, which it tells of each piece; it shows nothing where no terminal is."""
+
+    def __init__(self, file: RemoteFile, start: int, progress: Callable[[str, float], None]) -> None:
+        self._file, self._have, self._progress = file, start, progress
+
+    def update(self, size: int) -> None:
+        self._have += size
+        self._progress(f"fetching {self._file.name}", self._have / max(self._file.size, 1))
+
+
+def _fetch(repo: str, file: RemoteFile, revision: str, progress: Callable[[str, float], None]) -> None:
     """Bring a file's bytes into the cache, from where an earlier attempt ended."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name
@@ -128,7 +143,8 @@ def _fetch(repo: str, file: RemoteFile, revision: str) -> None:
             out.truncate(0)
             start = 0
         if start < file.size:
-            http_get(url, out, resume_size=start, headers=build_hf_headers(), expected_size=file.size)
+            bar: Any = _Bar(file, start, progress)
+            http_get(url, out, resume_size=start, headers=build_hf_headers(), expected_size=file.size, _tqdm_bar=bar)
         out.flush()
         os.fsync(out.fileno())
         _check(partial, file)

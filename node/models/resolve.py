@@ -33,11 +33,13 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     room: Room | None = None,
     notice: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> ModelFile:
     """The file that `--model` means: `bundled`, `auto`, a path, `hf:REPO`, or the name of a model on this machine.
 
     `auto` is the biggest model on this machine that fits `room` and chats, else the bundled one. `hf:REPO` is
-    downloaded if it is not in the cache. Raises InvalidRequest, NotFound, or BackendError if the file is broken.
+    downloaded if it is not in the cache, of which `notice` and `progress` hear. Raises InvalidRequest, NotFound, or
+    BackendError if the file is broken.
     """
     environ = os.environ if environ is None else environ
     if model == "bundled" or (model == "auto" and room is None):
@@ -52,7 +54,7 @@ def resolve(
         raise InvalidRequest(f"--model {model!r}: give a file, or a repository as hf:OWNER/NAME")
     if model.startswith("hf:"):
         reference = hub.parse(model)
-        path = hub.cached(reference) or hub.pull(reference, notice)
+        path = hub.cached(reference) or hub.pull(reference, notice, progress)
         return _file(path, split.stem(path.name))
     if model.endswith(".gguf") or model.startswith((".", "/", "~")) or ("/" in model and os.path.exists(model)):
         try:

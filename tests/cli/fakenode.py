@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,6 +51,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         self.models: list[types_pb2.ModelVote] = []
         self.records: list[mesh_pb2.ModelRecord] = []
         self.logprobs: list[types_pb2.TokenLogprob] = []
+        self.reads = 0.0  # how long it reads a prompt before it writes, in seconds
         self.hang = hang
         self.name = name
         self.other_state = "alive"
@@ -92,6 +94,10 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         shares = [generate_pb2.Share(node=HERE, candidates=[i for i in ids if i not in there])]
         shares += [generate_pb2.Share(node=THERE, candidates=there)] if there else []
         yield generate_pb2.StreamResponse(plan=generate_pb2.Plan(request_id=r.request_id, shares=shares))
+        for i in range(1, 8) if request.wishes.progress and self.reads else ():
+            time.sleep(self.reads / 8)
+            progress = generate_pb2.Progress(computed_tokens=1000 * i, cached_tokens=500, prompt_tokens=8000)
+            yield generate_pb2.StreamResponse(progress=progress)
         for piece in ("The answer", " is"):
             yield generate_pb2.StreamResponse(token=generate_pb2.Token(candidate_id=1, text=piece))
         if self.hang:

@@ -3,13 +3,14 @@
 import io
 import json
 import math
+import re
 import socket
 
 import grpc
 import pytest
 from fakenode import THERE, FakeNode, Run, nobody
 
-from node.cli import render
+from node.cli import render, turn
 from node.errors import NoQuorum
 from node.v1 import generate_pb2, types_pb2
 
@@ -22,6 +23,20 @@ def test_piped_it_is_the_answer_and_nothing_else(run: Run, node: FakeNode) -> No
     assert (asked.candidates, asked.strategy, asked.scope, asked.topic) == (0, "", generate_pb2.SCOPE_MESH, "")
     assert asked.request_id
     assert not asked.params.HasField("seed")
+
+
+def test_a_long_prompt_says_now_and_then_how_far_it_is(
+    run: Run, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.reads = 0.4
+    assert run("ask", "x", "--address", node.address).err == "", "it was soon read"
+    monkeypatch.setattr(turn, "PLAIN_EVERY_S", 0.2)
+    done = run("ask", "x", "--address", node.address)
+    assert done.out == "The answer is 42.\n"
+    lines = done.err.splitlines()
+    assert 1 <= len(lines) <= 2
+    assert re.fullmatch(r"note: reading the prompt: [3-7],000 of 8,000 tokens", lines[0])
+    assert run("ask", "x", "--json", "--address", node.address).err == ""
 
 
 def test_every_option_reaches_the_node(run: Run, node: FakeNode) -> None:

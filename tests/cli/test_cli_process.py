@@ -158,6 +158,19 @@ def test_no_colour_when_it_is_not_wanted(node: FakeNode) -> None:
     assert "\x1b[32malive" in seen
 
 
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_long_prompt_has_a_bar_on_a_terminal(node: FakeNode, colour: bool) -> None:
+    node.reads = 2.0
+    code, seen = in_terminal(["ask", "x", "--address", node.address], **({} if colour else {"NO_COLOR": "1"}))
+    assert code == 0
+    plain = ESCAPE.sub("", seen)
+    assert "reading the prompt: 6,000 of 8,000 tokens" in plain
+    assert "reading the prompt: 1,000 of" not in plain, "for the first second nobody needs a bar"
+    assert "█" * 18 + "░" * 6 in plain
+    assert ("\x1b[32m█" in seen) == colour
+    assert plain.rstrip().splitlines()[-1].startswith("4 of 5 candidates agree")
+
+
 def test_chat_on_a_terminal(node: FakeNode) -> None:
     typed = [(">>> ", b"Hello\n"), (">>> ", b"/nonsense\n"), (">>> ", b"/votes\n"), (">>> ", b"\x04")]
     code, seen = in_terminal(["chat", "--address", node.address, "--topic", "garden"], typed)

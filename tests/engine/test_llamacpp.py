@@ -31,6 +31,13 @@ def _empty(backend: LlamaBackend) -> Iterator[None]:
         backend.drop(sequence)
 
 
+def test_loading_says_how_far_it_is() -> None:
+    told: list[float] = []
+    LlamaBackend(LlamaOptions(BUNDLED, "demo", "fp", sequences=1, context=64, threads=1), told.append).close()
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
 def prompt(backend: LlamaBackend, text: str = QUESTION) -> list[int]:
     return backend.tokenize(backend.render([Message("user", text)], []))
 

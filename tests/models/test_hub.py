@@ -109,6 +109,23 @@ def test_a_killed_download_goes_on_where_it_was(command: Command, server: Hub, t
     assert 0 < last_start(server) <= half
 
 
+def test_a_pull_says_how_far_it_is(command: Command) -> None:
+    code = (
+        "from node.models import hub; "
+        f"hub.pull(hub.parse('hf:{REPO}'), lambda _: None, lambda what, share: print(share, what))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=command.environ, capture_output=True, text=True, timeout=50, check=True
+    )
+    told = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    assert {what for _, what in told} == {"fetching tiny-Q4_K_M.gguf"}
+    shares = [float(share) for share, _ in told]
+    assert shares == sorted(shares)
+    assert len(shares) > 2
+    assert shares[-1] == 1.0
+    assert done.stderr == "", "the library's own bar is not shown beside it"
+
+
 def last_start(server: Hub) -> int:
     """Where the last download of the model began; 0 if from its beginning."""
     asked = [r for method, path, r in server.requests if method == "GET" and path.endswith("Q4_K_M.gguf")]

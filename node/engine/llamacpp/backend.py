@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +60,7 @@ class LlamaOptions:
 class LlamaBackend:
     """A GGUF model. Raises InvalidRequest if the file is no model that chats, BackendError if it cannot be loaded."""
 
-    def __init__(self, options: LlamaOptions) -> None:
+    def __init__(self, options: LlamaOptions, progress: Callable[[float], None] | None = None) -> None:
         native.set_up()
         # Native pointers; None before they are made and after `close`.
         self._model: Any = None
@@ -72,13 +72,20 @@ class LlamaBackend:
         self._pieces: dict[int, bytes] = {}
         self._rows: dict[int, Logits] = {}  # of the last batch, made when first drawn from
         try:
-            self._load(options)
+            self._load(options, progress)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, o: LlamaOptions) -> None:
+    def _load(self, o: LlamaOptions, progress: Callable[[float], None] | None) -> None:
         params = ll.llama_model_default_params()
+
+        def told(share: float, _: object) -> bool:
+            if progress is not None:
+                progress(share)
+            return True  # go on
+
+        params.progress_callback = ll.llama_progress_callback(told)  # lives as long as `params`
         params.n_gpu_layers = o.gpu_layers if o.gpu_layers >= 0 else 999
         params.load_mode = _LOAD_MAPPED if o.mmap else _LOAD_READ
         native.forget_errors()
