@@ -114,8 +114,9 @@ def _lock(path: Path) -> int | None:
         raise InvalidRequest(f"cannot write {path}: {e.strerror}; give another --data-dir") from e
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk: who holds it cannot be said, and that is all
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
     except BlockingIOError:
         os.close(fd)
         return None

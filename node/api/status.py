@@ -21,7 +21,7 @@ def status_pb(
         slots=mesh_pb2.Slots(used=total - free, parked=engine.load.topics, free=free),
         mesh_id=mesh.mesh_id,
         version=version,
-        problems=[store.problem] if store.problem else [],
+        problems=store.problems,
         notices=mesh.notices,
         models=_models(standings),
     )

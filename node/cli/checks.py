@@ -167,6 +167,9 @@ def mesh(directory: Path) -> Iterator[Check]:
         return
     others = sum(n.state == "alive" for n in status.nodes) - 1
     yield Check("mesh", OK, f"{status.mesh_id}, with {others} other node{'' if others == 1 else 's'}")
+    for problem in status.problems[:MAX_NOTICES]:
+        advice = "free some space, or make its --data-dir writable; what waits is written then"
+        yield Check("durability", WARN, one_line(problem, 400), advice)
     for notice in status.notices[:MAX_NOTICES]:
         found, _, advice = one_line(notice, 400).partition(": ")
         yield Check("mesh", WARN, found, advice)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from node.types import Message, Version
 
 NOTHING = Version()
+RECENT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,27 @@ class Log:
                 return path[i + 1 :]
         begins = max((i for i, entry in enumerate(path) if entry.begins), default=0)
         return path[begins:]
+
+    def useless(self) -> list[Entry]:
+        """Entries that no conversation needs: what a client's whole conversation replaced, but for the last
+        `RECENT` turns, whose requests may be asked again, and what branches go back to."""
+        path = self.path()
+        begins = max((i for i, entry in enumerate(path) if entry.begins), default=0)
+        begins = min(begins, max(len(path) - RECENT, 0))
+        while begins and not path[begins].begins:
+            begins -= 1
+        needed = {entry.version for entry in path[begins:]}
+        for branch in self.branches():
+            for entry in reversed(self.path(branch)):
+                needed.add(entry.version)
+                if entry.begins:
+                    break
+        return [entry for entry in self.entries if entry.version not in needed]
+
+    def compact(self) -> None:
+        """Let go of what is useless."""
+        for entry in self.useless():
+            del self._entries[entry.version]
 
     def branches(self) -> list[Version]:
         """The last entries of what leads elsewhere than to the head, by version."""

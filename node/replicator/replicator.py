@@ -201,7 +201,9 @@ class Replicator:
             try:
                 await asyncio.sleep(KEEP_S)
                 await asyncio.to_thread(incoming.keep, is_whole=True)
-            except (ConclaveError, OSError) as e:
+            except OSError as e:
+                self.snapshots.failed(e)
+            except ConclaveError as e:
                 log.info("the snapshot of a topic was not kept: %s", e)
             finally:
                 del self._keeping[topic]

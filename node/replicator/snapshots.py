@@ -47,7 +47,6 @@ class Snapshots:
         self._blocks = blocks
         self._measured = measured
         self._codec = codec
-        self.problem = ""
         self._refuted = 0
         self.ours = _ours(engine, secret) if blocks.is_on else None
 
@@ -96,8 +95,7 @@ class Snapshots:
         except ValueError as e:  # the topic went on meanwhile: there will be another call
             log.info("no snapshot of a topic was taken: %s", e)
         except OSError as e:
-            self.problem = f"KV snapshots cannot be written ({e.strerror or e})"
-            log.warning("%s", self.problem)
+            self.failed(e)
         return None
 
     def _first_new(self, topic: str, tokens: Sequence[int], before: Header | None) -> int:
@@ -125,8 +123,17 @@ class Snapshots:
         for key, data in made.items():
             self._blocks.put(key, data)
         self._blocks.save(head)
-        self.problem = ""
+        self._store.kv_problem = ""
         return head
+
+    def failed(self, error: OSError) -> None:
+        """The disk does not take snapshots: `status` says so until it does."""
+        if not self._store.kv_problem:
+            log.warning("KV snapshots are not written: %s", error)
+        self._store.kv_problem = (
+            f"KV snapshots cannot be written ({error.strerror or error}): after a restart, or on another node, topics "
+            "are computed again"
+        )
 
     def _digest(self, each: Block) -> bytes | None:
         data = self._blocks.get(each.key)
@@ -167,6 +174,7 @@ class Snapshots:
         except ConclaveError as e:
             raise count(e) from None
         self._blocks.put(each.key, data)
+        self._store.kv_problem = ""
 
     def incoming(self, head: Header) -> Incoming:
         """A snapshot that is to be put together."""

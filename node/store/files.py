@@ -8,8 +8,10 @@ written anew from what is held in memory.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -68,7 +70,7 @@ class LogFiles:
             data = b"".join(records.line(entry) for entry in entries)
             try:
                 _write(fd, data)
-                os.fsync(fd)
+                _sync(fd)
             except OSError:
                 with contextlib.suppress(OSError):
                     _heal(fd, size)
@@ -84,7 +86,7 @@ class LogFiles:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _write(fd, b"".join([records.head(topic), *(records.line(entry) for entry in entries)]))
-            os.fsync(fd)
+            _sync(fd)
             os.rename(temporary, path)
             self._known[topic] = _identity(fd)
         except OSError:
@@ -95,9 +97,13 @@ class LogFiles:
         _sync_directory(self._directory)
 
     def remove(self, topic: str) -> None:
-        """Delete a topic's file; no error if there is none."""
+        """Delete a topic's file; no error if there is none. Raises OSError."""
         self._known.pop(topic, None)
         self.path(topic).unlink(missing_ok=True)
+
+    def written(self, topic: str) -> float:
+        """When a topic's file was written last, Unix time in seconds. Raises OSError."""
+        return self.path(topic).stat().st_mtime
 
     def _read(self, path: Path) -> tuple[str, list[Entry]] | None:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -126,6 +132,16 @@ def _write(fd: int, data: bytes) -> None:
 
 def _heal(fd: int, size: int) -> None:
     os.ftruncate(fd, size)
+    _sync(fd)
+
+
+def _sync(fd: int) -> None:
+    """Return when the disk has it, not only the drive's own memory: macOS's fsync promises less than others'
+    (fsync(2) there), F_FULLFSYNC is what it has for that; some network file systems do not know it."""
+    if sys.platform == "darwin":
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
     os.fsync(fd)
 
 

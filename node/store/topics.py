@@ -8,9 +8,11 @@ and is written as soon as the disk takes it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,12 @@ MAX_BYTES = 256 << 20
 # Memory and disk must not fill with every name that somebody makes up.
 MAX_LOGS = 65_536
 REMEMBERED_REQUESTS = 4096
+# A log is written anew without what no conversation needs when that is half of it, and it is at least so large: a
+# client that sends the whole conversation each turn would otherwise fill the disk with the square of its length.
+COMPACT_BYTES = 256 << 10
+# A tombstone must outlive what a node could bring back that was away when its topic was forgotten. Laptops come out of
+# drawers after a summer; after a year we take it that none does. A tombstone is a file of some hundred bytes.
+TOMBSTONE_S = 365 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +66,29 @@ class _Known:
     bytes: int
     forgotten: bool
     replicas: tuple[str, ...] = ()
+    since: float = 0.0  # of a tombstone, Unix time in seconds
 
 
 class Store:
     """Topics by name. Without a directory they end with the process. Use it from one event loop."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._files = LogFiles(directory) if directory is not None else None
         self._writer = ThreadPoolExecutor(1, "log")
         self._logs: OrderedDict[str, Log] = OrderedDict()  # the most recently used last
         self._known: dict[str, _Known] = {}
         self._unwritten: dict[str, list[Entry]] = {}
+        self._compacted: set[str] = set()  # in memory, and not yet on disk
         self._requests: OrderedDict[str, tuple[str, Version]] = OrderedDict()
         self._bytes = 0
         self.problem = ""
+        self.kv_problem = ""  # said by who keeps snapshots
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the disk, one line each."""
+        return [problem for problem in (self.problem, self.kv_problem) if problem]
 
     def load(self) -> None:
         """Read all files. It blocks; call it once, before anything else. Raises OSError."""
@@ -79,10 +96,19 @@ class Store:
             return
         for name, entries in self._files.read_all():
             found = Log(entries)
-            if len(found):
-                self._hold(name, found)
-                for entry in found.path()[-1:]:
-                    self._remember(name, entry)
+            if not len(found):
+                continue
+            self._hold(name, found)
+            if found.is_forgotten:
+                with contextlib.suppress(OSError):
+                    self._known[name].since = self._files.written(name)
+            elif self._compact(name, found):
+                with contextlib.suppress(OSError):  # the old one stands
+                    self._files.rewrite(name, found.entries)
+                    self._compacted.discard(name)
+            for entry in found.path()[-1:]:
+                self._remember(name, entry)
+        self._bury()
 
     def close(self) -> None:
         """Wait until what was given to the disk is there."""
@@ -159,6 +185,11 @@ class Store:
         if taken is not Taken.KNOWN:
             self._hold(name, held)
             self._remember(name, entry)
+            if entry.forgotten:
+                self._known[name].since = self._clock()
+                self._bury()
+            else:
+                self._compact(name, held)
             if self._files is not None:
                 self._unwritten.setdefault(name, []).append(entry)
         return Kept(taken, await self._on_disk(name, held))
@@ -168,6 +199,26 @@ class Store:
         known = self._known.get(name)
         if known is not None and known.version == version and node not in known.replicas:
             known.replicas = (*known.replicas, node)
+
+    def _compact(self, name: str, held: Log) -> bool:
+        """Let go of what no conversation of a log needs, if it is worth it. Says whether it was."""
+        size = self._known[name].bytes
+        if size < COMPACT_BYTES or 2 * sum(_bytes(entry.messages) for entry in held.useless()) < size:
+            return False
+        held.compact()
+        self._hold(name, held)
+        self._compacted.add(name)
+        return True
+
+    def _bury(self) -> None:
+        """Let go of tombstones that have served their time."""
+        now = self._clock()
+        for name in [n for n, k in self._known.items() if k.forgotten and 0 < k.since < now - TOMBSTONE_S]:
+            del self._known[name]
+            self._logs.pop(name, None)
+            if self._files is not None:
+                with contextlib.suppress(OSError):
+                    self._files.remove(name)
 
     async def _on_disk(self, name: str, held: Log) -> bool:
         if self._files is None:
@@ -194,8 +245,9 @@ class Store:
         if not waiting or self._files is None:
             return
         batch = list(waiting)
-        if any(entry.forgotten for entry in batch):
+        if name in self._compacted or any(entry.forgotten for entry in batch):
             self._files.rewrite(name, held.entries)  # what was forgotten leaves the disk too
+            self._compacted.discard(name)
         else:
             self._files.append(name, batch, held.entries)
         del waiting[: len(batch)]
@@ -210,7 +262,8 @@ class Store:
         replicas = before.replicas if before is not None and before.version == held.head else ()
         size = sum(_bytes(entry.messages) for entry in held.entries)
         self._bytes += size - (before.bytes if before is not None and name in self._logs else 0)
-        self._known[name] = _Known(held.head, head.tokens if head else 0, size, held.is_forgotten, replicas)
+        since = before.since if before is not None else 0.0
+        self._known[name] = _Known(held.head, head.tokens if head else 0, size, held.is_forgotten, replicas, since)
         self._logs[name] = held
         self._logs.move_to_end(name)
         while len(self._logs) > 1 and (len(self._logs) > MAX_TOPICS or self._bytes > MAX_BYTES):

@@ -244,3 +244,57 @@ async def test_names_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Overloaded, match="topics forget"):
         await store.add("c", entry(v(1)))
     await store.add("a", entry(v(2), v(1)))
+
+
+async def test_what_a_client_sends_over_and_over_is_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends the whole conversation each turn fills no disk; recent turns and branches stay."""
+    monkeypatch.setattr(topics, "COMPACT_BYTES", 2000)
+    store = loaded(tmp_path)
+    await store.add("t", entry(v(1), text="begin"))
+    await store.add("t", entry(v(2, node="b"), v(1), "what another said alone"))
+    for turn in range(2, 60):
+        whole = " ".join(["x"] * turn)
+        await store.add("t", entry(v(turn), v(turn - 1), whole, anew=True, request_id=f"r{turn}"))
+    [path] = files(tmp_path)
+    assert path.stat().st_size < 12_000, "a third of what was said"
+    again = loaded(tmp_path)
+    for each in (store, again):
+        log = each.log("t")
+        assert log.head == v(59)
+        assert log.branches() == [v(2, node="b")]
+        assert [m.content for m in log.conversation(v(2, node="b"))] == ["begin", "yes", "what another said alone", "yes"]
+        assert each.get("t").messages[0].content == whole
+        assert [e.version.turn for e in log.path()][-16:] == list(range(44, 60))
+    assert store.answered("r50") is not None, "a request that is asked again has its answer"
+    await again.add("t", entry(v(60), v(59), "one more"))
+    assert len(loaded(tmp_path).get("t").messages) == 4
+
+
+async def test_turns_that_follow_each_other_are_never_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "COMPACT_BYTES", 10)
+    store = loaded(tmp_path)
+    for turn in range(1, 60):
+        await store.add("t", entry(v(turn), v(turn - 1) if turn > 1 else NOTHING, str(turn)))
+    assert [e.version.turn for e in loaded(tmp_path).log("t").entries] == list(range(1, 60))
+
+
+async def test_a_tombstone_goes_when_nobody_can_come_back_any_more(tmp_path: Path) -> None:
+    now = [1e9]
+    store = Store(tmp_path, clock=lambda: now[0])
+    store.load()
+    for name in ("old", "new"):
+        await store.add(name, entry(v(1)))
+    await store.add("old", Entry(v(2), v(1), forgotten=True))
+    now[0] += topics.TOMBSTONE_S - 1
+    await store.add("new", Entry(v(2), v(1), forgotten=True))
+    assert [t.topic for t in store.list(forgotten=True)] == ["new", "old"]
+    now[0] += 2
+    await store.add("third", entry(v(1)))
+    await store.add("third", Entry(v(2), v(1), forgotten=True))
+    assert [t.topic for t in store.list(forgotten=True)] == ["new", "third"]
+    assert len(files(tmp_path)) == 2
+    store.close()
+    os.utime(store._files.path("new"), (1, 1))  # type: ignore[union-attr]
+    assert [t.topic for t in loaded(tmp_path).list(forgotten=True)] == ["third"], "after a restart by the file's age"
