@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from node import metrics, tracing
-from node.coordinator import topics, traced
+from node.coordinator import late, topics, traced
 from node.coordinator.events import NO_WISHES, Event, Wishes, Wrote
 from node.coordinator.local import VOTING, LocalPhase, ballot, written
 from node.coordinator.place import Peers, Place
@@ -71,9 +71,13 @@ class Coordinator:
         self._running: dict[str, tuple[str, asyncio.Future[GenerateResult | None]]] = {}
         self._topics: dict[str, _TopicTurns] = {}
         self._polled: OrderedDict[str, str] = OrderedDict()  # request -> job, until its outcome comes
+        self._late: set[asyncio.Task[None]] = set()
 
     async def stop(self) -> None:
-        """Wait for what still runs in the background."""
+        """Wait for what still runs in the background, but for what would only make later turns quicker."""
+        for task in self._late:
+            task.cancel()
+        await asyncio.gather(*self._late, return_exceptions=True)
         while self._place.background:
             await asyncio.gather(*self._place.background, return_exceptions=True)
 
@@ -140,7 +144,15 @@ class Coordinator:
                 return
         async with contextlib.aclosing(turn.run()) as events:
             async for event in events:
+                if isinstance(event, GenerateResult) and turn.is_won_elsewhere(event):
+                    self._compute_later(event, request)
                 yield event
+
+    def _compute_later(self, result: GenerateResult, request: GenerateRequest) -> None:
+        work = late.compute(self._place, result.topic, result.version, request.tools, self.is_busy)
+        task = asyncio.create_task(work)
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
 
     async def poll(
         self,

@@ -141,6 +141,10 @@ class Turn:
         self._tell(result)
         yield result
 
+    def is_won_elsewhere(self, result: GenerateResult) -> bool:
+        """Whether the answer of a topic was a peer's, so that its KV is not here."""
+        return bool(result.topic) and result.outcome.winner not in self._shares.get(self._p.id, ())
+
     # ---- plan -------------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> GenerateRequest:

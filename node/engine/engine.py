@@ -145,11 +145,11 @@ class Engine:
         """Stop candidates of a job (all if None) within one step; each still comes as a `Done`. Unknown ids pass."""
         self._commands.put(lambda scheduler: scheduler.cancel(job, candidates))
 
-    def commit(self, job: str, winner: int = PROMPT_ONLY) -> None:
+    def commit(self, job: str, winner: int = PROMPT_ONLY, topic: str = "") -> None:
         """Say who won an ended job, so that its KV is kept for the topic (`Scheduler.commit`)."""
 
         def command(scheduler: Scheduler) -> list[Event]:
-            scheduler.commit(job, winner)
+            scheduler.commit(job, winner, topic)
             return []
 
         self._commands.put(command)

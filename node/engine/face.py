@@ -70,8 +70,9 @@ class EngineFace(Protocol):
     def cancel(self, job: str, candidates: Collection[int] | None = None) -> None:
         """Stop candidates of a job (all if None); each still comes as a `Done`. Unknown ids pass."""
 
-    def commit(self, job: str, winner: int = 0) -> None:
-        """Say who won an ended job, so that its KV is kept for the topic where there is any."""
+    def commit(self, job: str, winner: int = 0, topic: str = "") -> None:
+        """Say who won an ended job, so that its KV is kept for the topic where there is any; `topic` is whose it is
+        where the job names none."""
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Vectors of length 1."""

@@ -136,8 +136,9 @@ class Scheduler:
         running = self._running.get(job)
         return self._cancel(running, candidates) if running else []
 
-    def commit(self, job: str, winner: int = PROMPT_ONLY) -> None:
+    def commit(self, job: str, winner: int = PROMPT_ONLY, topic: str = "") -> None:
         """Say who won an ended job: that candidate's KV is kept for its topic, or the prompt's if it won elsewhere.
+        `topic` is whose it is where the job names none.
 
         Unknown jobs are ignored: theirs may have been let go for want of room.
         """
@@ -150,7 +151,7 @@ class Scheduler:
             if candidate == chosen != winner:
                 tokens = tokens[: len(request.job.prompt)]
             if candidate == chosen and self._backend.truncate(sequence, len(tokens)):
-                self.slots.keep(request.job.topic or f"{UNNAMED}{request.job.id}", sequence, tokens)
+                self.slots.keep(request.job.topic or topic or f"{UNNAMED}{request.job.id}", sequence, tokens)
             else:
                 self._give_back(sequence)
 

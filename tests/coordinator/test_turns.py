@@ -9,7 +9,7 @@ import pytest
 from scripted import ENDLESS, dies, events, hangs, request, says, swarm
 
 from node import wire
-from node.coordinator import Wrote
+from node.coordinator import Wrote, late
 from node.coordinator import coordinator as coordinator_module
 from node.coordinator.turn import Turn
 from node.core.log import Entry, Reply
@@ -320,3 +320,28 @@ def test_all_pieces_of_a_step_are_told() -> None:
     turn._first_token = 0.0
     step = scheduler.Text("job", ((1, "a"), (2, "x"), (1, "b")))
     assert turn._observe(step) == [Wrote(1, "ab"), Wrote(2, "x")]
+
+
+async def test_the_kv_of_an_answer_of_a_peers_is_computed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(late, "LATER_S", 0.01)
+    async with swarm(FakeSpec(answers=("one", "two", "three"))) as made:
+        made.join("b", says("nine and thirty"))
+        result = await made.coordinator.generate(request(topic="t", candidates=8))
+        assert result.text == "nine and thirty"
+        whole = await made.engine.prompt(made.store.get("t").messages, (), is_raw=False)
+        async with asyncio.timeout(5):
+            while tuple((await made.engine.held("t"))[0]) != whole:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        assert made.backend.used_sequences == 1
+
+
+async def test_what_is_computed_later_gives_way_to_the_next_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(late, "LATER_S", 0.05)
+    async with swarm(FakeSpec(answers=("one", "two", "three"))) as made:
+        peer = made.join("b", says("nine and thirty"))
+        first = await made.coordinator.generate(request(topic="t", candidates=8))
+        made.alive.remove(peer)
+        second = await made.coordinator.generate(request(topic="t", append=True, parent=first.version))
+        await asyncio.sleep(0.2)
+        held, _ = await made.engine.held("t")
+        assert len(held) == second.usage.prompt + second.usage.completion - 1, "the turn's own KV is what is kept"

@@ -173,7 +173,7 @@ class RemoteEngine:
         if (run := self._runs.get(job)) is not None:
             self._stop(run, candidates, FinishReason.CANCELLED)
 
-    def commit(self, job: str, winner: int = 0) -> None:
+    def commit(self, job: str, winner: int = 0, topic: str = "") -> None:
         """Nothing is kept here."""
 
     async def held(self, topic: str) -> tuple[Sequence[int], Speeds]:
