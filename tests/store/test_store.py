@@ -251,7 +251,7 @@ async def test_what_a_client_sends_over_and_over_is_kept_once(tmp_path: Path, mo
     monkeypatch.setattr(topics, "COMPACT_BYTES", 2000)
     store = loaded(tmp_path)
     await store.add("t", entry(v(1), text="begin"))
-    await store.add("t", entry(v(2, node="b"), v(1), "what another said alone"))
+    await store.add("t", entry(v(2, node="b"), v(1), "said alone"))
     for turn in range(2, 60):
         whole = " ".join(["x"] * turn)
         await store.add("t", entry(v(turn), v(turn - 1), whole, anew=True, request_id=f"r{turn}"))
@@ -262,7 +262,12 @@ async def test_what_a_client_sends_over_and_over_is_kept_once(tmp_path: Path, mo
         log = each.log("t")
         assert log.head == v(59)
         assert log.branches() == [v(2, node="b")]
-        assert [m.content for m in log.conversation(v(2, node="b"))] == ["begin", "yes", "what another said alone", "yes"]
+        assert [m.content for m in log.conversation(v(2, node="b"))] == [
+            "begin",
+            "yes",
+            "said alone",
+            "yes",
+        ]
         assert each.get("t").messages[0].content == whole
         assert [e.version.turn for e in log.path()][-16:] == list(range(44, 60))
     assert store.answered("r50") is not None, "a request that is asked again has its answer"
@@ -270,9 +275,7 @@ async def test_what_a_client_sends_over_and_over_is_kept_once(tmp_path: Path, mo
     assert len(loaded(tmp_path).get("t").messages) == 4
 
 
-async def test_turns_that_follow_each_other_are_never_let_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_turns_that_follow_each_other_are_never_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topics, "COMPACT_BYTES", 10)
     store = loaded(tmp_path)
     for turn in range(1, 60):
