@@ -27,6 +27,7 @@ from node.address import join_address
 from node.api import http, rpc
 from node.api.http.here import Here
 from node.api.kvsync import KVSyncServicer
+from node.api.models import ModelsServicer
 from node.api.seam import Seam
 from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config
 from node.coordinator import Coordinator
@@ -41,10 +42,11 @@ from node.home import DataDir, home
 from node.mesh.identity import Identity, load_node_id, load_old_token, load_token
 from node.mesh.interfaces import announced
 from node.mesh.mesh import Mesh
+from node.models.shared import Shared
 from node.replicator import Options, Replicator
 from node.store import Blocks, Standings, Store
 from node.types import EarlyStop, NodeInfo, NodeState, SamplingParams, Strategy
-from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2_grpc, vote_pb2_grpc
+from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2_grpc, models_pb2_grpc, vote_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -305,6 +307,8 @@ class Node:
             mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
             kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(self._replicator, is_mesh=is_mesh), server)
         vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(self._coordinator), self._mesh_server)
+        models = ModelsServicer(Shared(os.environ, home().data))
+        models_pb2_grpc.add_ModelsServicer_to_server(models, self._mesh_server)
 
     async def _open(self, server: grpc.aio.Server, *, is_mesh: bool) -> health.aio.HealthServicer:
         servicer = rpc.serve_health_and_reflection(server, is_mesh=is_mesh)

@@ -21,6 +21,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "v1",
         "wire",
         "engine mesh store hardware models",
+        "download",
         "replicator backends",
         "coordinator",
         "api",

@@ -29,6 +29,7 @@ from node.v1 import (
     kvsync_pb2,
     mesh_pb2,
     mesh_pb2_grpc,
+    models_pb2,
     types_pb2,
     vote_pb2,
     vote_pb2_grpc,
@@ -41,7 +42,9 @@ _SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
     for file, name in ((generate_pb2, "Generate"), (kvsync_pb2, "KVSync"), (mesh_pb2, "Mesh"))
 )
-_VOTE = vote_pb2.DESCRIPTOR.services_by_name["Vote"].full_name
+_FOR_PEERS = tuple(
+    file.DESCRIPTOR.services_by_name[name].full_name for file, name in ((models_pb2, "Models"), (vote_pb2, "Vote"))
+)
 
 
 class GenerateServicer(generate_pb2_grpc.GenerateServicer):
@@ -171,8 +174,8 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
 
 def services(*, is_mesh: bool) -> tuple[str, ...]:
-    """Names of what a listener serves: Vote is for peers."""
-    return (*_SERVICES, _VOTE) if is_mesh else _SERVICES
+    """Names of what a listener serves: Models and Vote are for peers."""
+    return (*_SERVICES, *_FOR_PEERS) if is_mesh else _SERVICES
 
 
 def serve_health_and_reflection(server: grpc.aio.Server, *, is_mesh: bool) -> health.aio.HealthServicer:

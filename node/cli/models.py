@@ -9,8 +9,8 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+from node.cli import pull
 from node.cli.parser import nearest
-from node.cli.progress import Progress
 from node.core.plan import GIB, Fit, Plan, Room, fit, gpu_room, plan, shared, together
 from node.core.quantization import QUANTIZATIONS
 from node.core.shape import Shape
@@ -18,7 +18,7 @@ from node.errors import InvalidRequest, NotFound
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.home import home
-from node.models import catalogue, hub, library, resolve, split
+from node.models import catalogue, library, resolve, split
 from node.models.catalogue import Entry
 from node.models.shape import shape
 
@@ -33,7 +33,7 @@ def run(options: Namespace) -> int:
     if action in ("pull", "rm"):
         if not options.name:
             raise InvalidRequest(f"models {action} needs a name: `models list` shows them")
-        return _pull(options.name) if action == "pull" else _remove(options.name, sure=bool(options.yes))
+        return pull.run(options) if action == "pull" else _remove(options.name, sure=bool(options.yes))
     room, main = _rooms(options.memory)
     if action == "plan":
         return _plan(options, room, main)
@@ -215,29 +215,7 @@ def _entry_json(entry: Entry, found: Fit | None) -> dict[str, object]:
     }
 
 
-# ---- pull and rm ----------------------------------------------------------------------------------------------------
-
-
-def _pull(name: str) -> int:
-    reference = reference_of(name)
-    path = hub.pull(reference, lambda line: print(line, file=sys.stderr), Progress(sys.stderr))
-    split.read(path)  # it may be whole and yet no model
-    print(path)
-    print(f"start a node with it: python -m node --model {split.stem(path.name)}", file=sys.stderr)
-    return 0
-
-
-def reference_of(name: str) -> hub.Reference:
-    """What `pull` is to fetch: `hf:…`, or NAME or NAME:QUANT of the catalogue. Raises InvalidRequest."""
-    if name.startswith("hf:"):
-        return hub.parse(name)
-    base, _, quantization = name.partition(":")
-    entry = catalogue.find(base)
-    if entry is None:
-        known = [e.name for e in catalogue.entries()]
-        hint = nearest(base, known) or ": `models list` shows them"
-        raise InvalidRequest(f"{name!r} is not in the catalogue{hint}; any repository is pulled as hf:OWNER/NAME")
-    return hub.Reference(entry.repo, quantization)
+# ---- rm ----------------------------------------------------------------------------------------------------
 
 
 def _remove(name: str, *, sure: bool) -> int:

@@ -41,8 +41,9 @@ class Found:
 class Discovery:
     """Announces this node and looks for others.
 
-    `port` is the mesh listener's, `addresses` the IPs to announce (default: those of the interfaces used), `interfaces`
-    the local IPs to use (default: all but those of containers' bridges, loopback included).
+    `port` is the mesh listener's (0: nothing is announced), `addresses` the IPs to announce (default: those of the
+    interfaces used), `interfaces` the local IPs to use (default: all but those of containers' bridges, loopback
+    included).
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class Discovery:
                 addresses=[ipaddress.ip_address(a).packed for a in self._addresses],
             )
             # Ids are random, so nobody else has our name: telling zeroconf so saves it 0.75 s of asking around.
-            await self._zeroconf.async_register_service(self._info, cooperating_responders=True)
+            if self._port:
+                await self._zeroconf.async_register_service(self._info, cooperating_responders=True)
             self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._seen])
         except Exception as e:  # zeroconf raises what the sockets and its own parser raise, without a common base
             await self.stop()
@@ -115,7 +117,7 @@ class Discovery:
         try:
             if self._browser is not None:
                 await self._browser.async_cancel()
-            if self._info is not None:
+            if self._info is not None and self._port:
                 # The call sends the first goodbye; the second, a quarter of a second later, is for lossy networks.
                 await (await zeroconf.async_unregister_service(self._info))
         finally:

@@ -116,13 +116,18 @@ def load_old_token(config: Path, now: float) -> OldToken | None:
     return OldToken(token, float(until)) if now < float(until) else None
 
 
+def new_node_id() -> str:
+    """Ten random base32 characters."""
+    return base64.b32encode(secrets.token_bytes(8)).decode().lower()[:10]
+
+
 def load_node_id(data: Path) -> str:
     """This node's id: ten random base32 characters, made at first start and kept in `node_id` of its data directory.
 
     Raises InvalidRequest if the file holds something else.
     """
     path = data / "node_id"
-    node_id = _read_or_make(path, lambda: base64.b32encode(secrets.token_bytes(8)).decode().lower()[:10])
+    node_id = _read_or_make(path, new_node_id)
     if not NODE_ID.fullmatch(node_id):
         raise InvalidRequest(f"{path} does not hold a node id: remove it and the node makes itself a new one")
     return node_id

@@ -15,7 +15,15 @@ from node import tracing, wire
 from node.errors import ConclaveError, DeadlineExceeded, PeerUnavailable, Unauthenticated
 from node.mesh.identity import ANY_NODE, Identity, server_name
 from node.types import NodeInfo
-from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2, mesh_pb2_grpc, vote_pb2, vote_pb2_grpc
+from node.v1 import (
+    generate_pb2_grpc,
+    kvsync_pb2_grpc,
+    mesh_pb2,
+    mesh_pb2_grpc,
+    models_pb2_grpc,
+    vote_pb2,
+    vote_pb2_grpc,
+)
 
 _T = TypeVar("_T")
 
@@ -108,9 +116,17 @@ class Peer:
     @property
     def bulk(self) -> kvsync_pb2_grpc.KVSyncAsyncStub:
         """KVSync on a connection of its own, so that what is large does not hold up what is urgent."""
+        return kvsync_pb2_grpc.KVSyncStub(self._bulky())
+
+    @property
+    def models(self) -> models_pb2_grpc.ModelsAsyncStub:
+        """Models, on that connection too."""
+        return models_pb2_grpc.ModelsStub(self._bulky())
+
+    def _bulky(self) -> grpc.aio.Channel:
         if self._bulk is None:
             self._bulk = self._open()
-        return kvsync_pb2_grpc.KVSyncStub(self._bulk)
+        return self._bulk
 
     async def stream(
         self, method: Callable[..., grpc.aio.UnaryStreamCall[Any, Any]], request: object, timeout_s: float

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from node.errors import BackendError, ConclaveError, InvalidRequest, NotFound, NotReady, Unauthenticated
-from node.models import split
+from node.models import partial, split
 
 # What is taken where nobody asked for a quantization: the plan's, then the next best that a repository has.
 PREFERRED = ("Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_0", "Q6_K", "Q8_0", "MXFP4", "BF16", "F16")
@@ -64,7 +64,7 @@ def choose(files: Sequence[RemoteFile], reference: Reference) -> list[RemoteFile
         first = [f for f in models if f.name == reference.file]
     else:
         wanted = (reference.quantization,) if reference.quantization else PREFERRED
-        first = next((found for each in wanted if (found := [f for f in models if _is_of(f.name, each)])), [])
+        first = next((found for each in wanted if (found := [f for f in models if is_of(f.name, each)])), [])
         if not first and not reference.quantization and len(models) == 1:
             first = models
     if not first:
@@ -76,10 +76,11 @@ def choose(files: Sequence[RemoteFile], reference: Reference) -> list[RemoteFile
     return [f for f in models if f.name in names]
 
 
-_QUANT = re.compile(r"(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*)(?=[.-]|$)", re.IGNORECASE)
+QUANTIZATION = r"(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*)"
+_QUANT = re.compile(rf"{QUANTIZATION}(?=[.-]|$)", re.IGNORECASE)
 
 
-def _is_of(name: str, quantization: str) -> bool:
+def is_of(name: str, quantization: str) -> bool:
     """Whether a file's name says this quantization, in whatever letters and with whatever around it."""
     return bool(re.search(rf"(?:^|[-._/]){re.escape(quantization)}(?:[-._/]|$)", name, re.IGNORECASE))
 
@@ -94,12 +95,15 @@ def pull(
     `progress` is told what is fetched, and how much of it is there (0..1).
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
     with _errors(reference):
         info = huggingface_hub.HfApi().model_info(reference.repo, files_metadata=True)
         files = [RemoteFile(s.rfilename, s.size or 0, str(s.lfs.sha256) if s.lfs else "") for s in info.siblings or ()]
         chosen = choose(files, reference)
         total = sum(f.size for f in chosen)
+        folder = Path(constants.HF_HUB_CACHE)
+        partial.check_space(folder, _missing(folder, reference.repo, chosen), reference.repo, "set HF_HOME to another")
         notice(f"{reference.repo}: {', '.join(f.name for f in chosen)}, {total / 1e9:.2f} GB")
         for file in chosen:
             _fetch(reference.repo, file, str(info.sha), progress)
@@ -118,6 +122,21 @@ class _Bar:
         self._progress(f"fetching {self._file.name}", self._have / max(self._file.size, 1))
 
 
+def _missing(cache: Path, repo: str, files: Sequence[RemoteFile]) -> int:
+    """Bytes of files that are not in the cache yet, whole or in part, as far as their hashes tell."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    blobs = cache / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    left = 0
+    for file in files:
+        here = 0
+        for path in (blobs / file.sha256, blobs / f"{file.sha256}.conclave.incomplete") if file.sha256 else ():
+            with contextlib.suppress(OSError):
+                here = max(here, path.stat().st_size)
+        left += max(file.size - here, 0)
+    return left
+
+
 def _fetch(repo: str, file: RemoteFile, revision: str, progress: Callable[[str, float], None]) -> None:
     """Bring a file's bytes into the cache, from where an earlier attempt ended."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
@@ -132,13 +151,13 @@ def _fetch(repo: str, file: RemoteFile, revision: str, progress: Callable[[str, 
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / etag).exists():
         return
-    partial = folder / f"{etag}.conclave.incomplete"
-    with partial.open("ab") as out:
+    part = folder / f"{etag}.conclave.incomplete"
+    with part.open("ab") as out:
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise NotReady(f"{file.name} is being fetched by another process: wait for it") from None
-        start = partial.stat().st_size
+        start = part.stat().st_size
         if start > file.size:
             out.truncate(0)
             start = 0
@@ -147,8 +166,8 @@ def _fetch(repo: str, file: RemoteFile, revision: str, progress: Callable[[str, 
             http_get(url, out, resume_size=start, headers=build_hf_headers(), expected_size=file.size, _tqdm_bar=bar)
         out.flush()
         os.fsync(out.fileno())
-        _check(partial, file)
-        partial.rename(folder / etag)
+        _check(part, file)
+        part.rename(folder / etag)
 
 
 def cached(reference: Reference) -> Path | None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from node.models import split
 from node.models.catalogue import plain
@@ -32,6 +33,14 @@ class Local:
     def is_ours(self) -> bool:
         """Whether `models rm` may remove it."""
         return self.place in ("conclave", "hugging face")
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_HasName)
 
 
 def own_folder(data: Path) -> Path:
@@ -64,7 +73,7 @@ def find(environ: Mapping[str, str], data: Path) -> list[Local]:
     return found
 
 
-def matching(name: str, models: list[Local]) -> list[Local]:
+def matching(name: str, models: Sequence[Named]) -> list[Named]:
     """The models that a name means: the same name, else those whose name begins with it."""
     wanted = plain(name)
     same = [m for m in models if plain(m.name) == wanted or m.name == name]

@@ -1,6 +1,7 @@
 """`node.v1` messages <-> `node.types`, channel options, and the one place where errors meet gRPC codes.
 
 channel    options of channels and servers; errors <-> status codes
+models     files of models, both ways
 read       what comes from the wire, validated
 sync       turns of a topic's log, both ways
 write      what goes to the wire
@@ -17,6 +18,7 @@ from node.wire.channel import (
     one_line,
     status_code,
 )
+from node.wire.models import model_file_pb, model_files
 from node.wire.read import (
     MAX_BIASES,
     MAX_CALLS,
@@ -100,6 +102,8 @@ __all__ = [
     "message",
     "message_pb",
     "messages",
+    "model_file_pb",
+    "model_files",
     "name",
     "node_info",
     "node_info_pb",

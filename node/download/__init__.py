@@ -1,0 +1,14 @@
+"""Models from peers: who of the mesh has one, and bringing it here from all of them at once.
+
+search     the nodes, and what they have
+offers     which of it a name means
+download   the pieces, from all at once
+pull       these together
+"""
+
+from node.download.download import Progress, fetch
+from node.download.offers import Choice, choose
+from node.download.pull import pull
+from node.download.search import Has, search
+
+__all__ = ["Choice", "Has", "Progress", "choose", "fetch", "pull", "search"]
