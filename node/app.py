@@ -22,7 +22,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health
 
-from node import __version__, backends, logs, tracing, wire
+from node import __version__, backends, download, logs, tracing, wire
 from node.address import join_address
 from node.api import http, rpc
 from node.api.http.here import Here
@@ -255,12 +255,31 @@ class Node:
             options = remote.options(config.url, config.model, config.slots or SLOTS, config.ctx, config.queue)
             return remote.RemoteEngine(options, node=self._identity.node_id)
         return Engine(
-            await backends.make(config, directory, lambda line: self.on_notice(line), self.on_progress),
+            await backends.make(
+                config, directory, lambda line: self.on_notice(line), self.on_progress, self._from_peers
+            ),
             node=self._identity.node_id,
             queue_limit=config.queue,
             memory=config.kv_memory << 20,
             shelf=self._make_shelf(directory),
             drafts=config.draft,
+        )
+
+    async def _from_peers(self, name: str) -> Path | None:
+        """A model that is not on this machine, from a node that has it; None if none has."""
+        config, places = self._config, home()
+        if config.join == "none":
+            return None
+        return await download.pull(
+            name,
+            self._identity,
+            places.data,
+            download.Arrived(
+                tell=lambda a: self.on_progress(f"fetching {name}", a.share), say=lambda line: self.on_notice(line)
+            ),
+            runtime=places.runtime,
+            interfaces=config.interfaces,
+            join=config.join,
         )
 
     def _bind(self) -> None:

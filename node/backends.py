@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from node.config import Config
@@ -13,7 +13,7 @@ from node.core.shape import Shape
 from node.engine import trial
 from node.engine.backend import Backend
 from node.engine.fake import FakeBackend, FakeSpec
-from node.errors import BackendError, InvalidRequest
+from node.errors import BackendError, InvalidRequest, NotFound
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.models import resolve
@@ -25,12 +25,13 @@ async def make(
     directory: Path,
     notice: Callable[[str], None],
     progress: Callable[[str, float], None] = lambda what, share: None,
+    fetch: Callable[[str], Awaitable[Path | None]] | None = None,
 ) -> Callable[[], Backend]:
     """How to load what the configuration asks for; the file is checked here, the loading comes later. Raises
     ConclaveError.
 
     `directory` is where the node remembers what it checked; `notice` hears of a download, `progress` how far it is, and
-    then how far the loading is.
+    then how far the loading is. A name that is not on this machine is given to `fetch`, which may bring its file.
     """
     if config.backend == "fake":
         spec = FakeSpec.parse(config.model)
@@ -44,7 +45,7 @@ async def make(
         raise BackendError(f"llama.cpp cannot be loaded ({e}): run `make run` again, or use --backend fake") from None
     machine = await asyncio.to_thread(detect)
     room, main = rooms(machine, has_gpu=llamacpp.has_gpu())
-    file = await asyncio.to_thread(resolve.resolve, config.model, None, room, notice, progress)
+    file = await _file(config.model, room, notice, progress, fetch)
     features = machine.cpu.features if machine.cpu else ()
     on_gpu = room is not None and room.where == "gpu"
     found = None if file.is_demo else _fit(config, shape(file.head, () if on_gpu else features), room, main)
@@ -71,6 +72,22 @@ async def make(
     if not file.is_demo:
         await trial.ensure(options, directory, llamacpp.STATE_FORMAT)
     return lambda: llamacpp.LlamaBackend(options, lambda share: progress(f"loading {options.name}", share))
+
+
+async def _file(
+    model: str,
+    room: Room | None,
+    notice: Callable[[str], None],
+    progress: Callable[[str, float], None],
+    fetch: Callable[[str], Awaitable[Path | None]] | None,
+) -> resolve.ModelFile:
+    try:
+        return await asyncio.to_thread(resolve.resolve, model, None, room, notice, progress)
+    except (NotFound, InvalidRequest):
+        path = await fetch(model) if fetch is not None and resolve.is_name(model) else None
+        if path is None:
+            raise
+    return await asyncio.to_thread(resolve.resolve, str(path), None, room, notice)
 
 
 def _fit(config: Config, wanted: Shape, room: Room | None, main: Room | None) -> Fit | None:

@@ -1,6 +1,7 @@
 """What of a model is loaded where: told, or by the plan."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,8 @@ from node import backends
 from node.config import Config
 from node.core.plan import GIB, LEAST_SLOTS, MOST_CONTEXT, SLOTS, gpu_room, memory_room
 from node.core.quantization import Facts, shape
+from node.errors import InvalidRequest
+from node.models.resolve import BUNDLED, is_name
 
 QWEN_7B = shape("7B", Facts(28, 3584, 28, 4, 128, 18944, 152064, 32768), "Q4_K_M")
 GEMMA = shape("G", Facts(48, 3840, 16, 8, 256, 15360, 262208, 131072, True, 1024, 6), "Q4_K_M")
@@ -52,3 +55,30 @@ def test_precision_and_windows_count() -> None:
     assert small.cells > full.cells
     assert short.cells > full.cells
     assert (full.kv_type, short.kv_type) == ("f16", "q8_0")
+
+
+async def test_a_name_that_is_not_here_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CONCLAVE_HOME", str(tmp_path))
+    asked: list[str] = []
+
+    async def nobody(name: str) -> None:
+        asked.append(name)
+
+    async def somebody(name: str) -> Path:
+        return BUNDLED
+
+    with pytest.raises(InvalidRequest, match="no model on this machine has this name"):
+        await backends._file("of-a-peer", None, print, print, nobody)
+    assert asked == ["of-a-peer"]
+    assert (await backends._file("of-a-peer", None, print, print, somebody)).path == BUNDLED
+    assert (await backends._file("bundled", None, print, print, nobody)).is_demo
+    assert asked == ["of-a-peer"]
+
+
+@pytest.mark.parametrize(("said", "expected"), [
+    ("qwen2.5:7b", True), ("owner/model:tag", True), ("Qwen3-8B", True), ("auto", False), ("bundled", False),
+    ("hf:a/b", False), ("x.gguf", False), ("./x", False), ("~/x", False), ("/x", False), ("http://x", False),
+])  # fmt: skip
+def test_what_is_a_name(said: str, expected: bool) -> None:
+    assert is_name(said) is expected

@@ -7,20 +7,15 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from node import config
 from node.cli.parser import nearest
+from node.cli.progress import Progress
 from node.cli.render import one_line
 from node.errors import InvalidRequest
 from node.home import home
 from node.models import catalogue, hub, split
-
-if TYPE_CHECKING:
-    from node.download import Progress
 
 
 def run(options: Namespace) -> int:
@@ -68,46 +63,14 @@ def _of_the_mesh(name: str) -> Path | None:
 
     old = None if chosen.token else load_old_token(here.config, time.time())
     identity = Identity(load_token(here.config, chosen.token), new_node_id(), old=old)
-    with shown() as progress:
+    progress = Progress(sys.stderr)
+    arrived = download.Arrived(tell=lambda a: progress(f"fetching {name}", a.share), say=_say)
+    try:
         return asyncio.run(
             download.pull(
-                name, identity, here.data, progress,
+                name, identity, here.data, arrived,
                 runtime=here.runtime, interfaces=chosen.interfaces, join=chosen.join,
             )
         )  # fmt: skip
-
-
-@contextmanager
-def shown() -> Iterator[Progress]:
-    """A download as a person sees it: a bar on a terminal, else a line each tenth, on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    from node.download import Progress
-
-    to = Console(stderr=True, highlight=False)
-    if not to.is_terminal:
-        yield Progress(tell=_tenths(), say=_say)
-        return
-    bar = Bar(BarColumn(), TaskProgressColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-              console=to)  # fmt: skip
-    with bar:
-        task = bar.add_task("", visible=False)
-        progress = Progress(
-            tell=lambda p: bar.update(task, total=p.total, completed=p.done, visible=True),
-            say=lambda line: bar.console.print(one_line(line, 400), markup=False, soft_wrap=True),
-        )
-        yield progress
-
-
-def _tenths() -> Callable[[Progress], None]:
-    said = -1
-
-    def tell(p: Progress) -> None:
-        nonlocal said
-        if p.total and 10 * p.done // p.total > said:
-            said = 10 * p.done // p.total
-            _say(f"{10 * said} % of {p.total / 1e9:.2f} GB")
-
-    return tell
+    finally:
+        progress.end()

@@ -116,5 +116,5 @@ def check(manifest: Manifest) -> str:
 
 def safe_name(text: str) -> str:
     """A name for a file, of a name that another program gave to a model (`owner/model:tag`)."""
-    plain = re.sub(r"[^\w .,+@()=-]", "-", text, flags=re.ASCII).strip(" .-")[:150]
-    return f"{plain or 'model'}.gguf"
+    plain = re.sub(r"[^\w .,+@()=-]", "-", text, flags=re.ASCII)
+    return f"{re.sub(r'^[^a-zA-Z0-9]+', '', plain)[:150] or 'model'}.gguf"

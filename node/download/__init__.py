@@ -6,9 +6,9 @@ download   the pieces, from all at once
 pull       these together
 """
 
-from node.download.download import Progress, fetch
+from node.download.download import Arrived, fetch
 from node.download.offers import Choice, choose
 from node.download.pull import pull
 from node.download.search import Has, search
 
-__all__ = ["Choice", "Has", "Progress", "choose", "fetch", "pull", "search"]
+__all__ = ["Arrived", "Choice", "Has", "choose", "fetch", "pull", "search"]

@@ -38,28 +38,33 @@ MOST_BUSY = 60
 
 
 @dataclass
-class Progress:
+class Arrived:
     """How far a download is. `tell` is called when something changes, `say` with a line for a person."""
 
     total: int = 0
     done: int = 0
     resumed: int = 0
     by_source: Counter[str] = field(default_factory=Counter)
-    tell: Callable[[Progress], None] = lambda _: None
+    tell: Callable[[Arrived], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
 
+    @property
+    def share(self) -> float:
+        """How much of it is here, 0..1."""
+        return self.done / self.total if self.total else 0.0
 
-async def fetch(choice: Choice, peers: Mapping[str, Peer], folder: Path, progress: Progress | None = None) -> Path:
+
+async def fetch(choice: Choice, peers: Mapping[str, Peer], folder: Path, arrived: Arrived | None = None) -> Path:
     """Bring a model into a folder; its first file. Raises ConclaveError with one line that names who failed and why.
 
     What came before an end of any kind stays for the next call.
     """
-    progress = progress or Progress()
-    manifest, sources = await _describe(choice, peers, progress)
-    return await _Download(manifest, sources, folder, progress).run()
+    arrived = arrived or Arrived()
+    manifest, sources = await _describe(choice, peers, arrived)
+    return await _Download(manifest, sources, folder, arrived).run()
 
 
-async def _describe(choice: Choice, peers: Mapping[str, Peer], progress: Progress) -> tuple[Manifest, dict[str, Peer]]:
+async def _describe(choice: Choice, peers: Mapping[str, Peer], arrived: Arrived) -> tuple[Manifest, dict[str, Peer]]:
     """The description that most sources give, and who gives it. Raises PeerUnavailable or BackendError."""
     asked = {
         asyncio.create_task(_described(choice, peers[id])): id for id in choice.nodes[:MOST_SOURCES] if id in peers
@@ -79,7 +84,7 @@ async def _describe(choice: Choice, peers: Mapping[str, Peer], progress: Progres
                     within = LATE_S
                 except ConclaveError as e:
                     problems.append(e.message)
-                    progress.say(f"node {asked[task]} is left out: {e.message}")
+                    arrived.say(f"node {asked[task]} is left out: {e.message}")
     finally:
         for task in waiting:
             task.cancel()
@@ -90,7 +95,7 @@ async def _describe(choice: Choice, peers: Mapping[str, Peer], progress: Progres
     digest = max(counts, key=lambda d: (counts[d], d))
     for id, manifest in told.items():
         if manifest.digest != digest:
-            progress.say(
+            arrived.say(
                 f"node {id} is left out: its {choice.name} is another file than that of {counts[digest]} others"
             )
     sources = {id: peers[id] for id, manifest in told.items() if manifest.digest == digest}
@@ -112,28 +117,28 @@ async def _described(choice: Choice, peer: Peer) -> Manifest:
 class _Download:
     """One model on its way."""
 
-    def __init__(self, manifest: Manifest, sources: dict[str, Peer], folder: Path, progress: Progress) -> None:
+    def __init__(self, manifest: Manifest, sources: dict[str, Peer], folder: Path, arrived: Arrived) -> None:
         self._manifest = manifest
         self._sources = sources
         self._folder = folder
-        self._progress = progress
+        self._arrived = arrived
         self._changed = asyncio.Event()  # a new one each time that a piece is free again
         self._problems: dict[str, str] = {}
         self._pieces = Pieces(0)
 
     async def run(self) -> Path:
-        progress, manifest = self._progress, self._manifest
+        arrived, manifest = self._arrived, self._manifest
         with Partial(self._folder, manifest) as partial:
             held = await asyncio.to_thread(partial.held)
-            progress.total = manifest.size
-            progress.done = progress.resumed = sum(manifest.piece(i).size for i in held)
-            progress.tell(progress)
+            arrived.total = manifest.size
+            arrived.done = arrived.resumed = sum(manifest.piece(i).size for i in held)
+            arrived.tell(arrived)
             self._pieces = Pieces(manifest.count, held)
             await self._bring_all(partial)
             if self._pieces.left:
                 reasons = "; ".join(f"node {id}: {why}" for id, why in self._problems.items())
                 raise PeerUnavailable(
-                    f"{manifest.files[0].name} is here to {100 * progress.done // manifest.size} %, and no node gives "
+                    f"{manifest.files[0].name} is here to {100 * arrived.done // manifest.size} %, and no node gives "
                     f"the rest ({reasons}): pull again, it resumes"
                 )
             return await asyncio.to_thread(partial.finish, self._check)
@@ -188,15 +193,15 @@ class _Download:
                 continue
             failures = busy = 0
             if self._pieces.done(index):
-                self._progress.done += len(data)
-                self._progress.by_source[id] += len(data)
-                self._progress.tell(self._progress)
+                self._arrived.done += len(data)
+                self._arrived.by_source[id] += len(data)
+                self._arrived.tell(self._arrived)
 
     def _give_back(self, id: str, index: int, why: str) -> None:
         """A piece did not come from a source, which is out of it if there is a reason."""
         if why and id not in self._problems:
             self._problems[id] = why
-            self._progress.say(f"node {id} is left out: {why}")
+            self._arrived.say(f"node {id} is left out: {why}")
         self._pieces.failed(index, id)
         self._changed.set()
         self._changed = asyncio.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from node.download.download import Progress, fetch
+from node.download.download import Arrived, fetch
 from node.download.offers import Choice, choose
 from node.download.search import search
 from node.mesh.identity import Identity
@@ -16,7 +16,7 @@ async def pull(
     name: str,
     identity: Identity,
     data: Path,
-    progress: Progress,
+    arrived: Arrived,
     *,
     runtime: Path | None,
     interfaces: Sequence[str] = (),
@@ -32,11 +32,11 @@ async def pull(
         if choice is None:
             return None
         if _is_here(choice, folder):
-            progress.say(f"{choice.name} is here already")
+            arrived.say(f"{choice.name} is here already")
             return folder / choice.files[0].name
         nodes = f"node{'s' if len(choice.nodes) > 1 else ''} {', '.join(choice.nodes)}"
-        progress.say(f"{', '.join(f.name for f in choice.files)}, {choice.size / 1e9:.2f} GB, from {nodes}")
-        return await fetch(choice, found.peers, folder, progress)
+        arrived.say(f"{', '.join(f.name for f in choice.files)}, {choice.size / 1e9:.2f} GB, from {nodes}")
+        return await fetch(choice, found.peers, folder, arrived)
 
 
 def _is_here(choice: Choice, folder: Path) -> bool:

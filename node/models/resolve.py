@@ -56,13 +56,19 @@ def resolve(
         reference = hub.parse(model)
         path = hub.cached(reference) or hub.pull(reference, notice, progress)
         return _file(path, split.stem(path.name))
-    if model.endswith(".gguf") or model.startswith((".", "/", "~")) or ("/" in model and os.path.exists(model)):
+    if not is_name(model):
         try:
             path = Path(model).expanduser()
         except RuntimeError:
             raise NotFound(f"--model {model!r}: there is no such user's home directory") from None
         return _file(path)
     return _named(model, library.find(environ, home(environ).data))
+
+
+def is_name(model: str) -> bool:
+    """Whether `--model` says a model's name, not a file, a repository or a word of its own."""
+    is_path = model.endswith(".gguf") or model.startswith((".", "/", "~")) or ("/" in model and os.path.exists(model))
+    return not (is_path or model in ("bundled", "auto") or model.startswith(("hf:", "http:", "https:")))
 
 
 def _bundled() -> ModelFile:

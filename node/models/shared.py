@@ -56,12 +56,16 @@ class Shared:
         return list(found.values())[:MOST]
 
     def describe(self, name: str) -> Manifest:
-        """The hashes of a model, by its name. Raises NotFound, or BackendError if it is no sound GGUF file."""
+        """The hashes of a model, by its name. Raises NotFound, also if it is no sound GGUF file."""
         model = next((m for m in library.find(self._environ, self._data) if m.name == name), None)
         files = _files(model) if model is not None else ()
         if model is None or not files or check_files(files):
             raise NotFound(f"no model {name[:80]!r} is here to be shared")
-        split.read(model.path)  # what is no model is not given away, whatever it is called
+        try:
+            split.read(model.path)  # what is no model is not given away, whatever it is called
+        except ConclaveError as e:
+            log.info("%s", e)
+            raise NotFound(f"{name[:80]} is no sound model here") from None
         paths = split.parts(model.path)
         with self._hashing, _reading(name):
             stamp = _stamp(paths)

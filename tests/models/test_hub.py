@@ -1,18 +1,20 @@
 """Downloads from a hub on loopback, by the command line in a process of its own: what arrives, resumes, is refused."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hubserver import Hub
 
-from node.errors import InvalidRequest, NotFound
-from node.models import hub
+from node.errors import InvalidRequest, NotFound, NotReady
+from node.models import hub, partial
 from node.models.hub import Reference, RemoteFile
 from node.models.resolve import BUNDLED
 
@@ -198,3 +200,19 @@ def test_what_a_repository_lacks() -> None:
 def test_no_repository(text: str) -> None:
     with pytest.raises(InvalidRequest, match="no repository"):
         hub.parse(text)
+
+
+def test_the_disk_is_looked_at_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing counts, not what an earlier attempt left."""
+    blobs = tmp_path / "models--someone--Tiny-GGUF" / "blobs"
+    blobs.mkdir(parents=True)
+    whole, begun, new = RemoteFile("a", 100, "a" * 64), RemoteFile("b", 100, "b" * 64), RemoteFile("c", 100, "c" * 64)
+    (blobs / whole.sha256).write_bytes(bytes(100))
+    (blobs / f"{begun.sha256}.conclave.incomplete").write_bytes(bytes(30))
+    assert hub._missing(tmp_path, REPO, [whole, begun, new, RemoteFile("d", 5)]) == 175
+    assert hub._missing(tmp_path / "none", REPO, [whole]) == 100
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, partial.RESERVE + 10**9))
+    partial.check_space(tmp_path / "not" / "there", 10**9, REPO, "set HF_HOME to another")
+    with pytest.raises(NotReady, match=r"needs 1\.00 GB more and the disk of .* has 1\.07 GB free: .*set HF_HOME"):
+        partial.check_space(tmp_path, 10**9 + 1, REPO, "set HF_HOME to another")
