@@ -20,6 +20,8 @@ from node.errors import NotFound
 from node.mesh.peer import Peer
 from node.types import GenerateRequest, ModelVote, Outcome, Scope, Strategy
 
+VOTE = "conclave"  # the model that another node's HTTP listener calls a vote over its mesh
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -118,6 +120,8 @@ def _is_guest(place: Place, request: GenerateRequest, peer: Peer) -> bool:
     if not info.fingerprint or params.logit_bias:  # token ids mean something in one vocabulary only
         return False
     if info.backend == "mlx" and (params.grammar or params.json_schema):  # it has none and would refuse
+        return False
+    if info.backend == "openai" and info.model.partition(":")[0] == VOTE:  # a vote itself, which could ask us again
         return False
     # The first to finish would be the smallest model's.
     return request.strategy is not Strategy.FASTEST

@@ -102,7 +102,8 @@ def _long() -> object:
 
 
 def test_our_own_gateway_and_its_end(own: Swarm) -> None:
-    """A node behind a node: the votes of the outer one are over answers of the inner one."""
+    """A node behind a node: the votes of the outer one are over answers of the inner one's own model, and not over its
+    votes, which could ask the outer one again."""
     inner = own.start("--backend", "fake", "--model", "fake:answers=answer: 42,name=inner", "--join", "none")
     own.ready(inner)
     outer = own.start("--backend", "openai", "--url", inner.http_address, "--join", "none")
@@ -111,7 +112,7 @@ def test_our_own_gateway_and_its_end(own: Swarm) -> None:
     assert answer.text == "answer: 42"
     assert answer.outcome.finished >= 2
     [info] = outer.client.status().nodes
-    assert (info.model, info.backend) == ("conclave", "openai")
+    assert (info.model, info.backend) == ("inner", "openai")
     own.end(inner)
     before = time.monotonic()
     with pytest.raises(grpc.RpcError) as failed:

@@ -32,6 +32,7 @@ from node.types import Candidate, FinishReason, Message, Tool
 
 log = logging.getLogger(__name__)
 
+VOTE = "conclave"  # what `node.api.http.names` calls a vote
 _CONTEXT = 32_768  # where a server does not say how much it holds
 _CHARS_A_TOKEN = 3.5  # for estimates
 
@@ -94,7 +95,7 @@ class RemoteEngine:
         names = [str(m["id"]) for m in models]
         if not names:
             raise BackendError(f"{self._o.url} has no model loaded: load one there first")
-        name = self._o.model or names[0]
+        name = self._o.model or _usual(names)
         if name not in names:
             raise InvalidRequest(f"--model {name!r} is not served by {self._o.url}: it has {', '.join(names[:8])}")
         slot = await self._server.slot_tokens()
@@ -323,3 +324,11 @@ def _context_of(model: dict[str, Any]) -> int:
             if (found := int(model.get(key) or 0)) > 0:
                 return found
     return 0
+
+
+def _usual(names: Sequence[str]) -> str:
+    """The model that is used when nobody names one: the first, but of another node of ours its own model.
+
+    Its first name is a vote over its mesh. Where this node is of that mesh too, the vote would ask this node again.
+    """
+    return names[-1] if names[0] == VOTE and f"{VOTE}:fast" in names else names[0]
