@@ -68,7 +68,7 @@ class Coordinator:
         self._results: OrderedDict[str, tuple[str, GenerateResult]] = OrderedDict()
         self._logprobs = 0  # in them
         # The answer is None where the first call of this id failed or was left.
-        self._running: dict[str, tuple[str, asyncio.Future[GenerateResult | None]]] = {}
+        self._running: dict[str, tuple[GenerateRequest, asyncio.Future[GenerateResult | None]]] = {}
         self._topics: dict[str, _TopicTurns] = {}
         self._polled: OrderedDict[str, str] = OrderedDict()  # request -> job, until its outcome comes
         self._late: set[asyncio.Task[None]] = set()
@@ -96,13 +96,12 @@ class Coordinator:
     ) -> AsyncGenerator[Event, None]:
         """The same as events, `GenerateResult` last. Leaving the iteration stops all candidates on all nodes."""
         request = replace(request, request_id=request.request_id or secrets.token_hex(8))
-        content = _content_hash(request)
-        known = await self._known(request.request_id, content)
+        known = await self._known(request)
         if known is not None:
             yield known
             return
         answer: asyncio.Future[GenerateResult | None] = asyncio.get_running_loop().create_future()
-        self._running[request.request_id] = (content, answer)
+        self._running[request.request_id] = (request, answer)
         result: GenerateResult | None = None
         outcome, error, started = "left", "", time.monotonic()
         model = self._local.engine.info.name
@@ -114,7 +113,7 @@ class Coordinator:
                     if isinstance(event, GenerateResult):
                         result, outcome = event, "ok"
                         traced.answered(span, event, model)
-                        self._remember(content, event)
+                        self._remember(request, event)
                     yield event
         except Exception as e:
             outcome = e.code.lower() if isinstance(e, ConclaveError) else "internal"
@@ -227,24 +226,25 @@ class Coordinator:
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 
-    async def _known(self, request_id: str, content: str) -> GenerateResult | None:
+    async def _known(self, request: GenerateRequest) -> GenerateResult | None:
         """The result of a request that came before under this id, waiting for it if it still runs."""
-        while request_id in self._running:
-            other, answer = self._running[request_id]
-            _check_same(request_id, content, other)
+        id = request.request_id
+        while id in self._running:
+            other, answer = self._running[id]
+            _check_same(id, same=request == other)
             result = await asyncio.shield(answer)
             if result is not None:
                 return result
             # The first call failed or was left. Whoever of those that waited comes first answers; the others wait on.
-        if request_id in self._results:
-            other, result = self._results[request_id]
-            _check_same(request_id, content, other)
+        if id in self._results:
+            content, result = self._results[id]
+            _check_same(id, same=_content_hash(request) == content)
             return result
         return None
 
-    def _remember(self, content: str, result: GenerateResult) -> None:
+    def _remember(self, request: GenerateRequest, result: GenerateResult) -> None:
         """Keep a result in case it is asked for again; of those with many log probabilities, the last few."""
-        self._results[result.request_id] = (content, result)
+        self._results[result.request_id] = (_content_hash(request), result)
         self._logprobs += _logprobs(result)
         while len(self._results) > REMEMBERED_RESULTS or (
             self._logprobs > REMEMBERED_LOGPROBS and len(self._results) > 1
@@ -289,8 +289,8 @@ def _content_hash(request: GenerateRequest) -> str:
     return hashlib.sha256(repr(replace(request, request_id="")).encode()).hexdigest()
 
 
-def _check_same(request_id: str, content: str, other: str) -> None:
-    if content != other:
+def _check_same(request_id: str, *, same: bool) -> None:
+    if not same:
         raise InvalidRequest(f"request_id {request_id!r} was used for another request: an id belongs to one request")
 
 

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from node import metrics, tracing, wire
 from node.coordinator import lineup, remote, topics
@@ -72,7 +73,7 @@ class _Over:
 
 
 _News = Ballot | Counted | Wrote | _Over | scheduler.Event
-_Work = Coroutine[None, None, None]
+_Work = Callable[[], Coroutine[None, None, None]]
 
 
 class Turn:
@@ -122,10 +123,11 @@ class Turn:
             strict=self._p.strict,
             standings=self._lineup.standings,
         )
-        yield Planned(request.request_id, request.strategy, tuple(self._shares.items()))
         winner = scheduler.PROMPT_ONLY
         try:
             self._start()
+            # They begin while the plan is on its way to the client.
+            yield Planned(request.request_id, request.strategy, tuple(self._shares.items()))
             async with contextlib.aclosing(self._collect(vote)) as events:
                 async for event in events:
                     yield event
@@ -167,8 +169,8 @@ class Turn:
         return self._request
 
     def _start(self) -> None:
-        parts = {
-            member.id: self._run_local() if member.peer is None else self._run_peer(member.peer, member)
+        parts: dict[str, _Work] = {
+            member.id: self._run_local if member.peer is None else partial(self._run_peer, member.peer, member)
             for member in self._lineup.members.values()
         }
         self._tasks = {node: asyncio.create_task(self._guard(node, work)) for node, work in parts.items()}
@@ -177,7 +179,7 @@ class Turn:
         """Run one node's part; whatever ends it is news, so that nobody waits for a part that is over."""
         error: ConclaveError | None = PeerUnavailable("its part was cancelled")
         try:
-            await work
+            await work()
             error = None
         except ConclaveError as e:
             error = e

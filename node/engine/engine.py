@@ -57,6 +57,7 @@ class Engine:
         self._shelf = shelf
         self._drafts = drafts
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._sent = self._obeyed = 0  # commands, counted by the event loop and by the decode thread
         self._streams: dict[str, asyncio.Queue[Event]] = {}
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -127,7 +128,7 @@ class Engine:
             raise BackendError(f"job {job.id} is already running")
         stream: asyncio.Queue[Event] = asyncio.Queue()
         self._streams[job.id] = stream
-        self._commands.put(lambda scheduler: _submit(scheduler, job))
+        self._send(lambda scheduler: _submit(scheduler, job))
         over = False
         try:
             while not over:
@@ -143,7 +144,7 @@ class Engine:
 
     def cancel(self, job: str, candidates: Collection[int] | None = None) -> None:
         """Stop candidates of a job (all if None) within one step; each still comes as a `Done`. Unknown ids pass."""
-        self._commands.put(lambda scheduler: scheduler.cancel(job, candidates))
+        self._send(lambda scheduler: scheduler.cancel(job, candidates))
 
     def commit(self, job: str, winner: int = PROMPT_ONLY, topic: str = "") -> None:
         """Say who won an ended job, so that its KV is kept for the topic (`Scheduler.commit`)."""
@@ -152,7 +153,7 @@ class Engine:
             scheduler.commit(job, winner, topic)
             return []
 
-        self._commands.put(command)
+        self._send(command)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Vectors of length 1; each text is computed between two steps, so that many do not hold up who is writing."""
@@ -167,6 +168,10 @@ class Engine:
 
     async def held(self, topic: str) -> tuple[Sequence[int], Speeds]:
         """The tokens whose KV is held for a topic (empty: none is), and the speeds measured."""
+        if self._scheduler is not None and self._obeyed == self._sent:
+            # All that was asked for is done, so this is what the next command would find: two look-ups, each of them
+            # safe from any thread. A trip to the decode thread would take as long as its step.
+            return self._scheduler.slots.tokens(topic), self._scheduler.slots.speeds
         return await self._between_steps(lambda s: (s.slots.tokens(topic), s.slots.speeds), "a look at a topic")
 
     async def export(self, topic: str, start: int = 0) -> tuple[Sequence[int], Any] | None:
@@ -199,8 +204,12 @@ class Engine:
 
         if self._closed or self._thread is None:
             raise NotReady("the engine is not running")
-        self._commands.put(command)
+        self._send(command)
         return await result
+
+    def _send(self, command: _Command) -> None:
+        self._sent += 1
+        self._commands.put(command)
 
     async def close(self) -> None:
         """Cancel everything and free the model."""
@@ -270,6 +279,7 @@ class Engine:
             except Exception as e:  # as for a step
                 log.exception("a command failed")
                 events += scheduler.abandon(BackendError(f"internal error in the engine: {e!r}"))
+            self._obeyed += 1
             self._publish(scheduler)
         return events
 

@@ -202,6 +202,8 @@ class Scheduler:
     def _enter(self, request: Request) -> bool:
         """Give a request its sequence and its cells if that can be done."""
         job = request.job
+        if not (self._pool.free or self._ended or self.slots.resident):
+            return False  # nothing could make room, whatever it begins from
         while True:
             match = self.slots.match(job.topic, job.prompt)
             sequences, cells = self.slots.gain(match)

@@ -224,7 +224,9 @@ class Snapshots:
         if self.ours is None:
             return
         tokens, speeds = await self._engine.held(topic)
-        have = common_prefix(list(tokens), list(prompt))
+        have = common_prefix(tuple(tokens), tuple(prompt))
+        if have and len(prompt) - have <= snapshot.BLOCK_TOKENS:
+            return  # the engine has all but a little, which is computed sooner than looked for
         head = await self.header(topic)
         reach = self._reach(head, prompt)
         rest = len(prompt) - max(have, reach)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import pytest
 
@@ -151,4 +152,22 @@ async def test_embeddings_are_computed_between_steps() -> None:
     assert same[0] == same[1] != other[0]
     assert sum(x * x for x in same[0]) == pytest.approx(1.0)
     assert len(await running) == 1
+    await engine.close()
+
+
+async def test_what_is_held_is_known_at_once_and_after_all_that_was_asked_for() -> None:
+    engine, _ = await started()
+    for turn in range(20):
+        prompt = make(engine, f"j{turn}", f"text {turn}")
+        assert await answers(engine, replace(prompt, topic="t")) == [f"echo: text {turn}"]
+        engine.commit(f"j{turn}", 1)
+        tokens, _ = await engine.held("t")  # the commit may still be on its way
+        assert tuple(tokens[: len(prompt.prompt)]) == prompt.prompt
+    async with asyncio.timeout(5):
+        while engine._obeyed < engine._sent:  # noqa: ASYNC110 (the engine has no event for it)
+            await asyncio.sleep(0)
+    before = engine._sent
+    assert (await engine.held("t"))[0] == tokens
+    assert await engine.held("another") == ((), (await engine.held("t"))[1])
+    assert engine._sent == before  # nobody had to ask the decode thread, which may be in a step
     await engine.close()
