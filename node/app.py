@@ -149,6 +149,7 @@ class Node:
             self.on_notice(problem)
         self._name = config.name or platform.node() or self._identity.node_id
         self._bind()
+        await self._start_http()
         self._engine = await self._make_engine(data.path)
         self._undo.push_async_callback(self._engine.close)
         await self._engine.start()
@@ -185,21 +186,28 @@ class Node:
         await self._replicator.start()
         await self._wait_for_a_peer()
         # Clients last, so that whoever waits for this node finds it complete; and at the stop they are drained first.
-        await self._open_http()
+        self._open_http()
         self._local_health = await self._open(self._local_server, is_mesh=False)
 
-    async def _open_http(self) -> None:
+    async def _start_http(self) -> None:
+        """Whoever asks while the model loads is told when to try again."""
+        self._gateway: http.Gateway | None = None
+        if self._http_listener is not None:
+            files = (self._config.http_cert, self._config.http_key)
+            self._gateway = http.Gateway(self._http_listener, self._config.api_keys, files)
+            self._undo.push_async_callback(self._gateway.stop)
+            await self._gateway.start()
+
+    def _open_http(self) -> None:
         config = self._config
-        if self._http_listener is None:
+        if self._gateway is None:
             return
         defaults = wire.Defaults(config.candidates, Strategy(config.strategy), SamplingParams())
         here = Here(
             self._identity.node_id, self._coordinator, self._engine, self._mesh, self._store, defaults, __version__
         )
-        files = (config.http_cert, config.http_key)
-        gateway = http.Gateway(here, self._http_listener, config.api_keys, files)
-        self._undo.push_async_callback(gateway.stop)
-        await gateway.start()
+        self._gateway.open(here)
+        self._undo.push_async_callback(self._gateway.stop)
 
     def _bind_http(self) -> None:
         config, host = self._config, self._config.http_host

@@ -6,20 +6,21 @@ import base64
 import json
 import socket
 import struct
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from web import SLOW, asked, web
+from web import SLOW, Web, asked, web
 
-from node.api.http import bind, names
+from node.api.http import Gateway, bind, names
 from node.api.http.guard import is_this_machine
-from node.api.http.responses import Remembered
-from node.engine.fake import FakeSpec
-from node.errors import NotFound
-from node.types import Strategy
+from node.api.http.remembered import Kept, Remembered
+from node.engine.fake import FakeBackend, FakeSpec
+from node.errors import NotFound, PeerUnavailable
+from node.types import NodeInfo, Strategy
 from node.v1 import types_pb2
 
 CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS = (
@@ -177,14 +178,58 @@ async def test_function_calls_of_a_response() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     held = Remembered()
     for i in range(1100):
-        held.keep(str(i), [types_pb2.Message(role="user", content="x")])
+        held.keep(str(i), Kept([types_pb2.Message(role="user", content="x")]))
     assert held.get("1099")
     with pytest.raises(NotFound):
         held.get("3")
-    held.keep("big", [types_pb2.Message(role="user", content="x" * (65 << 20))])
+    held.keep("big", Kept([types_pb2.Message(role="user", content="x" * (65 << 20))]))
     assert held.get("big")
     with pytest.raises(NotFound):
         held.get("1099")
+    held.forget("big")
+    assert held._bytes == 0
+    with pytest.raises(NotFound):
+        held.forget("big")
+
+
+async def test_a_response_is_asked_for_again_and_forgotten() -> None:
+    async with web(FakeSpec(answers=(f"Let me see. {CALL}",))) as node:
+        first = (
+            await node.post(RESPONSES, {"model": "fake", "input": "hi", "tools": [ADD], "metadata": {"a": "b"}})
+        ).json
+        call = first["output"][1]
+        output = {"type": "function_call_output", "call_id": call["call_id"], "output": "2"}
+        more = {"model": "fake", "input": [output], "previous_response_id": first["id"], "stream": True}
+        second = (await node.post(RESPONSES, more)).events[-1]["response"]
+        for said in (first, second):
+            assert (await node.get(f"{RESPONSES}/{said['id']}")).json == said
+        path = f"{RESPONSES}/{second['id']}/input_items"
+        found = (await node.get(f"{path}?order=asc")).json
+        kinds = [i["type"] for i in found["data"]]
+        assert kinds == ["message", "message", "function_call", "function_call_output"]
+        question, answer, called, gave = found["data"]
+        assert question["content"] == [{"type": "input_text", "text": "hi"}]
+        assert answer["role"] == "assistant"
+        assert (called["name"], called["call_id"], gave["output"]) == ("add", call["call_id"], "2")
+        assert (found["first_id"], found["last_id"], found["has_more"]) == (question["id"], gave["id"], False)
+        page = (await node.get(f"{path}?limit=3")).json
+        assert ([i["id"] for i in page["data"]], page["has_more"]) == ([gave["id"], called["id"], answer["id"]], True)
+        rest = (await node.get(f"{path}?limit=3&after={page['last_id']}")).json
+        assert ([i["id"] for i in rest["data"]], rest["has_more"]) == ([question["id"]], False)
+        # What was listed is taken as input again.
+        again = {"model": "fake", "input": found["data"]}
+        assert (await node.post(RESPONSES, again)).status == 200
+        for wrong in ("order=up", "limit=0", "limit=101", "limit=x", "after=msg_0"):
+            assert (await node.get(f"{path}?{wrong}")).status == 400, wrong
+        gone = await node.call("DELETE", f"{RESPONSES}/{first['id']}")
+        assert gone.json == {"id": first["id"], "object": "response", "deleted": True}
+        for method, tail in (("GET", ""), ("DELETE", ""), ("GET", "/input_items")):
+            missing = await node.call(method, f"{RESPONSES}/{first['id']}{tail}")
+            assert (missing.status, "is not remembered here" in missing.error) == (404, True)
+        found = await node.post(RESPONSES, {"input": "y", "previous_response_id": first["id"]})
+        assert found.status == 404
+        unkept = (await node.post(RESPONSES, {"model": "fake", "input": "x", "store": False})).json
+        assert (await node.get(f"{RESPONSES}/{unkept['id']}")).status == 404
 
 
 # ---- who may ask -----------------------------------------------------------------------------------------------------
@@ -336,6 +381,52 @@ async def test_health_metrics_status_and_the_description() -> None:
         text = json.dumps(described)
         for ref in {r.split('"')[0] for r in text.split("#/components/schemas/")[1:]}:
             assert ref in described["components"]["schemas"]
+
+
+async def test_while_a_node_starts_it_says_when_to_try_again() -> None:
+    listener = bind("127.0.0.1", 0)
+    gateway = Gateway(listener, ("secret",))
+    await gateway.start()
+    node = Web(listener.getsockname()[1], None, None, gateway)  # type: ignore[arg-type]
+    try:
+        health = await node.get("/health")
+        assert (health.status, health.json, health.headers["retry-after"]) == (503, {"status": "starting"}, "1")
+        found = await node.post(CHAT, asked(), authorization="Bearer secret")
+        assert (found.status, found.headers["retry-after"]) == (503, "1")
+        assert (found.json["error"]["type"], found.error[:21]) == ("unavailable_error", "the node is starting:")
+        assert (await node.post(CHAT, asked())).status == 401, "what is locked is locked from the first moment on"
+    finally:
+        await gateway.stop()
+        await gateway.stop()
+
+
+class Gone:
+    """A peer that is lost as soon as it is asked."""
+
+    def __init__(self, id: str, fingerprint: str) -> None:
+        self.id = id
+        self.info = NodeInfo(id, "127.0.0.1:1", fingerprint=fingerprint, free_sequences=16)
+
+    async def poll(self, *_: object, **__: object) -> AsyncGenerator[object, None]:
+        raise PeerUnavailable("nobody listens there")
+        yield
+
+
+async def test_without_a_quorum_or_an_engine_it_is_503_and_may_be_tried_again() -> None:
+    fingerprint = FakeBackend(FakeSpec()).info.fingerprint
+    async with web(peers=(Gone("b" * 16, fingerprint), Gone("c" * 16, fingerprint)), strict_quorum=True) as node:
+        for stream in (False, True):
+            found = await node.post(CHAT, asked(conclave={"candidates": 3}, stream=stream))
+            assert (found.status, found.headers["retry-after"], found.json["error"]["type"]) == (
+                503,
+                "1",
+                "unavailable_error",
+            )
+            assert " of 3 candidates finished, too few" in found.error
+        await node.engine.close()
+        found = await node.post(CHAT, asked(model="fake"))
+        assert (found.status, found.headers["retry-after"]) == (503, "1")
+        assert "the engine is not running" in found.error
 
 
 async def test_a_stop_ends_what_runs() -> None:

@@ -30,8 +30,11 @@ class Mesh:
     mesh_id = "mesh-1"
     notices = ()
 
+    def __init__(self, *peers: Any) -> None:
+        self._peers = list(peers)
+
     def peers(self) -> list[Any]:
-        return []
+        return self._peers
 
     def nodes(self) -> list[NodeInfo]:
         return [NodeInfo(OURS, "127.0.0.1:7421", name="me", model="fake")]
@@ -142,15 +145,22 @@ class Conversation:
 
 
 @contextlib.asynccontextmanager
-async def web(spec: FakeSpec | None = None, queue_limit: int = 64, keys: tuple[str, ...] = ()) -> AsyncIterator[Web]:
+async def web(
+    spec: FakeSpec | None = None,
+    queue_limit: int = 64,
+    keys: tuple[str, ...] = (),
+    peers: tuple[Any, ...] = (),
+    **options: Any,
+) -> AsyncIterator[Web]:
     engine = Engine(lambda: FakeBackend(spec or FakeSpec()), node=OURS, queue_limit=queue_limit)
     await engine.start()
-    store, mesh = Store(), Mesh()
-    coordinator = Coordinator(OURS, engine, mesh, store)
+    store, mesh = Store(), Mesh(*peers)
+    coordinator = Coordinator(OURS, engine, mesh, store, **options)
     here = Here(OURS, coordinator, engine, mesh, store, wire.Defaults(), "1.2.3")  # type: ignore[arg-type]
     listener = bind("127.0.0.1", 0)
-    gateway = Gateway(here, listener, keys)
+    gateway = Gateway(listener, keys)
     await gateway.start()
+    gateway.open(here)
     try:
         yield Web(listener.getsockname()[1], engine, store, gateway)
     finally:

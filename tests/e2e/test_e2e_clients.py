@@ -61,6 +61,7 @@ def test_openais_python_client(llamas: Nodes, fakes: Nodes) -> None:
     assert found["left"]
     responses = found["responses"]
     assert responses["texts"] == ["echo: hello", "echo: again", True]
+    assert responses["kept"] == [True, True, "hello", "echo: hello", "again", "gone"]
     assert responses["kinds"] == ["response.created", "response.completed", True]
     assert responses["final"]
     assert responses["calls"] == [["weather", '{"city": "Bonn"}']]

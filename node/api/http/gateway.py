@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from node.api.http import errors, openapi
 from node.api.http.chat import Chat
@@ -23,6 +24,7 @@ from node.api.http.embeddings import Embeddings
 from node.api.http.guard import Guard
 from node.api.http.here import Here, now
 from node.api.http.look import PAGES, Look
+from node.api.http.remembered import Remembered, Stored
 from node.api.http.responses import Responses
 from node.errors import ConclaveError, NotFound, NotReady
 
@@ -63,19 +65,18 @@ class _Server(uvicorn.Server):
 class Gateway:
     """The HTTP listener of a node. `keys` are its API keys; none: whoever reaches it may ask. `certificate` is the file
     of a TLS certificate and that of its key, which is empty if both are in one; without one, it speaks plain HTTP.
+
+    From `start` to `open`, while the model loads, everything is answered with 503 and when to try again.
     """
 
     def __init__(
-        self, here: Here, listener: socket.socket, keys: Sequence[str] = (), certificate: tuple[str, str] = ("", "")
+        self, listener: socket.socket, keys: Sequence[str] = (), certificate: tuple[str, str] = ("", "")
     ) -> None:
         self._listener = listener
-        here = replace(here, started=now())
-        self._look = Look(here)
-        app = _app(here, self._look)
-        paths = [r.path for r in app.routes if isinstance(r, Route)]
-        self.app = Guard(app, keys, paths)
+        self._look: Look | None = None
+        self._guard = Guard(_starting, keys, ())
         config = uvicorn.Config(
-            self.app,
+            self._guard,
             http="httptools",
             ws="none",
             lifespan="off",
@@ -95,16 +96,24 @@ class Gateway:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Serve. Raises NotReady if the certificate cannot be used."""
+        """Listen. Raises NotReady if the certificate cannot be used."""
         try:
             self._server.config.load()
         except (OSError, ValueError) as e:
             raise NotReady(f"--http-cert and --http-key cannot be used: {e}") from None
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
 
+    def open(self, here: Here) -> None:
+        """Serve, with these parts of the node."""
+        here = replace(here, started=now())
+        self._look = Look(here)
+        app = _app(here, self._look)
+        self._guard.serve(app, [r.path for r in app.routes if isinstance(r, Route)])
+
     async def stop(self) -> None:
-        """Let answers end, for a moment, then close everything."""
-        self._look.is_stopping = True
+        """Let answers end, for a moment, then close everything. Twice is fine."""
+        if self._look is not None:
+            self._look.is_stopping = True
         if self._serving is None:
             self._listener.close()
             return
@@ -112,14 +121,26 @@ class Gateway:
         await asyncio.wait((self._serving,))
 
 
+async def _starting(scope: Scope, receive: Receive, send: Send) -> None:
+    error = errors.response(NotReady("the node is starting: try again in a moment"))
+    if scope["path"] in ("/health", "/v1/health"):
+        error = Response(
+            b'{"status":"starting"}', 503, {"retry-after": error.headers["retry-after"]}, "application/json"
+        )
+    await error(scope, receive, send)
+
+
 def _app(here: Here, look: Look) -> Starlette:
+    remembered = Remembered()
+    stored = Stored(remembered)
     posts: dict[str, _Handler] = {
         "/chat/completions": Chat(here),
         "/completions": Completions(here),
-        "/responses": Responses(here),
+        "/responses": Responses(here, remembered),
         "/embeddings": Embeddings(here),
     }
     gets = {"/models": look.models, "/models/{name:path}": look.model, "/status": look.status, "/health": look.health}
+    gets |= {"/responses/{id}": stored.get, "/responses/{id}/input_items": stored.input_items}
     description = openapi.document(here.version)
 
     async def describe(_: Request) -> Response:
@@ -129,6 +150,7 @@ def _app(here: Here, look: Look) -> Starlette:
     for prefix in ("/v1", ""):  # clients are configured with and without it
         routes += [Route(prefix + path, _endpoint(handler), methods=["POST"]) for path, handler in posts.items()]
         routes += [Route(prefix + path, handler, methods=["GET"]) for path, handler in gets.items()]
+        routes.append(Route(prefix + "/responses/{id}", stored.delete, methods=["DELETE"]))
     routes += [Route("/metrics", look.metrics), Route("/openapi.json", describe)]
     routes += [Route(path, look.page) for path in PAGES]
     return Starlette(routes=routes, exception_handlers={ConclaveError: _failed, HTTPException: _refused})

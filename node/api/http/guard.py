@@ -23,15 +23,19 @@ from node.api.http import errors
 from node.api.http.look import PAGES
 
 OPEN = (*PAGES, "/health", "/v1/health", "/openapi.json")  # tell nothing of the mesh
-_METHODS = b"GET, POST, OPTIONS"
+_METHODS = b"GET, POST, DELETE, OPTIONS"
 
 
 class Guard:
     """An ASGI application before another: refuses, answers preflights, counts."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], routes: Sequence[str]) -> None:
-        self._app = app
         self._keys = [k.encode() for k in keys]
+        self.serve(app, routes)
+
+    def serve(self, app: ASGIApp, routes: Sequence[str]) -> None:
+        """From now on this is the application; requests to other paths than `routes` are counted together."""
+        self._app = app
         self._routes = frozenset(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

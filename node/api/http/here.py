@@ -16,7 +16,7 @@ from node.api.http.asked import Asked, Node
 from node.api.http.deltas import Delta, deltas
 from node.coordinator import Coordinator
 from node.engine.face import EngineFace
-from node.errors import InvalidRequest, NotReady
+from node.errors import InvalidRequest
 from node.mesh.mesh import Mesh
 from node.store import Store
 
@@ -82,9 +82,3 @@ def request_id(request: Request) -> str:
 def now() -> int:
     """Unix time in seconds."""
     return int(time.time())
-
-
-def check_ready(here: Here) -> None:
-    """Raises NotReady while the node starts or stops."""
-    if not here.started:
-        raise NotReady("the node is starting")

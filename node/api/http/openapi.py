@@ -20,6 +20,16 @@ _GETS = {
     "/health": ("Whether the node serves", "application/json"),
     "/metrics": ("Prometheus' text format", "text/plain"),
 }
+_STORED = {
+    "GET /v1/responses/{id}": ("get", "response", "A response that is remembered"),
+    "DELETE /v1/responses/{id}": ("delete", "delete_response", "Forget a response"),
+    "GET /v1/responses/{id}/input_items": ("get", "response_input_items", "What it was the answer to"),
+}
+_PAGE = [
+    {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100}},
+    {"name": "after", "in": "query", "schema": {"type": "string"}},
+]
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -89,6 +99,22 @@ def document(version: str) -> bytes:
             },
         }
     }
+    for path, (verb, name, summary) in _STORED.items():
+        operation: dict[str, Any] = {
+            "summary": summary,
+            "operationId": name,
+            "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
+            "responses": {
+                "200": _answer(summary, "application/json"),
+                "401": _error("An API key is wanted"),
+                "403": _error("Another site's page"),
+                "404": _error("It is not remembered"),
+            },
+        }
+        if name == "response_input_items":
+            operation["parameters"] = [*operation["parameters"], *_PAGE]
+            operation["responses"] = {**operation["responses"], "400": _error("A parameter is out of range")}
+        paths.setdefault(path.partition(" ")[2], {})[verb] = operation
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",

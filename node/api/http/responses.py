@@ -1,13 +1,13 @@
 """POST /v1/responses: text and function tools, by the events of OpenAI's Responses API.
 
-`previous_response_id` goes on with a response that is remembered here; with `store: false` it is not remembered.
+`previous_response_id` goes on with a response that is remembered here (`node.api.http.remembered`); with `store: false`
+it is not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -19,54 +19,28 @@ from node.api.http import asked, schema, votes
 from node.api.http.asked import Asked
 from node.api.http.deltas import Answered, Called, Ended, Said
 from node.api.http.here import Here, now, read, request_id
+from node.api.http.remembered import Kept, Remembered
 from node.api.http.wait import Stream, Whole
-from node.errors import NotFound
 from node.types import ToolCall
 from node.v1 import types_pb2
 
 _DECODER = msgspec.json.Decoder(schema.ResponsesRequest)
 _encode = msgspec.json.encode
-MAX_REMEMBERED = 1024
-MAX_REMEMBERED_BYTES = 64 << 20
-
-
-class Remembered:
-    """Conversations that ended with a response, by its id; the longest unused go first."""
-
-    def __init__(self) -> None:
-        self._held: OrderedDict[str, tuple[int, list[types_pb2.Message]]] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, id: str) -> list[types_pb2.Message]:
-        """A conversation. Raises NotFound."""
-        if id not in self._held:
-            raise NotFound(f"response {id[:80]!r} is not remembered here: send the whole conversation as input")
-        self._held.move_to_end(id)
-        return self._held[id][1]
-
-    def keep(self, id: str, messages: list[types_pb2.Message]) -> None:
-        """Remember one."""
-        size = sum(m.ByteSize() for m in messages)
-        self._held[id] = size, messages
-        self._bytes += size
-        while len(self._held) > 1 and (len(self._held) > MAX_REMEMBERED or self._bytes > MAX_REMEMBERED_BYTES):
-            _, (gone, _) = self._held.popitem(last=False)
-            self._bytes -= gone
 
 
 class Responses:
     """The endpoint."""
 
-    def __init__(self, here: Here) -> None:
+    def __init__(self, here: Here, remembered: Remembered) -> None:
         self._here = here
-        self._remembered = Remembered()
+        self._remembered = remembered
 
     async def __call__(self, request: Request) -> Response:
         """Answer. Raises ConclaveError."""
         body = await read(request, _DECODER)
         before: Sequence[types_pb2.Message] = ()
         if body.previous_response_id:
-            before = self._remembered.get(body.previous_response_id)
+            before = self._remembered.get(body.previous_response_id).messages
         id = request_id(request)
         wanted, said = asked.responses(body, before, self._here.node, id)
         made = _Response(self._here, body, wanted, said, self._remembered)
@@ -206,7 +180,7 @@ class _Response:
             for item in output:
                 if item["type"] == "function_call":
                     answer.tool_calls.add(id=item["call_id"], name=item["name"], arguments=item["arguments"])
-            self._remembered.keep(self._id, [*self._said, answer])
+            self._remembered.keep(self._id, Kept([*self._said, answer], _encode(body)))
         return body
 
     # ---- events -----------------------------------------------------------------------------------------------------

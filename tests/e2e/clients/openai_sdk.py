@@ -78,7 +78,15 @@ def responses(real, echo):
     function = {"type": "function", "strict": False, **FUNCTION}
     called = echo.responses.create(model="fake", input=CALL, tools=[function])
     parsed = real.responses.parse(model="conclave", input="Add 2 and 3.", text_format=Sum)
+    again = echo.responses.retrieve(second.id)
+    items = [i.content[0].text for i in echo.responses.input_items.list(second.id, order="asc")]
+    echo.responses.delete(second.id)
+    try:
+        echo.responses.retrieve(second.id)
+    except openai.NotFoundError:
+        items.append("gone")
     return {
+        "kept": [again.output_text == second.output_text, again.id == second.id, *items],
         "texts": [first.output_text, second.output_text, second.previous_response_id == first.id],
         "kinds": [kinds[0], kinds[-1], kinds.count("response.output_text.delta") > 1],
         "final": final.output_text,
