@@ -153,6 +153,16 @@ def _protocol(environ: Mapping[str, str]) -> str:
     return next((environ[n].strip() for n in named if environ.get(n, "").strip()), PROTOCOLS[0])
 
 
+def endpoint(environ: Mapping[str, str]) -> str:
+    """Where OTLP is sent, by the specification's rules; empty if nowhere."""
+    if "otlp" not in _exporters(environ):
+        return ""
+    default = "http://localhost:4317" if _protocol(environ) == "grpc" else "http://localhost:4318"
+    named = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    found = next((environ[n].strip() for n in named if environ.get(n, "").strip()), default)
+    return found if "://" in found else f"http://{found}"  # gRPC's may be HOST:PORT
+
+
 def problem(environ: Mapping[str, str]) -> str:
     """Why the traces that are asked for cannot be made, in one line; empty if they can, or are not asked for."""
     if not is_asked(environ):

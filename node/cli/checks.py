@@ -18,6 +18,7 @@ import psutil
 
 import node
 from node import home
+from node.cli import surroundings
 from node.cli.check import FAIL, GIB, OK, WARN, Check
 from node.cli.machine import backend_on_gpu, hardware, planned
 from node.cli.render import one_line
@@ -62,6 +63,7 @@ def all_checks(environ: Mapping[str, str]) -> Iterator[Check]:
     yield clock(time.time(), Path(node.__file__).stat().st_mtime)
     yield data(Path(config.data_dir) if config.data_dir else here.data)
     yield runtime(here.runtime)
+    yield from surroundings.all_around(config, environ)
 
 
 def configuration(environ: Mapping[str, str], file: Path) -> tuple[Check, Config]:

@@ -21,8 +21,13 @@ def run(options: Namespace) -> int:
     if shell not in SHELLS:
         known = f"there are {', '.join(SHELLS)}, as in `source <(conclave completion bash)`"
         raise InvalidRequest(f"completion {shell!r}: {known}")
-    sys.stdout.write(_fish() if shell == "fish" else _bash(is_zsh=shell == "zsh"))
+    sys.stdout.write(script(shell))
     return 0
+
+
+def script(shell: str) -> str:
+    """The script for one of `SHELLS`."""
+    return _fish() if shell == "fish" else _bash(is_zsh=shell == "zsh")
 
 
 def _flags() -> dict[str, dict[str, str]]:
