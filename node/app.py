@@ -204,7 +204,14 @@ class Node:
             return
         defaults = wire.Defaults(config.candidates, Strategy(config.strategy), SamplingParams())
         here = Here(
-            self._identity.node_id, self._coordinator, self._engine, self._mesh, self._store, defaults, __version__
+            self._identity.node_id,
+            self._coordinator,
+            self._engine,
+            self._mesh,
+            self._store,
+            defaults,
+            __version__,
+            travels=self._replicator.travels,
         )
         self._gateway.open(here)
         self._undo.push_async_callback(self._gateway.stop)
@@ -329,7 +336,13 @@ class Node:
         for server, is_mesh in ((self._local_server, False), (self._mesh_server, True)):
             generate_pb2_grpc.add_GenerateServicer_to_server(generate, server)
             mesh = rpc.MeshServicer(
-                self._mesh, engine, self._store, __version__, is_mesh=is_mesh, standings=self._coordinator.standings
+                self._mesh,
+                engine,
+                self._store,
+                __version__,
+                is_mesh=is_mesh,
+                standings=self._coordinator.standings,
+                travels=self._replicator.travels,
             )
             mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
             kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(self._replicator, is_mesh=is_mesh), server)

@@ -10,6 +10,7 @@ import grpc
 
 from node import tracing, wire
 from node.errors import ConclaveError, InvalidRequest, Unauthenticated
+from node.mesh.identity import peer_id
 from node.replicator import Replicator
 from node.v1 import kvsync_pb2, kvsync_pb2_grpc
 
@@ -38,14 +39,15 @@ class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
     async def Push(self, request_iterator: AsyncIterator[Any], context: _Context) -> kvsync_pb2.PushResponse:
         """A snapshot."""
         self._for_peers()
-        return await self._replicator.push(_messages(request_iterator))
+        return await self._replicator.push(_messages(request_iterator), peer_id(context.auth_context()))
 
     async def Pull(
         self, request: kvsync_pb2.PullRequest, context: _Context
     ) -> AsyncGenerator[kvsync_pb2.PullResponse, None]:
         """What the caller lacks of a topic."""
         self._for_peers()
-        async with contextlib.aclosing(self._replicator.pull(request)) as parts:
+        caller = peer_id(context.auth_context())
+        async with contextlib.aclosing(self._replicator.pull(request, caller)) as parts:
             async for part in parts:
                 yield part
 

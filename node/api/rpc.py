@@ -21,6 +21,7 @@ from node.engine.face import EngineFace
 from node.errors import InvalidRequest, Unauthenticated
 from node.mesh.identity import peer_id
 from node.mesh.mesh import Mesh
+from node.replicator import Travels
 from node.store import Standings, Store
 from node.types import Ballot, GenerateRequest
 from node.v1 import (
@@ -144,8 +145,10 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
         *,
         is_mesh: bool,
         standings: Standings | None = None,
+        travels: Travels | None = None,
     ) -> None:
         self._standings = standings or Standings()
+        self._travels = travels
         self._mesh = mesh
         self._engine = engine
         self._store = store
@@ -162,9 +165,9 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
     async def Status(self, request: mesh_pb2.StatusRequest, context: _Context) -> mesh_pb2.StatusResponse:
         """What `status` shows."""
-        answer = status_pb(self._mesh, self._engine, self._store, self._version, self._standings)
+        answer = status_pb(self._mesh, self._engine, self._store, self._version, self._standings, self._travels)
         if self._is_mesh:
-            del answer.notices[:]
+            del answer.notices[:], answer.travels[:]
         return answer
 
     def _caller(self, context: _Context) -> str:

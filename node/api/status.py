@@ -6,14 +6,20 @@ from node import wire
 from node.core import record
 from node.engine.face import EngineFace
 from node.mesh.mesh import Mesh
+from node.replicator import Travel, Travels
 from node.store import Standings, Store
 from node.v1 import mesh_pb2
 
 
 def status_pb(
-    mesh: Mesh, engine: EngineFace, store: Store, version: str, standings: Standings
+    mesh: Mesh,
+    engine: EngineFace,
+    store: Store,
+    version: str,
+    standings: Standings,
+    travels: Travels | None = None,
 ) -> mesh_pb2.StatusResponse:
-    """The nodes known, the topics and the sequences of this one, and what it holds of models."""
+    """The nodes known, the topics and the sequences of this one, what it holds of models, and which snapshots went."""
     free, total = engine.free_sequences, engine.info.sequences
     return mesh_pb2.StatusResponse(
         nodes=[wire.node_info_pb(n) for n in mesh.nodes()],
@@ -24,6 +30,19 @@ def status_pb(
         problems=store.problems,
         notices=mesh.notices,
         models=_models(standings),
+        travels=[_travel(t, travels) for t in travels.last] if travels is not None else [],
+    )
+
+
+def _travel(t: Travel, travels: Travels) -> mesh_pb2.Travel:
+    return mesh_pb2.Travel(
+        number=t.number,
+        topic=t.topic,
+        source=t.source,
+        target=t.target,
+        bytes=t.bytes,
+        tokens=t.tokens,
+        age_ms=travels.age_ms(t),
     )
 
 

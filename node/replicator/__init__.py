@@ -5,12 +5,14 @@ turns       logs: to peers before a turn is answered, from peers before a turn b
 snapshots   KV: taken from the engine, kept on disk, checked, and given back to the engine
 incoming    a snapshot on its way into the engine, put together as its blocks come
 transfer    snapshots between nodes: offered, pushed, pulled; resumed where they broke off
+travels     which snapshots went lately, for people to watch
 replicator  all of it for the coordinator and the listeners
 
 The log is the truth, KV a cache of it: whatever happens to a snapshot costs time, never an answer.
 """
 
 from node.replicator.replicator import Options, Replicator
+from node.replicator.travels import Travel, Travels
 from node.replicator.turns import Peers
 
-__all__ = ["Options", "Peers", "Replicator"]
+__all__ = ["Options", "Peers", "Replicator", "Travel", "Travels"]

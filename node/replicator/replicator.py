@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from node import wire
+from node import metrics, wire
 from node.core.block import NO_SECRET, Codec
 from node.core.log import Entry, Taken
 from node.core.members import Change, Kind
@@ -22,6 +22,7 @@ from node.replicator.incoming import Incoming
 from node.replicator.rates import Measured, Pace
 from node.replicator.snapshots import Snapshots
 from node.replicator.transfer import Transfer
+from node.replicator.travels import Travels
 from node.replicator.turns import Peers, Turns
 from node.store import Blocks, Store
 from node.types import Message, TopicInfo, Version
@@ -73,7 +74,8 @@ class Replicator:
         self._store = store
         self._measured = Measured(options.mbps)
         self.snapshots = Snapshots(engine, store, blocks, self._measured, options.codec, options.secret)
-        self._transfer = Transfer(self.snapshots, store, self._measured, Pace(options.mbps))
+        self.travels = Travels(node_id)
+        self._transfer = Transfer(self.snapshots, store, self._measured, Pace(options.mbps), self.travels)
         self.turns = Turns(
             node_id,
             mesh,
@@ -262,6 +264,7 @@ class Replicator:
 
     async def append(self, request: kvsync_pb2.AppendRequest) -> kvsync_pb2.AppendResponse:
         """KVSync.Append. Raises InvalidRequest."""
+        metrics.SYNC_BYTES.labels("received", "log").inc(request.ByteSize())
         topic, entry = wire.entry(request)
         taken, on_disk, held = await self.turns.take(topic, entry)
         return kvsync_pb2.AppendResponse(
@@ -274,11 +277,13 @@ class Replicator:
         """KVSync.Offer."""
         return await self._transfer.offered(header)
 
-    async def push(self, parts: AsyncIterator[kvsync_pb2.PushRequest]) -> kvsync_pb2.PushResponse:
+    async def push(self, parts: AsyncIterator[kvsync_pb2.PushRequest], caller: str = "") -> kvsync_pb2.PushResponse:
         """KVSync.Push."""
-        return await self._transfer.pushed(parts)
+        return await self._transfer.pushed(parts, caller)
 
-    async def pull(self, request: kvsync_pb2.PullRequest) -> AsyncGenerator[kvsync_pb2.PullResponse, None]:
+    async def pull(
+        self, request: kvsync_pb2.PullRequest, caller: str = ""
+    ) -> AsyncGenerator[kvsync_pb2.PullResponse, None]:
         """KVSync.Pull: the turns that the caller lacks, then the snapshot if it is of the caller's model."""
         topic = wire.name("topic", request.topic)
         try:
@@ -288,13 +293,15 @@ class Replicator:
         theirs = wire.version(request.version) if request.HasField("version") else Version()
         if theirs < held.head:
             for entry in held.after(theirs):
-                yield kvsync_pb2.PullResponse(turn=wire.entry_pb(topic, entry))
+                turn = kvsync_pb2.PullResponse(turn=wire.entry_pb(topic, entry))
+                metrics.SYNC_BYTES.labels("sent", "log").inc(turn.ByteSize())
+                yield turn
         ours = self.snapshots.ours
         if not request.fingerprint or ours is None or request.fingerprint != ours.fingerprint:
             return
         head = await self._snapshot(topic)
         if head is not None:
-            async with contextlib.aclosing(self._transfer.pulled(head, set(request.held))) as parts:
+            async with contextlib.aclosing(self._transfer.pulled(head, set(request.held), caller)) as parts:
                 async for part in parts:
                     yield part
 

@@ -19,6 +19,7 @@ from node.mesh.peer import Peer
 from node.replicator.incoming import Incoming, Put
 from node.replicator.rates import Measured, Pace
 from node.replicator.snapshots import Snapshots, count
+from node.replicator.travels import Travels
 from node.store import Store
 from node.types import Version
 from node.v1 import kvsync_pb2
@@ -110,8 +111,9 @@ class Receiver:
 class Transfer:
     """Offers, pushes and pulls of this node, as the one who calls and as the one who is called."""
 
-    def __init__(self, snapshots: Snapshots, store: Store, measured: Measured, pace: Pace) -> None:
+    def __init__(self, snapshots: Snapshots, store: Store, measured: Measured, pace: Pace, travels: Travels) -> None:
         self._snapshots = snapshots
+        self._travels = travels
         self._store = store
         self._measured = measured
         self._pace = pace
@@ -136,6 +138,8 @@ class Transfer:
         done = await peer.call(peer.bulk.Push, self._parts(packed, blocks, sent), TRANSFER_S + self._seconds(size))
         metrics.SYNC_BYTES.labels("sent", "snapshot").inc(sent.bytes + len(packed))
         self._measured.moved(peer.id, sent.bytes, time.monotonic() - started)
+        if done.accepted and sent.bytes:
+            self._travels.sent(peer.id, head.topic, sent.bytes, len(head.tokens))
         if not done.accepted:
             log.info("node %s did not take a snapshot: %s", peer.id, done.reason)
         return bool(done.accepted)
@@ -213,6 +217,7 @@ class Transfer:
             self._measured.moved(peer.id, receiver.bytes, time.monotonic() - started)
             await receiver.finish()
             await loading
+            self._travels.received(peer.id, topic, receiver.bytes, len(incoming.head.tokens))
         except BaseException:
             if loading is not None:
                 loading.cancel()
@@ -244,8 +249,8 @@ class Transfer:
         held = wire.held_pb(mine.version) if mine is not None else None
         return kvsync_pb2.OfferResponse(held=held, missing=[b.key for b in self._snapshots.missing(head)])
 
-    async def pushed(self, parts: AsyncIterator[kvsync_pb2.PushRequest]) -> kvsync_pb2.PushResponse:
-        """KVSync.Push."""
+    async def pushed(self, parts: AsyncIterator[kvsync_pb2.PushRequest], caller: str) -> kvsync_pb2.PushResponse:
+        """KVSync.Push, of a node."""
         receiver = Receiver(self._snapshots, self._snapshots.put)
         head: Header | None = None
         reason = ""
@@ -258,6 +263,8 @@ class Transfer:
                     await receiver.feed(part.chunk)
             await asyncio.to_thread(self._snapshots.blocks.save, await receiver.finish())
             metrics.SYNC_BYTES.labels("received", "snapshot").inc(receiver.bytes)
+            if head is not None and receiver.bytes:
+                self._travels.received(caller, head.topic, receiver.bytes, len(head.tokens))
         except ConclaveError as e:
             reason = getattr(e, "reason", "") or "other"
             log.info("a push was refused: %s", e)
@@ -269,8 +276,10 @@ class Transfer:
             accepted=not reason, held=wire.held_pb(mine.version) if mine is not None else None, reason=reason
         )
 
-    async def pulled(self, head: Header, held: Collection[bytes]) -> AsyncGenerator[kvsync_pb2.PullResponse, None]:
-        """The snapshot part of KVSync.Pull, for a caller that holds some blocks."""
+    async def pulled(
+        self, head: Header, held: Collection[bytes], caller: str
+    ) -> AsyncGenerator[kvsync_pb2.PullResponse, None]:
+        """The snapshot part of KVSync.Pull, for a node that holds some blocks."""
         packed = head.pack()
         yield kvsync_pb2.PullResponse(header=packed)
         sent = len(packed)
@@ -278,6 +287,7 @@ class Transfer:
             async for chunk in self._chunks(b for b in head.blocks if b.key not in held):
                 sent += len(chunk.data)
                 yield kvsync_pb2.PullResponse(chunk=chunk)
+            self._travels.sent(caller, head.topic, sent, len(head.tokens))
         finally:
             metrics.SYNC_BYTES.labels("sent", "snapshot").inc(sent)
 

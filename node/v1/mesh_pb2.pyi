@@ -184,6 +184,7 @@ class StatusResponse(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    TRAVELS_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Id of the mesh: hash of its CA's public key, hex."""
     version: _builtins.str
@@ -212,6 +213,10 @@ class StatusResponse(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRecord]:
         """What the node asked holds of models that voted together, the most votes first. Default: none did yet."""
 
+    @_builtins.property
+    def travels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Travel]:
+        """Snapshots of KV that lately went from here to a peer or the other way, the last one last. Local listener only."""
+
     def __init__(
         self,
         *,
@@ -223,14 +228,61 @@ class StatusResponse(_message.Message):
         problems: _abc.Iterable[_builtins.str] | None = ...,
         notices: _abc.Iterable[_builtins.str] | None = ...,
         models: _abc.Iterable[Global___ModelRecord] | None = ...,
+        travels: _abc.Iterable[Global___Travel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slots", b"slots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "models", b"models", "nodes", b"nodes", "notices", b"notices", "problems", b"problems", "slots", b"slots", "topics", b"topics", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "models", b"models", "nodes", b"nodes", "notices", b"notices", "problems", b"problems", "slots", b"slots", "topics", b"topics", "travels", b"travels", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class Travel(_message.Message):
+    """A snapshot that went from one node to another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Counts the travels of the node asked, from 1."""
+    topic: _builtins.str
+    """Its topic."""
+    source: _builtins.str
+    """Id of the node that gave it."""
+    target: _builtins.str
+    """Id of the node that took it."""
+    bytes: _builtins.int
+    """What was sent of it: the blocks that the other node lacked, as encoded."""
+    tokens: _builtins.int
+    """Length of the snapshot, in tokens."""
+    age_ms: _builtins.float
+    """When it arrived: milliseconds before this answer."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        topic: _builtins.str = ...,
+        source: _builtins.str = ...,
+        target: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        age_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "bytes", b"bytes", "number", b"number", "source", b"source", "target", b"target", "tokens", b"tokens", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Travel: _TypeAlias = Travel  # noqa: Y015
 
 @_typing.final
 class ModelRecord(_message.Message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -15,7 +16,12 @@ from typing import Any
 
 import installed
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from swarm import Node, Swarm, until
+
+from node.mesh.identity import Identity
+from node.mesh.peer import Peer
+from node.v1 import kvsync_pb2
 
 Nodes = tuple[Swarm, list[Node]]
 SCHEMATHESIS = ("schemathesis==4.32.5",)
@@ -80,6 +86,42 @@ def test_prometheus_reads_the_metrics(fakes: Nodes, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(installed.INSTALL_S + 120)
+def counted(node: Node) -> dict[str, float]:
+    """What a node counted, by `name{labels}`, without what is 0."""
+    families = text_string_to_metric_families(get(f"http://{node.http_address}/metrics"))
+    found = {}
+    for s in (s for family in families for s in family.samples):
+        labels = ",".join(f"{k}={v}" for k, v in sorted(s.labels.items()))
+        found[f"{s.name.removeprefix('conclave_')}{{{labels}}}"] = s.value
+    return found
+
+
+async def test_replication_is_counted_on_both_nodes_by_reason(llamas: Nodes) -> None:
+    made, (one, two) = llamas
+    before = {node.id: await asyncio.to_thread(counted, node) for node in (one, two)}
+
+    def grown(node: Node, kind: str) -> float:
+        return counted(node).get(kind, 0.0) - before[node.id].get(kind, 0.0)
+
+    await asyncio.to_thread(lambda: one.client.ask("What is 12 + 30?", topic="counted", candidates=2))
+    for reason in ("log", "snapshot"):
+        for node, direction in ((one, "sent"), (two, "received")):
+            kind = f"sync_bytes_total{{direction={direction},reason={reason}}}"
+            await asyncio.to_thread(until, lambda n=node, k=kind: grown(n, k) > 0, f"{node.id} counts {kind}")  # type: ignore[misc]
+    assert grown(one, "sync_bytes_total{direction=sent,reason=log}") == pytest.approx(
+        grown(two, "sync_bytes_total{direction=received,reason=log}"), rel=0.01
+    )
+    identity = Identity((await asyncio.to_thread(made.run, "token", "show")).out.strip(), "mmmmmmmmm2")
+    peer = Peer(identity, two.mesh_address, two.id)
+    try:
+        answer = await peer.call(peer.kvsync.Offer, kvsync_pb2.OfferRequest(header=b"nonsense"), 5.0)
+        assert answer.reason
+        kind = f"snapshots_refused_total{{reason={answer.reason}}}"
+        assert await asyncio.to_thread(grown, two, kind) == 1
+    finally:
+        await peer.close()
+
+
 def test_schemathesis_finds_nothing(fakes: Nodes, tmp_path: Path) -> None:
     python = installed.python("schemathesis", *SCHEMATHESIS)
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"

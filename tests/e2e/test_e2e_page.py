@@ -7,11 +7,18 @@ from collections.abc import Callable, Iterator
 
 import browser
 import pytest
-from browser import ENTER, ESCAPE, Browser, browsers
+from browser import ENTER, ESCAPE, TAB, Browser, browsers
 from swarm import Node, Swarm, slow, until
 
 Nodes = tuple[Swarm, list[Node]]
 pytestmark = pytest.mark.timeout(120)
+# Remembers what is drawn on its way from node to node.
+WATCH = """
+window.boxes = [];
+new MutationObserver((all) => all.forEach((m) => m.addedNodes.forEach((n) => {
+  if (n.classList?.contains("box")) window.boxes.push(n.textContent);
+}))).observe(document.getElementById("mesh"), {childList: true, subtree: true});
+"""
 IDLE = "return document.getElementById('send').textContent == 'Ask'"
 
 
@@ -67,10 +74,24 @@ def test_a_vote_is_watched(window: Browser, llamas: Nodes) -> None:
     until(lambda: window.texts("#topics td"), "the conversation is a topic")
     until(lambda: window.texts("#first") != ["–"], "the time to the first token")
     assert window.run("return [...document.querySelectorAll('#rates .line')].length") == 1
+    window.run("document.getElementById('prompt').focus()")
+    for id in ("mode", "count", "send"):
+        window.type(TAB)
+        assert window.run("return document.activeElement.id") == id, "every control is reached by keyboard"
+    window.run("document.querySelector('.card').focus()")
+    window.type(ENTER)
+    assert window.run("return document.querySelector('.card').getAttribute('aria-expanded')") == "true"
+    window.run(WATCH)
     ask(window, "And 1 more?")
     window.wait("return document.querySelectorAll('.answer').length == 2", "the conversation goes on")
     addresses = window.run("return performance.getEntriesByType('resource').map(e => e.name)")
     assert all(a.startswith(f"http://{one.http_address}/") for a in addresses)
+    drawn = until(lambda: window.run("return window.boxes"), "the snapshot's way is drawn")
+    travels = [t for t in one.client.status().travels if t.topic.startswith("page-")]
+    assert {(t.source, t.target) for t in travels} == {(one.id, two.id)}
+    assert travels[-1].bytes > 0 < travels[-1].tokens
+    assert drawn[-1].startswith(travels[-1].topic), "what is drawn is what went"
+    assert drawn[-1].endswith((" kB", " MB"))
     assert window.log() == []
     assert two.used() == 0
 

@@ -18,6 +18,7 @@ from node.coordinator import Coordinator
 from node.engine.face import EngineFace
 from node.errors import InvalidRequest
 from node.mesh.mesh import Mesh
+from node.replicator import Travels
 from node.store import Store
 
 MAX_BODY_BYTES = 16 << 20  # far more than a prompt that fits any context
@@ -37,6 +38,7 @@ class Here:
     defaults: wire.Defaults
     version: str
     started: int = 0
+    travels: Travels | None = None
 
     @property
     def node(self) -> Node:

@@ -23,7 +23,7 @@ export class Mesh {
     this.list = list;
     this.names = new Map();
     this.places = new Map();
-    this.held = new Map(); // topic@turn -> nodes that hold it
+    this.travelled = 0; // the number of the last snapshot that was drawn
     this.links = make("g", {});
     this.sparks = make("g", {});
     this.nodes = make("g", {});
@@ -51,7 +51,7 @@ export class Mesh {
       li.textContent = `${this.names.get(n.id)}: ${n.state}, ${n.model}, load ${Math.round(n.load * 100)} %, round trip ${n.round_trip_ms.toFixed(1)} ms`;
       return li;
     }));
-    this.travels(status.topics);
+    this.travel(status.travels);
   }
 
   link(n, me) {
@@ -89,29 +89,32 @@ export class Mesh {
   }
 
   // Something goes from one node to another: candidates that are asked for, a ballot, a snapshot.
-  fly(from, to, name) {
+  fly(from, to, name, said = "") {
     const a = this.places.get(from);
     const b = this.places.get(to);
     if (!a || !b || from === to || still.matches) return;
     const isBox = name === "box";
     const spark = isBox ? make("rect", { x: -5, y: -5, width: 10, height: 10, rx: 2, class: "box" }) : make("circle", { r: 4, class: `spark ${name}` });
+    if (said) spark.append(make("title", {}, said));
     this.sparks.append(spark);
     const at = (p) => ({ transform: `translate(${p.x}px, ${p.y}px)` });
     spark.animate([at(a), at(b)], { duration: isBox ? 1400 : 700, easing: "ease-in-out" }).finished.finally(() => spark.remove());
   }
 
-  // A node that holds a topic's version now and did not before has just got its snapshot.
-  travels(topics) {
-    const now = new Map();
-    for (const t of topics) {
-      const name = `${t.topic}@${t.version?.turn ?? 0}`;
-      now.set(name, new Set(t.replicas));
-      const before = this.held.get(name) ?? new Set([t.version?.node_id]);
-      if (this.wasSeen) for (const r of t.replicas) if (!before.has(r)) this.fly(t.version?.node_id ?? this.me, r, "box");
+  // Snapshots that went since the last look; on the first look, those of just now.
+  travel(travels) {
+    for (const { number, source, target, topic, bytes, age_ms: age } of travels) {
+      if (number <= this.travelled || (!this.wasSeen && age > 3000)) continue;
+      this.fly(source, target, "box", `${topic}: ${size(bytes)}`);
     }
-    this.held = now;
+    // A node that was started again counts from 1 again.
+    this.travelled = travels.at(-1)?.number ?? 0;
     this.wasSeen = true;
   }
+}
+
+function size(bytes) {
+  return bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
 function line(a, b, name) {
