@@ -132,6 +132,12 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
             committed, held = self._coordinator.decide(topic, version, request.request_id, request.winner)
         return vote_pb2.DecideResponse(committed=committed, held=wire.version_pb(held))
 
+    async def Claim(self, request: vote_pb2.ClaimRequest, context: _Context) -> vote_pb2.ClaimResponse:
+        """Another node was given a request that we may have been given too."""
+        caller = peer_id(context.auth_context())
+        id = wire.name("request_id", request.request_id)
+        return vote_pb2.ClaimResponse(wait=await self._coordinator.claims.answer(id, caller, request.waits))
+
 
 class MeshServicer(mesh_pb2_grpc.MeshServicer):
     """Mesh: Status for everyone, Hello and Probe for peers (`is_mesh`)."""

@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from node import metrics, tracing
-from node.coordinator import late, topics, traced
+from node.coordinator import claims, late, topics, traced
+from node.coordinator.claims import Claim, Claims
 from node.coordinator.events import NO_WISHES, Event, Wishes, Wrote
 from node.coordinator.local import VOTING, LocalPhase, ballot, written
 from node.coordinator.place import Peers, Place
@@ -72,6 +73,7 @@ class Coordinator:
         self._topics: dict[str, _TopicTurns] = {}
         self._polled: OrderedDict[str, str] = OrderedDict()  # request -> job, until its outcome comes
         self._late: set[asyncio.Task[None]] = set()
+        self.claims = Claims(node_id)
 
     async def stop(self) -> None:
         """Wait for what still runs in the background, but for what would only make later turns quicker."""
@@ -95,6 +97,7 @@ class Coordinator:
         self, request: GenerateRequest, deadline: float | None = None, wishes: Wishes = NO_WISHES
     ) -> AsyncGenerator[Event, None]:
         """The same as events, `GenerateResult` last. Leaving the iteration stops all candidates on all nodes."""
+        is_named = bool(request.request_id)
         request = replace(request, request_id=request.request_id or secrets.token_hex(8))
         known = await self._known(request)
         if known is not None:
@@ -108,7 +111,8 @@ class Coordinator:
         span = traced.started(request, model, self._place.id)
         try:
             turn = Turn(self._place, request, deadline, wishes, span)
-            async with self._turn_of(request.topic), contextlib.aclosing(self._turn(turn, request)) as events:
+            running = self._turn(turn, request, deadline) if is_named else self._turn_alone(turn, request)
+            async with self._turn_of(request.topic), contextlib.aclosing(running) as events:
                 async for event in events:
                     if isinstance(event, GenerateResult):
                         result, outcome = event, "ok"
@@ -132,7 +136,37 @@ class Coordinator:
             del self._running[request.request_id]
             answer.set_result(result)
 
-    async def _turn(self, turn: Turn, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def _turn(self, turn: Turn, request: GenerateRequest, deadline: float | None) -> AsyncGenerator[Event, None]:
+        """A turn's events, of a request that other nodes may have been given too."""
+        async with self.claims.claim(request.request_id) as claim:
+            answered = await self._answered(claim, request, deadline) if request.topic else None
+            if answered is not None:
+                yield answered
+                return
+            async with contextlib.aclosing(self._turn_alone(turn, request)) as events:
+                async for event in events:
+                    yield event
+
+    async def _answered(self, claim: Claim, request: GenerateRequest, deadline: float | None) -> GenerateResult | None:
+        """Wait for nodes that are at work on a request; the answer that one of them gave. None: it is ours to give."""
+        place = self._place
+        if place.replicator is None:
+            return None
+        for _ in range(claims.ROUNDS):
+            ahead = await self.claims.first(claim, place.mesh.peers())
+            if ahead is None:
+                return None
+            left = None if deadline is None else max(deadline - place.clock(), 0.001)
+            await self.claims.wait(claim, ahead, left)
+            with contextlib.suppress(ConclaveError):
+                await place.replicator.turns.fetch(ahead, request.topic)
+            answered = topics.again(place.store, request)
+            if answered is not None:
+                return answered
+        await self.claims.first(claim, ())
+        return None
+
+    async def _turn_alone(self, turn: Turn, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """A turn's events; of a topic, after what other nodes know of it, which may be the answer itself."""
         if request.topic:
             if self._place.replicator is not None:

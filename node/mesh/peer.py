@@ -91,6 +91,11 @@ class Peer:
         """Tells the outcome of a vote."""
         return await self.call(self.vote.Decide, request, timeout_s)
 
+    async def claim(self, request_id: str, *, waits: bool, timeout_s: float) -> bool:
+        """Claims a request: whether the peer goes first. With `waits` it answers when that is over."""
+        request = vote_pb2.ClaimRequest(request_id=request_id, waits=waits)
+        return (await self.call(self.vote.Claim, request, timeout_s)).wait
+
     async def poll(
         self, request: vote_pb2.PollRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[vote_pb2.PollResponse, None]:

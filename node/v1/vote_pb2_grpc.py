@@ -45,6 +45,11 @@ class VoteStub(object):
                 request_serializer=node_dot_v1_dot_vote__pb2.DecideRequest.SerializeToString,
                 response_deserializer=node_dot_v1_dot_vote__pb2.DecideResponse.FromString,
                 _registered_method=True)
+        self.Claim = channel.unary_unary(
+                '/node.v1.Vote/Claim',
+                request_serializer=node_dot_v1_dot_vote__pb2.ClaimRequest.SerializeToString,
+                response_deserializer=node_dot_v1_dot_vote__pb2.ClaimResponse.FromString,
+                _registered_method=True)
 
 
 class VoteServicer(object):
@@ -66,6 +71,13 @@ class VoteServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Claim(self, request, context):
+        """Before a turn of a topic: a client may have given the same request to several nodes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VoteServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_VoteServicer_to_server(servicer, server):
                     servicer.Decide,
                     request_deserializer=node_dot_v1_dot_vote__pb2.DecideRequest.FromString,
                     response_serializer=node_dot_v1_dot_vote__pb2.DecideResponse.SerializeToString,
+            ),
+            'Claim': grpc.unary_unary_rpc_method_handler(
+                    servicer.Claim,
+                    request_deserializer=node_dot_v1_dot_vote__pb2.ClaimRequest.FromString,
+                    response_serializer=node_dot_v1_dot_vote__pb2.ClaimResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class Vote(object):
             '/node.v1.Vote/Decide',
             node_dot_v1_dot_vote__pb2.DecideRequest.SerializeToString,
             node_dot_v1_dot_vote__pb2.DecideResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Claim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/node.v1.Vote/Claim',
+            node_dot_v1_dot_vote__pb2.ClaimRequest.SerializeToString,
+            node_dot_v1_dot_vote__pb2.ClaimResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class VoteStub:
     """
     Decide: _grpc.UnaryUnaryMultiCallable[_vote_pb2.DecideRequest, _vote_pb2.DecideResponse]
     """Tells the outcome: participants that hold the topic commit the winner."""
+    Claim: _grpc.UnaryUnaryMultiCallable[_vote_pb2.ClaimRequest, _vote_pb2.ClaimResponse]
+    """Before a turn of a topic: a client may have given the same request to several nodes."""
 
 @_typing.type_check_only
 class VoteAsyncStub(VoteStub):
@@ -51,6 +53,8 @@ class VoteAsyncStub(VoteStub):
     """
     Decide: _aio.UnaryUnaryMultiCallable[_vote_pb2.DecideRequest, _vote_pb2.DecideResponse]  # type: ignore[assignment]
     """Tells the outcome: participants that hold the topic commit the winner."""
+    Claim: _aio.UnaryUnaryMultiCallable[_vote_pb2.ClaimRequest, _vote_pb2.ClaimResponse]  # type: ignore[assignment]
+    """Before a turn of a topic: a client may have given the same request to several nodes."""
 
 class VoteServicer(metaclass=_abc_1.ABCMeta):
     """The vote between nodes. On the mesh listener only."""
@@ -72,5 +76,13 @@ class VoteServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vote_pb2.DecideResponse, _abc.Awaitable[_vote_pb2.DecideResponse]]:
         """Tells the outcome: participants that hold the topic commit the winner."""
+
+    @_abc_1.abstractmethod
+    def Claim(
+        self,
+        request: _vote_pb2.ClaimRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vote_pb2.ClaimResponse, _abc.Awaitable[_vote_pb2.ClaimResponse]]:
+        """Before a turn of a topic: a client may have given the same request to several nodes."""
 
 def add_VoteServicer_to_server(servicer: VoteServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

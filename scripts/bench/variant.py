@@ -2,6 +2,7 @@
 
     python -m scripts.bench.variant lru …       copies leave memory by plain LRU
     python -m scripts.bench.variant shared …    idle topics stay in the one context
+    python -m scripts.bench.variant equal …     no record of models is learnt: all weigh the same
 
 What follows is the node's own command line.
 """
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from node.__main__ import main
+from node.core import record
 from node.core import slots as decisions
 from node.core.slots import Held, Speeds
 from node.engine import slots
@@ -27,6 +29,8 @@ if __name__ == "__main__":
         decisions._by_value = _lru
     elif variant == "shared":
         slots.IDLE_CELLS = 1 << 40
+    elif variant == "equal":
+        record.learn = lambda *_: {}
     else:
-        sys.exit(f"{variant}: lru or shared")
+        sys.exit(f"{variant}: lru, shared or equal")
     sys.exit(main())

@@ -125,6 +125,9 @@ class ScriptedPeer:
         finally:
             self.open -= 1
 
+    async def claim(self, request_id: str, *, waits: bool, timeout_s: float) -> bool:
+        return False
+
     async def decide(self, news: vote_pb2.DecideRequest, timeout_s: float = 5.0) -> vote_pb2.DecideResponse:
         self.decided.append(news)
         return vote_pb2.DecideResponse(committed=self.commits)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import grpc
 import pytest
 from swarm import Node, Swarm, request, until
+
+from node.v1 import kvsync_pb2, kvsync_pb2_grpc, types_pb2
 
 Pair = tuple[Swarm, list[Node]]
 
@@ -52,6 +55,43 @@ def test_the_same_id_at_the_same_time(fakes: Pair) -> None:
     assert len(answers) == 6
     assert all(a == answers[0] for a in answers)
     assert answers[0].version.turn == 1
+
+
+def users(node: Node, topic: str) -> tuple[list[str], int]:
+    """What was asked in a topic, and how many branches lost, as a node shows it."""
+    stub = kvsync_pb2_grpc.KVSyncStub(node.client.channel)
+    shown = stub.Show(kvsync_pb2.ShowRequest(topic=topic), timeout=5)
+    return [m.content for m in shown.messages if m.role == "user"], len(shown.branches)
+
+
+@pytest.mark.parametrize("apart_s", [0.0, 0.001, 0.01, 0.1, None])
+def test_the_same_id_at_two_nodes_is_one_turn(llamas: Pair, apart_s: float | None) -> None:
+    """At once, a moment apart, and one after the other. The model's answers differ by chance, so an equal one is the
+    same one."""
+    _, nodes = llamas
+    topic = f"both {time.monotonic()}"
+    params = types_pb2.SamplingParams(temperature=2.0, max_tokens=60)
+    answers = []
+
+    def ask(node: Node) -> None:
+        fields = {"params": params, "candidates": 2, "strategy": "quality"}
+        answers.append(node.client.ask("Tell me something.", topic=topic, request_id=topic, **fields))
+
+    threads = [threading.Thread(target=ask, args=(node,)) for node in nodes]
+    for thread in threads:
+        thread.start()
+        if apart_s is None:
+            thread.join()
+        else:
+            time.sleep(apart_s)
+    for thread in threads:
+        thread.join()
+    one, two = answers
+    assert one.text == two.text
+    assert one.version == two.version
+    assert one.version.turn == 1
+    for node in nodes:
+        until(lambda node=node: users(node, topic) == (["Tell me something."], 0), "one turn and no branch")  # type: ignore[misc]
 
 
 def test_a_topic_goes_on_here_and_on_the_other_node(fakes: Pair) -> None:
