@@ -78,7 +78,9 @@ class GenerateRequest(_message.Message):
     SCOPE_MESH, a peer has it. Default (empty): the node's model, and other models of the mesh beside it (--ensemble).
     """
     request_id: _builtins.str
-    """Idempotency key: the same id again gets the same answer, not a second one. Default (empty): a fresh one."""
+    """Idempotency key: the same id again gets the same answer, not a second one. With a topic on every node, also while
+    one is still at work on it; without one on the node that was asked. Default (empty): a fresh one.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]:
         """The messages. At least one; the last one is from the user or a tool."""
