@@ -24,6 +24,7 @@ class Reason(StrEnum):
     UNWANTED = "unwanted"
     STALE = "stale"
     PROBE = "probe"
+    SLOW = "slow"
 
 
 INCOMPATIBLE = frozenset({Reason.FINGERPRINT, Reason.LAYOUT})

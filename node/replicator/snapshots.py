@@ -92,7 +92,10 @@ class Snapshots:
         version = self._store.version(topic)
         try:
             return await asyncio.to_thread(self._keep, topic, version, *got, before)
-        except ValueError as e:  # the topic went on meanwhile: there will be another call
+        except (
+            ValueError,
+            CorruptSnapshot,
+        ) as e:  # the topic went on meanwhile, or it is larger than the disk's budget
             log.info("no snapshot of a topic was taken: %s", e)
         except OSError as e:
             self.failed(e)

@@ -32,6 +32,12 @@ OFFER_S = 5.0
 # A push or pull may take this long, and as long again as its bytes take at this rate: slower than that is a hang.
 TRANSFER_S = 30.0
 SLOWEST_BYTES_PER_S = 32_000.0
+# Who pushes and sends nothing for so long has gone, or means to hold on to what a push takes here.
+PART_S = 15.0
+# Pushes at a time from all peers: two from each node of a swarm of eight; each holds a block at most.
+MAX_INCOMING = 16
+# What a part counts for at least, so that empty ones come to an end too.
+LEAST_PART = 1024
 
 
 class Receiver:
@@ -43,6 +49,7 @@ class Receiver:
         self.put = put
         self.head: Header | None = None
         self.bytes = 0
+        self._spent = 0
         self._wanted: dict[bytes, Block] = {}
         self._known: set[bytes] = set()  # blocks of the snapshot that are here already
         self._key = b""
@@ -64,7 +71,8 @@ class Receiver:
         key, data = chunk.key, chunk.data
         each = self._wanted.get(key)
         self.bytes += len(data)
-        if self.head is not None and self.bytes > self.head.size + len(self.head.blocks) * block.HEAD_BYTES:
+        self._spent += max(len(data), LEAST_PART)
+        if self.head is not None and self._spent > self._allowed(self.head):
             raise count(refuse(Reason.TOO_LARGE, "it sends more than its blocks have"))
         if key in self._known and not self._parts:
             return  # it was sent once more, or the sender did not know that it is here
@@ -89,6 +97,9 @@ class Receiver:
             self._put = asyncio.ensure_future(asyncio.to_thread(self.put, each, whole))
             self._put.add_done_callback(lambda put: put.cancelled() or put.exception())
 
+    def _allowed(self, head: Header) -> int:
+        return head.size + len(head.blocks) * (block.HEAD_BYTES + LEAST_PART)
+
     async def _put_done(self) -> None:
         """Wait for the block before, which was checked and written while this one came."""
         if self._put is not None:
@@ -97,9 +108,9 @@ class Receiver:
 
     async def finish(self) -> Header:
         """All must have come. Raises CorruptSnapshot, OSError."""
+        await self._put_done()
         if self.head is None or self._wanted or self._parts:
             raise count(refuse(Reason.MISSING, "it ends before all of its blocks have come"))
-        await self._put_done()
         return self.head
 
     async def break_off(self) -> None:
@@ -117,6 +128,7 @@ class Transfer:
         self._store = store
         self._measured = measured
         self._pace = pace
+        self._incoming = 0
 
     # ---- calling ----
 
@@ -251,11 +263,20 @@ class Transfer:
 
     async def pushed(self, parts: AsyncIterator[kvsync_pb2.PushRequest], caller: str) -> kvsync_pb2.PushResponse:
         """KVSync.Push, of a node."""
+        if self._incoming >= MAX_INCOMING:
+            return kvsync_pb2.PushResponse(reason="busy")
+        self._incoming += 1
+        try:
+            return await self._pushed(parts, caller)
+        finally:
+            self._incoming -= 1
+
+    async def _pushed(self, parts: AsyncIterator[kvsync_pb2.PushRequest], caller: str) -> kvsync_pb2.PushResponse:
         receiver = Receiver(self._snapshots, self._snapshots.put)
         head: Header | None = None
         reason = ""
         try:
-            async for part in parts:
+            async for part in _in_time(parts):
                 if part.HasField("header"):
                     head = receiver.begin(part.header)
                     self._check_wanted(head)
@@ -265,12 +286,17 @@ class Transfer:
             metrics.SYNC_BYTES.labels("received", "snapshot").inc(receiver.bytes)
             if head is not None and receiver.bytes:
                 self._travels.received(caller, head.topic, receiver.bytes, len(head.tokens))
+        except TimeoutError:
+            reason = Reason.SLOW.value
+            count(refuse(Reason.SLOW, "nothing of it came for too long"))
         except ConclaveError as e:
             reason = getattr(e, "reason", "") or "other"
             log.info("a push was refused: %s", e)
         except OSError as e:
             reason = "disk"
             self._snapshots.failed(e)
+        finally:
+            await receiver.break_off()
         mine = await self._snapshots.header(head.topic) if head is not None else None
         return kvsync_pb2.PushResponse(
             accepted=not reason, held=wire.held_pb(mine.version) if mine is not None else None, reason=reason
@@ -299,6 +325,17 @@ class Transfer:
         stored = self._snapshots.blocks.version(head.topic)
         if stored is not None and stored > head.version:
             raise count(refuse(Reason.STALE, "a newer snapshot is held here"))
+
+
+async def _in_time(parts: AsyncIterator[kvsync_pb2.PushRequest]) -> AsyncIterator[kvsync_pb2.PushRequest]:
+    """The parts of a push. Raises TimeoutError where one does not come in time."""
+    while True:
+        try:
+            async with asyncio.timeout(PART_S):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        yield part
 
 
 def _unexpected(each: Block, data: bytes) -> None:

@@ -66,6 +66,10 @@ class Blocks:
         with self._lock:
             self.bytes += len(data) - self._sizes.get(key, 0)
             self._sizes[key] = len(data)
+            if self.bytes > self._limit:  # pushes that never end must not fill the disk either
+                self._make_room("")
+                if self.bytes > self._limit:
+                    self._drop_unused(list(self._sizes))
 
     def drop(self, key: bytes) -> None:
         """Let a block go."""
