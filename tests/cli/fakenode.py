@@ -48,6 +48,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         self.warnings: list[str] = []
         self.lost: list[types_pb2.Loss] = []
         self.notices: list[str] = []
+        self.problems: list[str] = []
         self.models: list[types_pb2.ModelVote] = []
         self.records: list[mesh_pb2.ModelRecord] = []
         self.logprobs: list[types_pb2.TokenLogprob] = []
@@ -177,6 +178,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         slots = mesh_pb2.Slots(used=4, parked=3, free=12)
         return mesh_pb2.StatusResponse(
             nodes=nodes, topics=topics, slots=slots, mesh_id="feedfeed", version="0.1.0", notices=self.notices,
+            problems=self.problems,
             models=self.records,
         )  # fmt: skip
 

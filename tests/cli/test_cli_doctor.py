@@ -146,8 +146,11 @@ def test_what_running_nodes_noticed(node: FakeNode, own_home: Path) -> None:
     presence = Presence(own_home / "run")
     presence.publish(RunningNode("aaaaaaaaaa", 1, "feedfeed", "127.0.0.1:1", node.address, 0.0))
     node.notices = ["10.0.0.7:7421 is of another mesh: to join it, start this node with --token\x1b[2J"]
-    joined, told = checks.mesh(own_home / "run")
+    node.problems = ["token logs cannot be written (No space left on device): answers are in memory only"]
+    joined, durability, told = checks.mesh(own_home / "run")
     assert (joined.level, joined.found) == ("ok", "feedfeed, with 1 other node")
+    assert (durability.level, durability.name, durability.found) == ("warn", "durability", node.problems[0])
+    assert "free some space" in durability.advice
     assert (told.level, told.found) == ("warn", "10.0.0.7:7421 is of another mesh")
     assert told.advice == "to join it, start this node with --token[2J"
     node.stop()

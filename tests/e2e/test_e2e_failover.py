@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import pty
+import re
+import select
 import signal
+import subprocess
 import threading
+import time
 
 import grpc
-from swarm import Node, Swarm, request, slow, until
+from swarm import NODE, ROOT, SOON_S, Node, Swarm, request, slow, together, until
 
 from node.v1 import generate_pb2, types_pb2
 
@@ -109,3 +115,63 @@ def test_a_node_killed_in_the_middle_of_an_answer_costs_no_turn_and_makes_none_t
     own.ready(back, other)
     node = back if back.id == two.id else other
     assert say(node, "second", topic="t", request_id="r2", params=types_pb2.SamplingParams()).text == answers[0].text
+
+
+class Terminal:
+    """A command on a terminal of its own, as a person has it."""
+
+    def __init__(self, made: Swarm, *argv: str) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [*NODE, *argv], stdin=slave, stdout=slave, stderr=slave, env=made.env(TERM="dumb"), cwd=ROOT
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def type(self, line: str) -> int:
+        """A line and the return key; answers with where what is seen from now on begins."""
+        begin = len(self.seen)
+        os.write(self._master, line.encode() + b"\n")
+        return begin
+
+    def until(self, what: str, begin: int = 0) -> str:
+        """Read until a pattern is seen."""
+        end = time.monotonic() + SOON_S
+        while not (found := re.search(what, self.seen[begin:], re.DOTALL)):
+            assert time.monotonic() < end, f"{what!r} is not in {self.seen[begin:]!r}"
+            if select.select([self._master], [], [], 0.1)[0]:
+                self.seen += os.read(self._master, 4096).decode(errors="replace")
+        return found.group()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+
+def test_a_person_at_a_terminal_goes_on_after_the_death_of_the_node(own: Swarm) -> None:
+    """Told a fact; the node that answers is killed in the middle of an answer; the answer comes, and the fact is
+    remembered, by a node that was never spoken to."""
+    one = own.start()
+    own.ready(one)
+    two = own.start()
+    own.ready(two)
+    together(one, two)
+    terminal = Terminal(own, "chat", "--candidates", "1", "--local", "--temperature", "0")
+    try:
+        terminal.until(r"\n> ?$|> $")
+        at = terminal.type("my boat is called Argo")
+        terminal.until(r"Argo.*?\n.*?> ?$", at)
+        one.signal(signal.SIGSTOP)  # so that it dies with the turn under way, however quick it is
+        at = terminal.type("what is my boat called?")
+        time.sleep(0.3)
+        kill(one)
+        terminal.until(r"called\?.*Argo.*?> ?$", at)
+        at = terminal.type("hi")
+        terminal.until(r"hi\r?\n.*\w.*?> ?$", at)
+        at = terminal.type("what is my boat called?")
+        terminal.until(r"called\?.*Argo.*?> ?$", at)
+        (topic,) = two.client.status().topics
+        assert (topic.version.turn, topic.version.node_id) == (4, two.id)
+    finally:
+        terminal.close()

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 from nodes import Node, meet, nodes, part
 
 from node import metrics
+from node.config import Config
 from node.core import blob, block, snapshot
 from node.core.log import Entry
 from node.core.refusal import Reason, refuse
@@ -329,3 +332,84 @@ def test_reasons_are_counted() -> None:
     before = metrics.SNAPSHOTS_REFUSED.labels("checksum")._value.get()
     snapshots.count(refuse(Reason.CHECKSUM, "x"))
     assert metrics.SNAPSHOTS_REFUSED.labels("checksum")._value.get() == before + 1
+
+
+async def test_a_cap_is_kept_and_holds_up_no_turn(tmp_path: Path) -> None:
+    """--sync-mbps 2: what a first turn's KV has takes its time, and turns are said and kept meanwhile."""
+    async with nodes(tmp_path, 2, Options(mbps=2)) as (one, two):
+        await one.say(f"my boat is called Argo {LONG}")
+        started = time.monotonic()
+        await soon(lambda: one.blocks.tokens("t") > 0, "the snapshot is taken")
+        size = one.blocks.bytes
+        assert size * 8 / 2e6 > 0.5, "or there is nothing to see"
+        result = await one.say("hello", topic="u")
+        assert two.blocks.tokens("t") == 0, "it is still on its way"
+        assert two.store.version("u") == result.version
+        assert not durability(result)
+        await soon(lambda: two.blocks.tokens("t") == one.blocks.tokens("t"), "it came")
+        assert time.monotonic() - started > 0.8 * size * 8 / 2e6, "no faster than it may"
+
+
+async def test_all_replicas_are_all_nodes(tmp_path: Path) -> None:
+    count = Config(replicas="all").replica_count
+    async with nodes(tmp_path, 4, Options(replicas=count)) as made:
+        one = made[0]
+        await one.say(f"my boat is called Argo {LONG}")
+        for node in made[1:]:
+            await soon(lambda node=node: node.store.version("t").turn == 1, "the turn is everywhere")  # type: ignore[misc]
+        await one.settled()
+        for node in made[1:]:
+            assert node.blocks.tokens("t") == one.blocks.tokens("t") > 100
+            assert texts(node) == texts(one)
+        for node in made[:3]:  # and the last one left has it all
+            part(node, made[3])
+        assert "Argo" in (await made[3].say("what is my boat called?")).text
+
+
+@pytest.mark.parametrize("what", ["a block deleted", "a header deleted", "a header of another topic", "all deleted"])
+async def test_files_that_are_deleted_or_swapped_under_us_cost_time(tmp_path: Path, what: str) -> None:
+    async with nodes(tmp_path, 2) as (one, two):
+        await one.say(f"my boat is called Argo {LONG}")
+        await one.say(f"hello {LONG}", topic="u")
+        await one.settled()
+        kv = tmp_path / "n1" / "kv"
+        mine = two.blocks._header_path("t")
+        if what == "a block deleted":
+            next(iter((kv / "blocks").iterdir())).unlink()
+        elif what == "a header deleted":
+            mine.unlink()
+        elif what == "a header of another topic":
+            two.blocks._header_path("u").rename(mine)
+        else:
+            shutil.rmtree(kv / "blocks")
+            shutil.rmtree(kv / "snapshots")
+        part(one, two)
+        two.engine._scheduler.slots.speeds = slow_prefill()  # type: ignore[union-attr]
+        result = await two.say("what is my boat called?")
+        assert "Argo" in result.text
+        await two.settled()
+        if what == "all deleted":  # folders and all: the next turn says so, and no answer is lost
+            assert any("KV snapshots cannot be written" in p for p in two.store.problems)
+
+
+async def test_a_disk_that_takes_nothing_is_said_until_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(tmp_path, 1) as (one,):
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as broken:
+            broken.setattr("node.store.blocks._write", full)
+            broken.setattr("node.store.files._write", full)
+            result = await one.say("my boat is called Argo")
+            await one.settled()
+            assert "durability: token logs cannot be written" in " ".join(durability(result))
+            assert [p.split(" (")[0] for p in one.store.problems] == [
+                "token logs cannot be written",
+                "KV snapshots cannot be written",
+            ]
+        result = await one.say("what is my boat called?")
+        await one.settled()
+        assert "Argo" in result.text
+        assert not durability(result)
+        assert one.store.problems == []
