@@ -103,6 +103,11 @@ def table(rows: Sequence[Sequence[object]]) -> None:
         print("| " + " | ".join(row) + " |")
 
 
+def expect(seconds: float) -> None:
+    """Say how long it is going to take on two quiet cores of the machine of RESULTS.md."""
+    print(f"this takes about {seconds / 60:.0f} min" if seconds >= 90 else "this takes about a minute", file=sys.stderr)
+
+
 def finish(figures: dict[str, object], *, as_json: bool) -> None:
     """The last line of a benchmark under --json."""
     print(f"\n{machine()}")

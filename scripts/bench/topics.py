@@ -1,7 +1,7 @@
 """Forty topics in turn, and eighty on room for forty: how long until the first token.
 
-    python scripts/bench/topics.py [--part pinned|parked|all] [--topics 40] [--messages 160] [--kind round-robin]
-                                   [--quick] [--json]
+    python scripts/bench/topics.py [--part pinned|parked|all] [--topics 40] [--messages 160]
+                                   [--kind round-robin|zipf|all] [--quick] [--json]
 
 A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, f16 KV, flash attention. All get the same token
 sequences: the client sends the whole conversation, with a fixed text for every answer. Turns alternate between the
@@ -11,7 +11,11 @@ pinned: ours keeps idle topics parked in memory outside the context; llama-serve
 separate KV stream (-no-kvu, its best), on its own kernels and on ours; the naive way is our node with all topics in the
 one context.
 parked: twice as many topics as there is room for. Ours and plain LRU have memory for half of the topics and no disk;
-then ours as it is by default, and llama-server with a slot for half of the topics and its RAM cache, by default too.
+then ours as it is by default, and llama-server with a slot for half of the topics and its RAM cache, by default too, on
+its own kernels and on ours.
+
+Of both kinds of traces the keys of the second begin with `zipf_`. On two quiet cores pinned takes three minutes a kind,
+parked six.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,8 +36,11 @@ from scripts.bench.make_model import model
 from scripts.bench.traces import trace
 
 THREADS = 2
-CONTEXT = 1024
+CONTEXT = 1024  # of a topic, at least; the most popular ones of a Zipf trace need more
 FIRST, TOKENS = 256, 16
+KINDS = ("round-robin", "zipf")
+# Messages of a topic: a beginning and some turns. With eighty topics on room for forty, two turns each tell enough.
+PINNED_MESSAGES, PARKED_MESSAGES = 4, 3
 OVERHEAD, TURN = 20, 42  # tokens of the template around a first message, and of a whole later turn
 ANSWER = "fine."
 
@@ -123,17 +130,25 @@ def run(programs: dict[str, Ours | Theirs], kind: str, topics: int, messages: in
     return times
 
 
+def longest(kind: str, topics: int, messages: int, first: int) -> int:
+    """Tokens of a context for a trace's longest conversation, a multiple of 256."""
+    turns = Counter(turn.topic for turn in trace(kind, topics, messages, first, TOKENS))
+    most = first + OVERHEAD + max(turns.values()) * TURN
+    return max(CONTEXT, -(-most // 256) * 256)
+
+
 def pinned(path: Path, kind: str, topics: int, messages: int, first: int) -> dict[str, object]:
-    node = ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(CONTEXT), "--draft", "0")
+    context = longest(kind, topics, messages, first)
+    node = ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(context), "--draft", "0")
     with (
         running.node(*node) as ours,
         running.node(*node, "--slots", str(topics + 1), program=("scripts.bench.variant", "shared")) as shared,
         rivals.server(
-            path, "-c", str(CONTEXT * topics), "-np", str(topics), "-no-kvu", "--slot-prompt-similarity", "0",
+            path, "-c", str(context * topics), "-np", str(topics), "-no-kvu", "--slot-prompt-similarity", "0",
             threads=THREADS,
         ) as server,
         rivals.server(
-            path, "-c", str(CONTEXT * topics), "-np", str(topics), "-no-kvu", "--slot-prompt-similarity", "0",
+            path, "-c", str(context * topics), "-np", str(topics), "-no-kvu", "--slot-prompt-similarity", "0",
             threads=THREADS, our_kernels=True,
         ) as streams,
     ):  # fmt: skip
@@ -163,24 +178,29 @@ def parked(path: Path, kind: str, topics: int, messages: int, first: int) -> dic
     # Half of a conversation's growth, in cells; the shape has 12,288 bytes a cell in f16.
     cells = first + OVERHEAD + (messages // topics) * TURN // 2
     memory = max(topics * cells * 12_288 >> 20, 1)
-    node = ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(CONTEXT), "--draft", "0")
+    context = longest(kind, 2 * topics, 2 * messages, first)
+    node = ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(context), "--draft", "0")
     limited = (*node, "--kv-memory", str(memory), "--kv-disk", "0")
+    slots = ("-c", str(context * topics), "-np", str(topics), "-no-kvu")
     with (
         running.node(*limited) as ours,
         running.node(*limited, program=("scripts.bench.variant", "lru")) as lru,
         running.node(*node) as default,
-        rivals.server(path, "-c", str(CONTEXT * topics), "-np", str(topics), "-no-kvu", threads=THREADS) as server,
+        rivals.server(path, *slots, threads=THREADS) as server,
+        rivals.server(path, *slots, threads=THREADS, our_kernels=True) as equal,
     ):
         programs: dict[str, Ours | Theirs] = {
             f"ours, {memory} MiB": Ours(ours),
             f"plain LRU, {memory} MiB": Ours(lru),
             "ours, as it is": Ours(default),
             f"llama-server, {topics} slots and its RAM cache": Theirs(server, 0),
+            "the same on our kernels": Theirs(equal, 0),
         }
-        mine, plain, roomy, theirs = run(programs, kind, 2 * topics, 2 * messages, first).values()
+        mine, plain, roomy, theirs, theirs_on_ours = run(programs, kind, 2 * topics, 2 * messages, first).values()
     return {
         "parked_over_lru": plain.mean / mine.mean,
         "parked_over_server": theirs.mean / roomy.mean,
+        "parked_over_server_on_our_kernels": theirs_on_ours.mean / roomy.mean,
         "parked_limited_over_server": theirs.mean / mine.mean,
     }
 
@@ -189,21 +209,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["pinned", "parked", "all"], default="all")
     parser.add_argument("--topics", type=int, default=40)
-    parser.add_argument("--messages", type=int, default=0, help="default: four for each topic")
-    parser.add_argument("--kind", choices=["round-robin", "zipf"], default="round-robin")
+    parser.add_argument("--messages", type=int, default=0, help="default: four for each topic, three where parked")
+    parser.add_argument("--kind", choices=[*KINDS, "all"], default="round-robin")
     parser.add_argument("--first", type=int, default=FIRST)
     parser.add_argument("--quick", action="store_true", help="4 topics that begin with 128 tokens")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     topics, first = (4, 128) if args.quick else (args.topics, args.first)
-    messages = args.messages or 4 * topics
+    kinds = KINDS if args.kind == "all" else (args.kind,)
+    parts = [part for part in (pinned, parked) if args.part in (part.__name__, "all")]
+    todo = {part: args.messages or topics * (PINNED_MESSAGES if part is pinned else PARKED_MESSAGES) for part in parts}
+    running.expect(len(kinds) * sum(_seconds(part is parked, topics, first, n) for part, n in todo.items()))
     path = model("q8_0")
     figures: dict[str, object] = {}
-    if args.part != "parked":
-        figures |= pinned(path, args.kind, topics, messages, first)
-    if args.part != "pinned":
-        figures |= parked(path, args.kind, topics, messages, first)
-    running.finish({**figures, "topics": topics, "messages": messages, "kind": args.kind}, as_json=args.json)
+    for kind in kinds:
+        prefix = "zipf_" if kind == "zipf" and len(kinds) > 1 else ""
+        for part, messages in todo.items():
+            figures |= {prefix + key: value for key, value in part(path, kind, topics, messages, first).items()}
+    said = {f"messages_{part.__name__}": n for part, n in todo.items()}
+    running.finish({**figures, "topics": topics, **said, "kind": args.kind}, as_json=args.json)
+
+
+def _seconds(is_parked: bool, topics: int, first: int, messages: int) -> float:
+    """How long a part takes: our nodes and one server on our kernels, one on its own."""
+    twice = 1 + is_parked
+    begin, turn = (4 * 1.5e-3 + 4e-3) * first, 1.3 if is_parked else 0.6
+    return 20 + twice * (topics * begin + (messages - topics) * turn)
 
 
 if __name__ == "__main__":
