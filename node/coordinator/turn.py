@@ -273,6 +273,8 @@ class Turn:
             self._tokens += news.candidate.tokens
             if vote.add(news) is not None:
                 return []
+            if self._p.id in self._shares:
+                self._p.local.engine.expect(self._job, vote.missing)
             return [Voted(news), *self._leader(vote)]
         return self._observe(news)
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from node.core.record import Standing, weighed
 from node.core.similarity import SIMILARITY_THRESHOLD, group
-from node.core.stopping import ADAPTIVE_RISK, adaptive_consistency, chance_of_change, settled, unlikely
+from node.core.stopping import ADAPTIVE_RISK, adaptive_consistency, chance_of_change, missing, settled, unlikely
 from node.core.tally import check, merge, tally
 from node.errors import InvalidRequest, NoQuorum
 from node.types import Ballot, Loss, Outcome, Strategy, Tally
@@ -151,6 +151,12 @@ class Vote:
     def outstanding(self) -> tuple[int, ...]:
         """Ids of candidates that have neither finished nor been lost, ascending: what to cancel once it is decided."""
         return tuple(sorted(self._planned - self._ballots.keys() - self._lost.keys()))
+
+    @property
+    def missing(self) -> int:
+        """How many more ballots for the leader would decide it, at the least."""
+        left = len(self.outstanding)
+        return missing(self.tally().clusters, left, self.strategy) if self._early else left
 
     @property
     def ballots(self) -> tuple[Ballot, ...]:

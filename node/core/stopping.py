@@ -40,6 +40,19 @@ def settled(clusters: Sequence[Cluster], outstanding: float, strategy: Strategy)
     return leader - rivals > outstanding
 
 
+def missing(clusters: Sequence[Cluster], outstanding: int, strategy: Strategy) -> int:
+    """The fewest of the `outstanding` ballots, all of weight 1 and all for the leader, that settle a vote; all of them
+    where none could before the end."""
+    if strategy is Strategy.QUALITY:
+        return outstanding
+    leader, runner, others = _weights(clusters)
+    if strategy is Strategy.FASTEST:
+        return 0 if leader > 0 else min(1, outstanding)
+    lead = leader - (others if strategy is Strategy.SIMILARITY else runner)
+    # With k more it leads by lead + k, and outstanding - k are left: lead + k > outstanding - k.
+    return min(max(0, math.floor((outstanding - lead) / 2) + 1), outstanding)
+
+
 def unlikely(
     clusters: Sequence[Cluster],
     outstanding: int,

@@ -6,8 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from node.engine.backend import Row
+from node.engine.branch import Branch
 from node.engine.pace import Pace
-from node.engine.request import Branch, Request
+from node.engine.request import Request
 
 # The oldest prompt has one part in so many of the room, whatever else comes.
 OLDEST = 4

@@ -146,6 +146,15 @@ class Engine:
         """Stop candidates of a job (all if None) within one step; each still comes as a `Done`. Unknown ids pass."""
         self._send(lambda scheduler: scheduler.cancel(job, candidates))
 
+    def expect(self, job: str, ballots: int) -> None:
+        """Say that so many more ballots may decide a job's vote (`Scheduler.expect`)."""
+
+        def command(scheduler: Scheduler) -> list[Event]:
+            scheduler.expect(job, ballots)
+            return []
+
+        self._send(command)
+
     def commit(self, job: str, winner: int = PROMPT_ONLY, topic: str = "") -> None:
         """Say who won an ended job, so that its KV is kept for the topic (`Scheduler.commit`)."""
 

@@ -70,6 +70,9 @@ class EngineFace(Protocol):
     def cancel(self, job: str, candidates: Collection[int] | None = None) -> None:
         """Stop candidates of a job (all if None); each still comes as a `Done`. Unknown ids pass."""
 
+    def expect(self, job: str, ballots: int) -> None:
+        """Say that so many more ballots may decide a job's vote: what is nearly decided gets its candidates first."""
+
     def commit(self, job: str, winner: int = 0, topic: str = "") -> None:
         """Say who won an ended job, so that its KV is kept for the topic where there is any; `topic` is whose it is
         where the job names none."""

@@ -1,35 +1,15 @@
-"""A job on its way through the scheduler, and a candidate that it writes."""
+"""A job on its way through the scheduler."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
 
-from node.engine.backend import Sampler
-from node.engine.draft import Draft
+from node.engine.branch import Branch
 from node.engine.job import Job
-from node.engine.logprobs import Logprobs
 from node.engine.slots import Trial
-from node.engine.text import TextStream
 
-
-@dataclass(slots=True, eq=False)
-class Branch:
-    """A candidate that is being written."""
-
-    id: int
-    sequence: int
-    sampler: Sampler
-    text: TextStream
-    started: float
-    next_token: int = -1  # sampled or the prompt's last, not computed yet
-    position: int = -1  # where it goes
-    written: list[int] = field(default_factory=list)
-    logprob: float = 0.0
-    logprobs: Logprobs | None = None  # where they were asked for
-    row: int = -1  # of the current batch, with the logits to draw from
-    draft: Draft | None = None  # where tokens are guessed
-    guessed: list[int] = field(default_factory=list)  # in the current batch, in the rows after `row`
+PROMPT_ONLY = 0  # no candidate has this id
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +31,7 @@ class Request:
     branches: list[Branch] = field(default_factory=list)
     kept: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)  # ended: (sequence, its tokens)
     held_since: float = 0.0
+    ballots: int | None = None  # that may decide its vote, if somebody has said so
     runs: dict[tuple[int, ...], int] | None = None  # of the prompt, once tokens are guessed
 
     @property
@@ -62,3 +43,9 @@ class Request:
     def is_computed(self) -> bool:
         """Whether `base` holds the whole prompt, or will after this batch."""
         return self.computed == len(self.job.prompt)
+
+    @property
+    def to_decide(self) -> int:
+        """Candidates that have to end before its vote may be over."""
+        left = len(self.waiting) + len(self.branches)
+        return left if self.ballots is None else min(left, self.ballots)

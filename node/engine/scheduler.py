@@ -28,19 +28,21 @@ from dataclasses import replace
 
 from node.engine import batch
 from node.engine.backend import Backend, CacheFull
-from node.engine.draft import Draft, index
+from node.engine.batch import Batch
+from node.engine.branch import Branch
+from node.engine.forks import Forks
 from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Prefilling, Text, derive_seed, job
-from node.engine.logprobs import Logprobs
 from node.engine.pace import Pace
-from node.engine.request import Branch, Request
+from node.engine.request import PROMPT_ONLY, Request
 from node.engine.shelf import Shelf
-from node.engine.slots import UNNAMED, Pool, Slots
-from node.engine.text import TextStream
+from node.engine.slots import Pool, Slots
+from node.engine.undecided import Undecided
 from node.engine.waiting import Waiting
 from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
 from node.types import Candidate, FinishReason, TokenLogprob
 
 __all__ = [
+    "PROMPT_ONLY",
     "Done",
     "Ended",
     "Event",
@@ -53,10 +55,6 @@ __all__ = [
     "derive_seed",
     "job",
 ]
-
-# KV of an ended job that nobody commits (its coordinator died, say) is let go after this long.
-HOLD_S = 10.0
-PROMPT_ONLY = 0  # no candidate has this id
 
 
 class Scheduler:
@@ -83,9 +81,10 @@ class Scheduler:
         self._drafts = drafts if backend.info.rolls_back else 0
         self._queue = Waiting(queue_limit)
         self._running: dict[str, Request] = {}
-        self._ended: dict[str, Request] = {}  # waiting for `commit`, the oldest first
         self._pool = Pool(backend.info.sequences, backend.info.cells)
         self.slots = Slots(backend, self._pool, memory=memory, shelf=shelf, clock=clock)
+        self._forks = Forks(backend, self._pool, self.slots, clock, self._drafts)
+        self._ended = Undecided(backend, self._pool, self.slots)  # waiting for `commit`
         self.pace = Pace(self.slots.speeds.prefill_s)
         self.decoded_tokens = 0
         self.guessed_tokens = 0
@@ -100,7 +99,7 @@ class Scheduler:
     @property
     def free_sequences(self) -> int:
         """Sequences that no running candidate has; some hold KV that would make room."""
-        return len(self._pool.free) + self.slots.resident + sum(len(r.kept) for r in self._ended.values())
+        return len(self._pool.free) + self.slots.resident + self._ended.sequences
 
     @property
     def queued(self) -> int:
@@ -142,18 +141,13 @@ class Scheduler:
 
         Unknown jobs are ignored: theirs may have been let go for want of room.
         """
-        request = self._ended.pop(job, None)
-        if request is None:
-            return
-        self._pool.cells += request.cells
-        chosen = winner if winner in request.kept else next(iter(request.kept), None)
-        for candidate, (sequence, tokens) in request.kept.items():
-            if candidate == chosen != winner:
-                tokens = tokens[: len(request.job.prompt)]
-            if candidate == chosen and self._backend.truncate(sequence, len(tokens)):
-                self.slots.keep(request.job.topic or topic or f"{UNNAMED}{request.job.id}", sequence, tokens)
-            else:
-                self._give_back(sequence)
+        self._ended.commit(job, winner, topic)
+
+    def expect(self, job: str, ballots: int) -> None:
+        """Say that so many more ballots may decide the vote that a job is for. Unknown jobs are ignored."""
+        request = self._running.get(job)
+        if request is not None:
+            request.ballots = ballots
 
     def step(self) -> list[Event]:
         """Admit, batch, decode, sample. Never raises for what one request did."""
@@ -187,10 +181,10 @@ class Scheduler:
 
     def _admit(self, now: float) -> list[Event]:
         events: list[Event] = []
-        # A vote that is nearly over gets what it still needs first, then others, then what has not begun.
-        for request in sorted(self._running.values(), key=lambda r: len(r.waiting) + len(r.branches)):
+        # A vote that is nearly decided gets what it still needs first, then others, then what has not begun.
+        for request in sorted(self._running.values(), key=lambda r: r.to_decide):
             try:
-                self._fork_later(request)
+                self._forks.later(request)
             except ConclaveError as e:
                 events += self._fail(request, e)
         while (first := self._queue.first(self._running.values())) and self._enter(first):
@@ -212,9 +206,9 @@ class Scheduler:
             self.slots.make_room(len(job.candidates) - sequences, request.cells - cells, spare)
             if len(self._pool.free) >= 1 - sequences and self._pool.cells >= request.cells - cells:
                 break
-            if self._ended:
-                self.commit(next(iter(self._ended)))
-            elif match is not None and not match.take and match.held.is_resident:
+            if self._ended.commit_oldest():
+                continue
+            if match is not None and not match.take and match.held.is_resident:
                 self.slots.forget(spare)  # there is room for one of the two only
             else:
                 return False
@@ -223,61 +217,10 @@ class Scheduler:
         self._pool.cells -= request.cells
         return True
 
-    def _fork_later(self, request: Request) -> None:
-        """Begin candidates that had to wait, for a sequence or for others to end; they compute the prompt's last token
-        again."""
-        if request.base < 0 or not request.is_computed:
-            return
-        if request.job.wave and len(request.branches) > request.job.wave // 4:
-            return  # one that runs on and on must not hold up the rest
-        last = len(request.job.prompt) - 1
-        while request.waiting and self._find_sequence(request):
-            branch = self._begin(request, fork=last)
-            if branch is None:  # the window before that token is gone: they begin with the prompt computed again
-                self._backend.drop(request.base)
-                request.computed = 0
-                return
-            branch.next_token, branch.position = request.job.prompt[last], last
-            branch.started = self._clock()
-        if not request.waiting:
-            self._give_back(request.base)
-            request.base = -1
-
-    def _find_sequence(self, request: Request) -> bool:
-        """Make sure of a free sequence for a candidate that waits: from an idle topic, else from one that ended."""
-        if not self._pool.free and not self.slots.make_room(1, 0) and request.kept:
-            self._give_back(request.kept.pop(next(iter(request.kept)))[0])
-        return bool(self._pool.free)
-
-    def _begin(self, request: Request, *, fork: int | None) -> Branch | None:
-        """Begin the next waiting candidate on a free sequence that shares `fork` tokens of the prompt's, or on the
-        prompt's own sequence (None). None if the backend cannot fork there."""
-        candidate, seed = request.waiting.popleft()
-        params = request.job.params
-        sampler = self._backend.sampler(params, seed, request.job.prompt)  # may refuse a grammar: before any sequence
-        if fork is not None:
-            sequence = self._pool.free.pop()
-            if not self._backend.fork(request.base, sequence, fork):
-                sampler.close()
-                self._pool.free.append(sequence)
-                request.waiting.appendleft((candidate, seed))
-                return None
-        else:
-            sequence, request.base = request.base, -1
-        branch = Branch(candidate, sequence, sampler, TextStream(params.stop), request.admitted)
-        if self._drafts:
-            if request.runs is None:
-                request.runs = index(request.job.prompt)
-            branch.draft = Draft(request.job.prompt, request.runs)
-        if params.logprobs:
-            branch.logprobs = Logprobs(self._backend, params.top_logprobs)
-        request.branches.append(branch)
-        return branch
-
     # ---- decode -----------------------------------------------------------------------------------------------------
 
     def _decode(self) -> tuple[bool, list[Event]]:
-        """Compute a batch; says whether there was one. Where that fails, what was in it fails, and nothing else."""
+        """Compute a batch; says whether there was one. Where that fails, each that was in it is tried alone."""
         events: list[Event] = []
         size, running = self._backend.info.batch, self._running.values()
         while (next_batch := batch.fill(running, self.pace, size, self._drafts, self.queued)).rows:
@@ -291,24 +234,52 @@ class Scheduler:
                     last = next(reversed(self._running.values()))
                     why = "no KV cells are left: try again later, or start the node with a larger --ctx"
                     events += self._fail(last, Overloaded(why))
-            except BackendError as e:  # some of the rows may have been computed
-                batched = next_batch.sequences
-                for request in list(running):
-                    if request.base in batched or any(b.sequence in batched for b in request.branches):
-                        events += self._fail(request, e)
-                return False, events
+            except BackendError as e:
+                return False, events + self._isolate(next_batch, e)
             else:
                 self.pace.saw(decoding, len(rows) - decoding, self._clock() - started)
                 self.slots.speeds = replace(self.slots.speeds, prefill_s=self.pace.prefill_s)
                 return True, events
         return False, events
 
+    def _isolate(self, failed: Batch, error: BackendError) -> list[Event]:
+        """After a batch that failed, of which some rows may have been computed: those that were in it go back to where
+        they were and compute their rows alone, so that one which makes llama.cpp fail does not cost the others."""
+        events: list[Event] = []
+        running, batched = list(self._running.values()), failed.sequences
+        suspects = [r for r in running if r.base in batched or any(b.sequence in batched for b in r.branches)]
+        batch.undo(running)
+        for request in suspects:
+            if len(suspects) == 1 or not self._go_back(request):
+                events += self._fail(request, error)
+                continue
+            try:
+                alone = batch.fill([request], self.pace, self._backend.info.batch, 0)
+                self._backend.decode(alone.rows)
+                events += self._sample(request)
+            except CacheFull:  # nothing was changed: as any other in the next step
+                batch.undo([request])
+            except ConclaveError as e:
+                events += self._fail(request, e)
+        return events
+
+    def _go_back(self, request: Request) -> bool:
+        """Take back what a failed batch may have computed of a request. False where that cannot be done."""
+        if request.trial is not None:
+            return False
+        held = [(branch.sequence, branch.position) for branch in request.branches]
+        if request.base >= 0:
+            held.append((request.base, request.computed))
+        for sequence, length in held:
+            if not length:
+                self._backend.drop(sequence)
+            elif not self._backend.truncate(sequence, length):
+                return False
+        return True
+
     def _free_cells(self) -> bool:
         """Let KV go that no running request needs. Says whether there was any."""
-        if self._ended:
-            self.commit(next(iter(self._ended)))
-            return True
-        return self.slots.make_room(0, self._pool.cells + 1)
+        return self._ended.commit_oldest() or self.slots.make_room(0, self._pool.cells + 1)
 
     def _try(self, request: Request) -> None:
         """KV of another node that a request began from: where it turns out to be wrong, it begins anew from nothing."""
@@ -326,7 +297,7 @@ class Scheduler:
     def _sample(self, request: Request) -> list[Event]:
         events: list[Event] = []
         if request.prompt_row >= 0:
-            self._fork_first(request)
+            self._forks.first(request)
             if not request.was_prefilled:
                 events.append(self._prefilled(request))
         elif request.batched and not request.is_computed and not request.was_prefilled:
@@ -344,21 +315,6 @@ class Scheduler:
         if pieces or logprobs:
             events.append(Text(request.job.id, tuple(pieces), tuple(logprobs)))
         return events + done + (self._settle(request) if done else [])
-
-    def _fork_first(self, request: Request) -> None:
-        """Begin as many candidates as there are sequences, all from the logits after the prompt."""
-        length, waiting = len(request.job.prompt), len(request.waiting)
-        first = min(waiting, request.job.wave or waiting)
-        # The prompt's own sequence goes to the last one that begins, or is kept for those that wait. If it is the only
-        # sequence there is, it is used at once, and the others will have to begin anew from it.
-        begun = [
-            self._begin(request, fork=length) for _ in range(min(first - (first == waiting), len(self._pool.free)))
-        ]
-        if (first == waiting and len(request.waiting) == 1) or not any(begun):
-            begun.append(self._begin(request, fork=None))
-        for branch in filter(None, begun):
-            branch.row, branch.position = request.prompt_row, length - 1
-        request.prompt_row = -1
 
     def _prefilled(self, request: Request) -> Event:
         request.was_prefilled = True
@@ -384,30 +340,8 @@ class Scheduler:
         return [self._finish(request, branch, reason)] if reason is not None else []
 
     def _draw(self, request: Request, branch: Branch, pieces: list[tuple[int, str]]) -> FinishReason | None:
-        token, logprob = self._backend.sample(branch.sampler, branch.row)
-        branch.written.append(token)
-        if branch.draft is not None:
-            branch.draft.add(token)
-        branch.logprob += logprob
-        branch.position += 1
-        branch.next_token = token
+        reason, text = branch.draw(self._backend, request.max_tokens)
         self.decoded_tokens += 1
-        reason: FinishReason | None = None
-        text = ""
-        if self._backend.is_end(token):
-            reason = FinishReason.STOP
-        else:
-            if branch.logprobs is not None:
-                branch.logprobs.add(token, logprob, branch.row, branch.text)
-            text = branch.text.feed(self._backend.piece(token))
-            if branch.text.stopped:
-                reason = FinishReason.STOP
-            elif len(branch.written) >= request.max_tokens:
-                reason = FinishReason.LENGTH
-        if reason is not None:
-            text += branch.text.finish()
-        if branch.logprobs is not None:
-            branch.logprobs.settle(branch.text, over=reason is not None)
         if text:
             pieces.append((branch.id, text))
         return reason
@@ -418,20 +352,7 @@ class Scheduler:
         request.branches.remove(branch)
         branch.sampler.close()
         self._keep_kv(request, branch, reason)
-        tokens = len(branch.written)
-        return Done(
-            request.job.id,
-            Candidate(
-                id=branch.id,
-                node=self._node,
-                text=branch.text.text,
-                tokens=tokens,
-                mean_logprob=branch.logprob / tokens if tokens else 0.0,
-                finish_reason=reason,
-                latency_ms=(self._clock() - branch.started) * 1e3,
-                logprobs=branch.logprobs.given if branch.logprobs is not None else (),
-            ),
-        )
+        return Done(request.job.id, branch.candidate(self._node, reason, self._clock()))
 
     def _keep_kv(self, request: Request, branch: Branch, reason: FinishReason) -> None:
         """Keep the sequence of a candidate that may win; of one that was stopped, the prompt, if nothing else has it.
@@ -502,8 +423,7 @@ class Scheduler:
         if self._running.pop(request.job.id, None) is None:
             self._queue.remove(request)
             return
-        request.held_since = self._clock()
-        self._ended[request.job.id] = request
+        self._ended.add(request, self._clock())
 
     def _fail(self, request: Request, error: ConclaveError) -> list[Event]:
         """A job is over and its KV is not to be trusted."""
@@ -522,6 +442,5 @@ class Scheduler:
         for request in [*self._queue, *self._running.values()]:
             if request.job.deadline is not None and now >= request.job.deadline:
                 events += self._cancel(request, None, FinishReason.DEADLINE)
-        for id in [id for id, request in self._ended.items() if now - request.held_since > HOLD_S]:
-            self.commit(id)
+        self._ended.expire(now)
         return events

@@ -43,6 +43,15 @@ async def test_alone() -> None:
         assert [e.tally.finished for e in seen if isinstance(e, Counted)] == [4]
 
 
+async def test_the_engine_is_told_how_many_ballots_may_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    async with swarm(sequences=1, early_stop=EarlyStop.EXACT) as made:
+        monkeypatch.setattr(made.engine, "expect", lambda job, ballots: told.append(ballots))
+        result = await made.coordinator.generate(request(candidates=9))
+        assert result.outcome.finished == 5
+    assert told == [4, 3, 2, 1, 0]
+
+
 async def test_the_vote_is_over_all_ballots_pooled() -> None:
     """Two nodes for 41 by 2:1 each, one for 42 by 3:0: pooled, 42 has most."""
     async with swarm(**ALL) as made:

@@ -358,6 +358,33 @@ def test_majority_stops_exactly_when_no_completion_changes_the_winner(planned: i
     assert (stopped > 0) == (planned >= 3)
 
 
+@REPEATABLE
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=7),
+    st.integers(1, 6),
+    st.sampled_from([Strategy.MAJORITY, Strategy.SIMILARITY]),
+)
+def test_what_a_vote_misses_is_what_decides_it(keys: list[str], more: int, strategy: Strategy) -> None:
+    """As many more ballots for the leader as are missing decide it, and one fewer does not."""
+    planned = len(keys) + more
+    vote = Vote(strategy, range(1, planned + 1), adaptive=False)
+    for number, key in enumerate(keys, 1):
+        vote.add(cast(number, key))
+    if vote.state() is VoteState.WON:
+        return
+    leader = next((cluster.key for cluster in vote.tally().clusters if cluster.key), "new")
+    missing, left = vote.missing, vote.outstanding
+    assert 1 <= missing <= len(left)
+    for number in left[: missing - 1]:
+        vote.add(cast(number, leader))
+        assert vote.state() is VoteState.PENDING
+    vote.add(cast(left[missing - 1], leader))
+    assert vote.state() is VoteState.WON
+    assert Vote(strategy, range(1, 6), early=False).missing == 5
+    assert Vote(Strategy.QUALITY, range(1, 6)).missing == 5
+    assert Vote(Strategy.FASTEST, range(1, 6)).missing == 1
+
+
 @settings(REPEATABLE, max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([0.25, 0.5, 0.75, 1.0])), min_size=1, max_size=6),

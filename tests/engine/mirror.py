@@ -65,8 +65,9 @@ class Mirror:
                 self.held[row.sequence].pop()  # type: ignore[union-attr]
             raise
         except BackendError:
-            for row in rows:
-                self.held[row.sequence] = None
+            # Half were computed, or as llama.cpp checks a batch before it begins, none.
+            for row in rows[(len(rows) + 1) // 2 if aborted else 0 :]:
+                self.held[row.sequence].pop()  # type: ignore[union-attr]
             raise
         self._contexts = contexts
         self.rows += rows

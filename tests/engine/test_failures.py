@@ -25,6 +25,7 @@ class Breaks(FakeBackend):
         super().__init__(FakeSpec(), **limits)  # type: ignore[arg-type]
         self.full: Callable[[Sequence[Row]], bool] = lambda _: False
         self.aborts: Callable[[Sequence[Row]], bool] = lambda _: False
+        self.code = 2
         self.batches: list[set[int]] = []  # sequences of each batch that was tried
 
     def decode(self, rows: Sequence[Row]) -> None:
@@ -33,7 +34,7 @@ class Breaks(FakeBackend):
             raise CacheFull("no KV cells are left for the batch")
         if self.aborts(rows):
             super().decode(rows[: len(rows) // 2] or rows)
-            raise BackendError("llama_decode failed with 2: aborted")
+            raise BackendError(f"llama_decode failed with {self.code}")
         super().decode(rows)
 
 
@@ -113,7 +114,27 @@ def test_a_prompt_whose_first_chunk_did_not_fit_is_computed_from_its_beginning()
     assert_nothing_leaked(backend, scheduler)
 
 
-def test_an_abort_fails_what_was_in_the_batch_and_nothing_that_waited() -> None:
+@pytest.mark.parametrize("code", [-1, 2, -2, -3])
+def test_what_makes_a_batch_fail_fails_and_nothing_beside_it(code: int) -> None:
+    """llama.h: 2 aborted, -1 invalid input, -2 could not allocate, -3 could not compute."""
+    backend = Breaks(batch=16, sequences=4)
+    backend.code = code
+    scheduler = Scheduler(backend, Clock())
+    submit(scheduler, backend, "a", candidates=2)
+    scheduler.step()
+    submit(scheduler, backend, "bad", words=60)
+    submit(scheduler, backend, "short", words=3)
+    poison = backend.tokenize(" bad-5")[0]
+    backend.aborts = lambda rows: any(row.token == poison for row in rows)
+    events = drain(scheduler)
+    assert {id: str(e) for id, e in failures(events).items()} == {"bad": f"llama_decode failed with {code}"}
+    assert answers(events) == {
+        id: {f"echo: {' '.join(f'{id}-{i}' for i in range(n))}"} for id, n in (("a", 5), ("short", 3))
+    }
+    assert_nothing_leaked(backend, scheduler)
+
+
+def test_a_backend_that_always_fails_fails_what_was_in_the_batch_and_nothing_that_waited() -> None:
     backend = Breaks(batch=16, sequences=3)
     scheduler = Scheduler(backend, Clock())
     submit(scheduler, backend, "a", candidates=2)
@@ -129,6 +150,22 @@ def test_an_abort_fails_what_was_in_the_batch_and_nothing_that_waited() -> None:
     events = drain(scheduler)
     assert not failures(events)
     assert set(answers(events)) == {"later", "next"}
+    assert_nothing_leaked(backend, scheduler)
+
+
+def test_what_cannot_go_back_fails_with_the_batch() -> None:
+    """As with a small window, where a rollback may be refused."""
+    backend = Breaks(sequences=4)
+    scheduler = Scheduler(backend, Clock())
+    for id in ("a", "b"):
+        submit(scheduler, backend, id)
+    scheduler.step()
+    truncate, tried = backend.truncate, len(backend.batches)
+    backend.aborts = lambda rows: len(backend.batches) == tried + 1
+    backend.truncate = lambda sequence, length: False  # type: ignore[method-assign]
+    assert set(failures(scheduler.step())) == {"a", "b"}
+    backend.truncate = truncate  # type: ignore[method-assign]
+    assert scheduler.idle
     assert_nothing_leaked(backend, scheduler)
 
 

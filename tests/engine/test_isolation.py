@@ -275,6 +275,27 @@ def test_what_is_said_to_be_cached_was_not_computed(
         scheduler.slots.forget(topic)
 
 
+def test_a_prompt_that_llama_cpp_refuses_costs_nobody_else_a_token(backend: LlamaBackend) -> None:
+    """llama_decode answers -1 for the whole batch; the others' answers are those of the same steps without it."""
+    mirror = Mirror(backend)
+    scheduler = Scheduler(mirror, lambda: 0.0, memory=1 << 24)
+    good = backend.tokenize("Pens, cups and 12 boxes of nails cost 452.")
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    scheduler.submit(job("good", good, [1, 2], params, 1, topic="t"))
+    scheduler.step()
+    scheduler.step()
+    scheduler.submit(job("bad", [*good, backend.info.vocabulary + 7], [1], params, 1))
+    events = drain(scheduler)
+    assert [e.job for e in events if isinstance(e, Failed)] == ["bad"]
+    assert "llama_decode failed with -1" in next(str(e.error) for e in events if isinstance(e, Failed))
+    assert [e.candidate.tokens for e in events if isinstance(e, Done)] == [8, 8]
+    scheduler.commit("good", 1)
+    assert len(scheduler.slots.tokens("t")) == len(good) + 7  # the last one drawn is not computed
+    scheduler.slots.forget("t")
+    assert mirror.used == 0
+    assert scheduler.free_sequences == backend.info.sequences
+
+
 def test_what_a_client_is_told_is_cached_was_not_computed() -> None:
     """`usage` of a node's answers, over the bundled model."""
     mirrors: list[Mirror] = []

@@ -320,3 +320,18 @@ def test_topics_take_turns_when_sequences_are_few() -> None:
     scheduler.submit(replace(make(backend, "b0", "one"), topic="b"))
     order = [e.job for e in drain(scheduler) if isinstance(e, Ended)]
     assert order.index("b0") < order.index("a2")  # a second topic does not wait behind all of the first one's
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_vote_that_is_nearly_decided_gets_the_next_free_sequence(told: bool) -> None:
+    backend, scheduler = setup(FakeSpec(answers=("w w w",)), sequences=7)
+    for id in "ab":  # eight each, two at first; each has its prompt, and one sequence is left for either
+        scheduler.submit(replace(make(backend, id, f"q {id}", candidates=8), wave=2))
+    ended = []
+    while not scheduler.idle:
+        ended += [e.job for e in scheduler.step() if isinstance(e, Ended)]
+        if told:
+            scheduler.expect("b", 1)
+            scheduler.expect("unknown", 1)
+    assert ended == (["b", "a"] if told else ["a", "b"])
+    assert_nothing_leaked(backend, scheduler)

@@ -174,6 +174,9 @@ class RemoteEngine:
         if (run := self._runs.get(job)) is not None:
             self._stop(run, candidates, FinishReason.CANCELLED)
 
+    def expect(self, job: str, ballots: int) -> None:
+        """Nothing: whose turn it is, the server decides."""
+
     def commit(self, job: str, winner: int = 0, topic: str = "") -> None:
         """Nothing is kept here."""
 
