@@ -16,3 +16,8 @@ class Check:
     level: str
     found: str
     advice: str = ""
+
+    def lines(self) -> list[str]:
+        """As a person reads it: what was found, and what to do about it."""
+        advice = [f"     -> {self.advice}"] if self.advice else []
+        return [f"{self.level:<5}{self.name}: {self.found}", *advice]

@@ -23,9 +23,10 @@ def run(options: Namespace) -> int:
     for check in checks.all_checks(os.environ):
         found.append(check)
         if not options.json:  # each as it is known: some take seconds
-            to.print(Text.assemble((f"{check.level:<5}", _STYLE[check.level]), f"{check.name}: {check.found}"))
-            if check.advice:
-                to.print(Text(f"     -> {check.advice}"))
+            first, *advice = check.lines()
+            to.print(Text.assemble((first[:5], _STYLE[check.level]), first[5:]))
+            for line in advice:
+                to.print(Text(line))
             sys.stdout.flush()
     failed = [c for c in found if c.level == FAIL]
     if options.json:
