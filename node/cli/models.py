@@ -211,6 +211,7 @@ def _entry_json(entry: Entry, found: Fit | None) -> dict[str, object]:
         "template": entry.template,
         "tools": entry.tools,
         "source": entry.source,
+        "checked": entry.checked,
         "fits": _fit_json(found) if found else None,
     }
 

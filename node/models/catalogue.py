@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from node.core import quantization
@@ -17,7 +17,11 @@ _FILE = Path(__file__).parent / "catalogue.toml"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the catalogue. `size_class` is its size as its authors say it; `tools` the form of its calls."""
+    """A model of the catalogue. `size_class` is its size as its authors say it; `tools` the form of its calls.
+
+    `checked` says what its sizes were compared with (catalogue.toml explains it), `file_bytes` is the size of the
+    Q4_K_M file of `repo` where that is known (0: not), `output_apart` that its files hold a tied output all the same.
+    """
 
     key: str
     name: str
@@ -29,10 +33,14 @@ class Entry:
     template: str
     tools: str
     facts: Facts
+    checked: str
+    file_bytes: int = 0
+    output_apart: bool = False
 
     def shape(self, quantization_: str) -> Shape:
         """Its shape in a quantization."""
-        return quantization.shape(self.name, self.facts, quantization_, self.parameters)
+        facts = replace(self.facts, is_tied=self.facts.is_tied and not self.output_apart)
+        return quantization.shape(self.name, facts, quantization_, self.parameters)
 
 
 @functools.cache
@@ -50,6 +58,9 @@ def entries() -> tuple[Entry, ...]:
             repo=said["repo"],
             template=said["template"],
             tools=said["tools"],
+            checked=said["checked"],
+            file_bytes=said.get("file_bytes", 0),
+            output_apart=said.get("output_apart", False),
             facts=Facts(
                 layers=said["layers"],
                 embedding=said["embedding"],

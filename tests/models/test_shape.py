@@ -103,6 +103,20 @@ def test_parameters_of_the_catalogue() -> None:
         assert not entry.facts.window or entry.facts.window_every
 
 
+def test_sizes_of_files_that_were_seen() -> None:
+    """What the arithmetic says of a Q4_K_M file, and what its repository holds: the difference is its vocabulary."""
+    seen = [entry for entry in catalogue.entries() if entry.file_bytes]
+    assert len(seen) >= 10
+    for entry in seen:
+        said = entry.shape("Q4_K_M").weight_bytes
+        assert said <= entry.file_bytes, entry.name
+        assert said == pytest.approx(entry.file_bytes, rel=0.02), entry.name
+
+
+def test_every_entry_says_what_it_was_checked_with() -> None:
+    assert {entry.checked for entry in catalogue.entries()} == {"litgpt", "size", "others"}
+
+
 @pytest.mark.parametrize(("asked", "name"), [
     ("Qwen2.5-7B-Instruct", "Qwen2.5-7B-Instruct"), ("qwen2.5-7b", "Qwen2.5-7B-Instruct"),
     ("qwen3_4b", "Qwen3-4B-Instruct-2507"), ("gemma-3-1b", "gemma-3-1b-it"), ("PHI-4", "phi-4"), ("phi", None),
