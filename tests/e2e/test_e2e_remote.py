@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import importlib.metadata
+import importlib.util
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import installed
 import pytest
 from swarm import Swarm, request, until
 
@@ -56,10 +58,68 @@ def llama_server() -> Iterator[str]:
         server.wait()
 
 
-def is_healthy(port: int) -> bool:
+# What its extra `server` asks for, and the package itself; llama.cpp is the one that is installed here.
+SERVER = (
+    *("fastapi==0.165.0", "uvicorn==0.54.0", "pydantic-settings==2.16.3", "sse-starlette==3.7.0", "PyYAML==6.0.4"),
+    *("starlette-context==0.3.6", "numpy==2.4.6", "diskcache==5.6.3", "jinja2==3.1.6", "typing-extensions==4.16.0"),
+)
+
+
+@pytest.fixture
+def llama_cpp_server(tmp_path: Path) -> Iterator[str]:
+    """llama_cpp's own server (`python -m llama_cpp.server`) on the bundled model; its URL."""
+    python = installed.python("llama-cpp-server", *SERVER)
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None
+    assert spec.origin is not None
+    (tmp_path / "llama_cpp").symlink_to(Path(spec.origin).parent)
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        port = s.getsockname()[1]
+    said = tmp_path / "server.log"
+    with said.open("wb") as out:
+        server = subprocess.Popen(
+            [
+                *(str(python), "-m", "llama_cpp.server", "--model", str(BUNDLED), "--host", "127.0.0.1"),
+                *("--port", str(port), "--n_ctx", "2048", "--n_threads", "2", "--logits_all", "true"),
+            ],
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "GOMP_SPINCOUNT": "1000"},
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        until(lambda: server.poll() is not None or is_healthy(port, "/v1/models"), "llama_cpp.server starts")
+        assert server.poll() is None, said.read_text()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.timeout(installed.INSTALL_S + 120)
+def test_llama_cpps_own_server(own: Swarm, llama_cpp_server: str) -> None:
+    """It computes one request at a time, and takes a second one for the end of the first: so one sequence."""
+    node = own.start("--backend", "openai", "--url", llama_cpp_server, "--join", "none", "--slots", "1")
+    own.ready(node)
+    answer = node.client.ask("What is 12 + 30?", candidates=3)
+    assert "42" in answer.text
+    assert answer.outcome.finished >= 2
+    [info] = node.client.status().nodes
+    assert (info.backend, info.sequences) == ("openai", 1)
+    turn = node.client.generate.Generate(request("My cat is called Tom.", topic="t"), timeout=30)
+    again = node.client.generate.Generate(request("What is my cat called?", topic="t", append=True), timeout=30)
+    assert (turn.version.turn, again.version.turn) == (1, 2)
+    assert "Tom" in again.text
+    stream = node.client.generate.Stream(_long(), timeout=30)
+    next(stream)
+    stream.cancel()
+    until(lambda: node.used() == 0, "its sequence is free")
+    assert node.client.ask("What is 1 + 2?", candidates=1).text
+
+
+def is_healthy(port: int, path: str = "/health") -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except OSError:
         return False
