@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -45,6 +45,11 @@ class Shared:
         self._data = data
         self._hashing = threading.Lock()  # one at a time: it takes the disk and a core
         self._known: dict[str, tuple[Manifest, list[Path], _Stamp]] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """The node stops: whoever reads a model for its hashes gives up, and hears NotFound."""
+        self._closed = True
 
     def offers(self) -> list[Offer]:
         """What there is, each name once."""
@@ -72,7 +77,7 @@ class Shared:
             kept = self._data / "manifests" / f"{hashlib.sha256(str(model.path).encode()).hexdigest()[:32]}.json"
             hashes = _remembered(kept, stamp, files)
             if hashes is None:
-                hashes = [_hash(path) for path in paths]
+                hashes = [_hash(path, lambda: self._closed) for path in paths]
                 _remember(kept, stamp, hashes)
             found = Manifest(tuple(File(f.name, f.size, h) for f, h in zip(files, hashes, strict=True)))
             self._known[found.digest] = (found, paths, stamp)
@@ -107,10 +112,12 @@ def _stamp(paths: list[Path]) -> _Stamp:
     return [[str(path), (about := path.stat()).st_size, about.st_mtime_ns] for path in paths]
 
 
-def _hash(path: Path) -> bytes:
+def _hash(path: Path, is_over: Callable[[], bool]) -> bytes:
     out = bytearray()
     with path.open("rb", buffering=0) as file:
         while block := _piece(file):
+            if is_over():
+                raise NotFound("the node stops")
             out += hashlib.sha256(block).digest()
     return bytes(out)
 

@@ -64,7 +64,7 @@ def test_a_description_and_its_pieces(tmp_path: Path, monkeypatch: pytest.Monkey
     # It is read once, also by the next process; and again when it is another file.
     read: list[Path] = []
     real = module._hash
-    monkeypatch.setattr(module, "_hash", lambda path: read.append(path) or real(path))
+    monkeypatch.setattr(module, "_hash", lambda path, is_over: read.append(path) or real(path, is_over))
     assert made(tmp_path).describe("own") == found
     assert not read
     put(path, DATA[:-1] + b"x")
@@ -80,6 +80,15 @@ def test_a_description_and_its_pieces(tmp_path: Path, monkeypatch: pytest.Monkey
     path.unlink()
     with pytest.raises(NotFound):
         shared.describe("own")
+
+
+def test_a_node_that_stops_reads_no_further(tmp_path: Path) -> None:
+    put(tmp_path / "data/models/own.gguf")
+    shared = made(tmp_path)
+    shared.close()
+    with pytest.raises(NotFound, match="the node stops"):
+        shared.describe("own")
+    assert not (tmp_path / "data/manifests").exists()
 
 
 def test_a_file_that_is_no_model_is_not_given_away(tmp_path: Path) -> None:
