@@ -31,6 +31,7 @@ from node.api.models import ModelsServicer
 from node.api.seam import Seam
 from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config
 from node.coordinator import Coordinator
+from node.core import meaning
 from node.core.block import Codec
 from node.core.placement import default_candidates
 from node.core.plan import SLOTS
@@ -58,7 +59,8 @@ _FIRST_PEER_S = 1.5  # how long the banner waits for a peer that is already ther
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What the banner says. `memory_mb` is what the process uses now; `join_line` holds the mesh's token."""
+    """What the banner says. `topics` is what the measured speeds mean for them, `memory_mb` what the process uses now;
+    `join_line` holds the mesh's token."""
 
     node_id: str
     name: str
@@ -71,6 +73,8 @@ class Summary:
     candidates: int
     memory_mb: int
     decode_tokens_per_s: float
+    prefill_tokens_per_s: float
+    topics: str
     local_address: str
     mesh_address: str
     mesh_id: str
@@ -125,6 +129,10 @@ class Node:
             candidates=self._config.candidates or default_candidates(1 + len(peers)),
             memory_mb=psutil.Process().memory_info().rss >> 20,
             decode_tokens_per_s=engine.decode_tokens_per_s,
+            prefill_tokens_per_s=1 / engine.speeds.prefill_s if engine.speeds.is_measured else 0.0,
+            topics=meaning.topics(
+                engine.speeds, engine.kv_bytes, self._config.kv_memory << 20, self._config.kv_disk << 20, info.context
+            ),
             local_address=self._local_address,
             mesh_address=self._mesh_address,
             mesh_id=self._identity.mesh_id,
@@ -175,7 +183,7 @@ class Node:
             strict_quorum=config.quorum == "strict",
             early_stop=EarlyStop(config.early_stop),
             replicator=self._replicator,
-            standings=await asyncio.to_thread(Standings, data.path / "models.json"),
+            standings=await asyncio.to_thread(Standings, data.path / "standings.json"),
             ensemble=config.ensemble == "auto",
         )
         self._undo.push_async_callback(self._coordinator.stop)
@@ -212,6 +220,7 @@ class Node:
             defaults,
             __version__,
             travels=self._replicator.travels,
+            links=self._replicator.links,
         )
         self._gateway.open(here)
         self._undo.push_async_callback(self._gateway.stop)
@@ -343,12 +352,14 @@ class Node:
                 is_mesh=is_mesh,
                 standings=self._coordinator.standings,
                 travels=self._replicator.travels,
+                links=self._replicator.links,
             )
             mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
             kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(self._replicator, is_mesh=is_mesh), server)
         vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(self._coordinator), self._mesh_server)
-        models = ModelsServicer(Shared(os.environ, home().data))
-        models_pb2_grpc.add_ModelsServicer_to_server(models, self._mesh_server)
+        shared = Shared(os.environ, home().data)
+        self._undo.callback(shared.close)
+        models_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(shared), self._mesh_server)
 
     async def _open(self, server: grpc.aio.Server, *, is_mesh: bool) -> health.aio.HealthServicer:
         servicer = rpc.serve_health_and_reflection(server, is_mesh=is_mesh)

@@ -51,6 +51,15 @@ class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
             async for part in parts:
                 yield part
 
+    async def Measure(
+        self, request: kvsync_pb2.MeasureRequest, context: _Context
+    ) -> AsyncGenerator[kvsync_pb2.MeasureResponse, None]:
+        """Bytes without a meaning."""
+        self._for_peers()
+        async with contextlib.aclosing(self._replicator.measure(request.bytes)) as parts:
+            async for part in parts:
+                yield part
+
     async def List(self, request: kvsync_pb2.ListRequest, context: _Context) -> kvsync_pb2.ListResponse:
         """The topics held."""
         topics = self._replicator.topics(tombstones=self._is_mesh)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -152,9 +152,11 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
         is_mesh: bool,
         standings: Standings | None = None,
         travels: Travels | None = None,
+        links: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._standings = standings or Standings()
         self._travels = travels
+        self._links = links
         self._mesh = mesh
         self._engine = engine
         self._store = store
@@ -171,7 +173,9 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
     async def Status(self, request: mesh_pb2.StatusRequest, context: _Context) -> mesh_pb2.StatusResponse:
         """What `status` shows."""
-        answer = status_pb(self._mesh, self._engine, self._store, self._version, self._standings, self._travels)
+        answer = status_pb(
+            self._mesh, self._engine, self._store, self._version, self._standings, self._travels, self._links()
+        )
         if self._is_mesh:
             del answer.notices[:], answer.travels[:]
         return answer

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from node import wire
 from node.core import record
+from node.core.slots import worth_from
 from node.engine.face import EngineFace
 from node.mesh.mesh import Mesh
 from node.replicator import Travel, Travels
@@ -17,9 +20,11 @@ def status_pb(
     store: Store,
     version: str,
     standings: Standings,
-    travels: Travels | None = None,
+    travels: Travels | None,
+    links: Mapping[str, float],
 ) -> mesh_pb2.StatusResponse:
-    """The nodes known, the topics and the sequences of this one, what it holds of models, and which snapshots went."""
+    """The nodes known, the topics and the sequences of this one, what it holds of models, which snapshots went, and its
+    speeds. `links` are seconds a byte, by node."""
     free, total = engine.free_sequences, engine.info.sequences
     return mesh_pb2.StatusResponse(
         nodes=[wire.node_info_pb(n) for n in mesh.nodes()],
@@ -31,6 +36,7 @@ def status_pb(
         notices=mesh.notices,
         models=_models(standings),
         travels=[_travel(t, travels) for t in travels.last] if travels is not None else [],
+        speeds=_speeds(engine, links),
     )
 
 
@@ -43,6 +49,23 @@ def _travel(t: Travel, travels: Travels) -> mesh_pb2.Travel:
         bytes=t.bytes,
         tokens=t.tokens,
         age_ms=travels.age_ms(t),
+    )
+
+
+def _speeds(engine: EngineFace, links: Mapping[str, float]) -> mesh_pb2.Speeds:
+    speeds, kv_bytes = engine.speeds, engine.kv_bytes
+    if not speeds.is_measured:
+        return mesh_pb2.Speeds()
+    return mesh_pb2.Speeds(
+        prefill_tokens_per_s=1 / speeds.prefill_s,
+        restore_bytes_per_s=1 / speeds.restore_s_per_byte if kv_bytes else 0.0,
+        kv_bytes_per_token=kv_bytes,
+        worth_tokens=worth_from(speeds, kv_bytes),
+        worth_tokens_disk=worth_from(speeds, kv_bytes, speeds.disk_s_per_byte),
+        links=[
+            mesh_pb2.Link(node=node, bytes_per_s=1 / s, worth_tokens=worth_from(speeds, kv_bytes, s))
+            for node, s in sorted(links.items())
+        ],
     )
 
 

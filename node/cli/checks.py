@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -25,6 +26,9 @@ from node.cli.render import one_line
 from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config, load
 from node.errors import ConclaveError, InvalidRequest
 from node.hardware.machine import Machine, detect
+
+if TYPE_CHECKING:
+    from node.v1 import mesh_pb2
 
 MAX_NOTICES = 10
 LOW_DISK, LEAST_DISK = 2 * GIB, GIB // 8
@@ -172,9 +176,28 @@ def mesh(directory: Path) -> Iterator[Check]:
     for problem in status.problems[:MAX_NOTICES]:
         advice = "free some space, or make its --data-dir writable; what waits is written then"
         yield Check("durability", WARN, one_line(problem, 400), advice)
+    yield from speeds(status)
     for notice in status.notices[:MAX_NOTICES]:
         found, _, advice = one_line(notice, 400).partition(": ")
         yield Check("mesh", WARN, found, advice)
+
+
+def speeds(status: mesh_pb2.StatusResponse) -> Iterator[Check]:
+    """What the running node measured of itself and of its links."""
+    here = status.speeds
+    if not here.prefill_tokens_per_s:
+        return
+    found = f"{status.nodes[0].decode_tokens_per_s:.0f} tokens/s written, {here.prefill_tokens_per_s:.0f} read"
+    if here.restore_bytes_per_s:
+        found += f", KV brought back at {here.restore_bytes_per_s / 1e6:.0f} MB/s: {_worth(here.worth_tokens)}"
+    yield Check("speed", OK, found)
+    for link in here.links[:MAX_NOTICES]:
+        rate = f"{link.bytes_per_s / 1e6:.0f} MB/s"
+        yield Check(f"link to {one_line(link.node, 16)}", OK, f"{rate}: {_worth(link.worth_tokens)}")
+
+
+def _worth(tokens: int) -> str:
+    return f"worth it from {tokens} tokens on" if tokens else "computing it again is quicker"
 
 
 def _running(directory: Path) -> dict[int, str]:

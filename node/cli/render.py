@@ -250,6 +250,17 @@ def summary(response: generate_pb2.GenerateResponse) -> str:
 # ---- a mesh ---------------------------------------------------------------------------------------------------------
 
 
+def _speed(response: mesh_pb2.StatusResponse) -> str:
+    """What the node asked measured: reading prompts, and from which length on KV is brought back."""
+    here = response.speeds
+    if not here.prefill_tokens_per_s:
+        return ""
+    read = f"{here.prefill_tokens_per_s:.0f} tokens/s of a prompt"
+    if not here.worth_tokens:
+        return read
+    return f"{read}; KV is brought back from {here.worth_tokens} tokens on (disk {here.worth_tokens_disk or 'never'})"
+
+
 def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
     """Nodes, topics and slots, as one node sees them."""
     names = labels(response.nodes)
@@ -304,6 +315,7 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
         to,
         [
             ("slots", f"{s.used} used, {s.parked} parked, {s.free} free"),
+            ("speed", _speed(response)),
             ("topics", "" if response.topics else "none"),
             ("mesh", one_line(response.mesh_id)),
             ("version", one_line(response.version)),

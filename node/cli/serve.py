@@ -137,6 +137,11 @@ def _banner(s: Summary, early: list[str]) -> None:
         _print_banner(s, early)
 
 
+def _speed(s: Summary) -> str:
+    written = f"{s.decode_tokens_per_s:.0f} tokens/s written" if s.decode_tokens_per_s else ""
+    return ", ".join(filter(None, (written, f"{s.prefill_tokens_per_s:.0f} read" if s.prefill_tokens_per_s else "")))
+
+
 def _print_banner(s: Summary, early: list[str]) -> None:
     to = render.console(sys.stdout)
     model = s.model
@@ -154,7 +159,8 @@ def _print_banner(s: Summary, early: list[str]) -> None:
                 "  fit",
                 f"{s.sequences} sequences x {s.ctx} tokens{memory}, {s.backend}, {s.candidates} candidates a prompt",
             ),
-            ("  speed", f"{s.decode_tokens_per_s:.0f} tokens/s" if s.decode_tokens_per_s else ""),
+            ("  speed", _speed(s)),
+            ("  topics", s.topics),
             ("  clients", s.local_address),
             ("  http", f"http://{s.http_address}  (the page; OpenAI's API under /v1)" if s.http_address else ""),
             ("  mesh", f"{s.mesh_address}, mesh {s.mesh_id}"),

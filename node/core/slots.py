@@ -33,6 +33,7 @@ class Speeds:
     restore_s: float = 1e-4
     restore_s_per_byte: float = 2e-10
     disk_s_per_byte: float = 1e-9
+    is_measured: bool = False  # as long as not, these are guesses
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,13 @@ def restoring(held: Held, speeds: Speeds) -> float:
     """Seconds to put a parked copy into the context."""
     by_size = speeds.restore_s_per_byte + (speeds.disk_s_per_byte if held.is_on_disk else 0.0)
     return speeds.restore_s + held.bytes * by_size
+
+
+def worth_from(speeds: Speeds, bytes_per_token: float, more_s_per_byte: float = 0.0) -> int:
+    """Tokens from which on restoring a copy is quicker than prefilling; 0: it never is. `more_s_per_byte` is what it
+    takes to get at the copy (a disk, a link)."""
+    saved = speeds.prefill_s - bytes_per_token * (speeds.restore_s_per_byte + more_s_per_byte)
+    return int(speeds.restore_s / saved) + 1 if saved > 0 and bytes_per_token else 0
 
 
 def cost(held: Held, speeds: Speeds, *, keeps_copy: bool) -> float:

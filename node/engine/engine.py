@@ -16,7 +16,8 @@ from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from node.core.slots import Speeds
-from node.engine.backend import Backend, ModelInfo, Row
+from node.engine import calibration
+from node.engine.backend import Backend, ModelInfo
 from node.engine.face import Load
 from node.engine.pace import SMALL_BATCH
 from node.engine.scheduler import PROMPT_ONLY, Ended, Event, Failed, Job, Scheduler
@@ -28,8 +29,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _Command = Callable[[Scheduler], list[Event]]
-_CALIBRATION_STEPS = 16
-_CALIBRATION_SECONDS = 0.5
 _INLINE_CHARS = 20_000  # longer prompts are tokenized off the event loop
 
 
@@ -66,6 +65,8 @@ class Engine:
         self._closed = False
         self._load = Load()
         self.decode_tokens_per_s = 0.0
+        self.speeds = Speeds()
+        self.kv_bytes = 0.0  # a token
         self.sample: Any = None  # a copy of some KV, which shows its layout
         self.refuted = 0  # states from elsewhere that were wrong
 
@@ -234,7 +235,7 @@ class Engine:
         assert self._loop is not None
         try:
             backend = self._make_backend()
-            steps, self.sample = _measure(backend)
+            found = calibration.measure(backend, self._commands.empty)
         except Exception as e:
             error = e if isinstance(e, ConclaveError) else BackendError(f"the model could not be loaded: {e}")
             self._loop.call_soon_threadsafe(_resolve, ready, None, error)
@@ -248,8 +249,10 @@ class Engine:
             memory=self._memory,
             shelf=self._shelf,
             drafts=self._drafts,
+            speeds=found.speeds,
         )
-        for seconds in steps:
+        self.sample, self.kv_bytes = found.sample, found.kv_bytes
+        for seconds in found.steps:
             self._scheduler.pace.saw(min(SMALL_BATCH, backend.info.sequences), 0, seconds)
         self._publish(self._scheduler)
         self._loop.call_soon_threadsafe(_resolve, ready, None, None)
@@ -296,6 +299,7 @@ class Engine:
         # Other threads read this, never the scheduler.
         step_s = scheduler.pace.small_step_s
         self.decode_tokens_per_s = 1.0 / step_s if step_s > 0 else 0.0
+        self.speeds = scheduler.slots.speeds
         self._load = Load(scheduler.free_sequences, scheduler.queued, scheduler.slots.topics)
         self.refuted = scheduler.slots.refuted
 
@@ -325,20 +329,3 @@ def _resolve(future: asyncio.Future[Any], value: Any, error: Exception | None) -
         future.set_exception(error)
     else:
         future.set_result(value)
-
-
-def _measure(backend: Backend) -> tuple[list[float], Any]:
-    """Seconds of some decode steps of as many sequences as a vote usually gives a node; and a copy of the KV."""
-    sequences = min(SMALL_BATCH, backend.info.sequences)
-    took: list[float] = []
-    started = time.perf_counter()
-    for position in range(min(_CALIBRATION_STEPS, backend.info.context - 1)):
-        before = time.perf_counter()
-        backend.decode([Row(0, position, sequence, wants_logits=True) for sequence in range(sequences)])
-        took.append(time.perf_counter() - before)
-        if time.perf_counter() - started > _CALIBRATION_SECONDS:
-            break
-    sample = backend.export(0)
-    for sequence in range(sequences):
-        backend.drop(sequence)
-    return took[1:] or took, sample  # the first one warms up

@@ -44,6 +44,14 @@ class EngineFace(Protocol):
         """Speed of one candidate among a few; 0: not measured."""
 
     @property
+    def speeds(self) -> Speeds:
+        """What computing and restoring cost here."""
+
+    @property
+    def kv_bytes(self) -> float:
+        """Bytes of KV a token, as they are copied; 0 where there is no KV to copy, or it was not measured."""
+
+    @property
     def sample(self) -> Any:
         """A copy of some KV, for its layout; None where there is no KV to copy."""
 

@@ -26,13 +26,14 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
+from node.core.slots import Speeds
 from node.engine import batch
 from node.engine.backend import Backend, CacheFull
 from node.engine.batch import Batch
 from node.engine.branch import Branch
 from node.engine.forks import Forks
 from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Prefilling, Text, derive_seed, job
-from node.engine.pace import Pace
+from node.engine.pace import MEASURED_ROWS, Pace
 from node.engine.request import PROMPT_ONLY, Request
 from node.engine.shelf import Shelf
 from node.engine.slots import Pool, Slots
@@ -74,6 +75,7 @@ class Scheduler:
         memory: int = 0,
         shelf: Shelf | None = None,
         drafts: int = 0,
+        speeds: Speeds | None = None,
     ) -> None:
         self._backend = backend
         self._clock = clock
@@ -82,7 +84,7 @@ class Scheduler:
         self._queue = Waiting(queue_limit)
         self._running: dict[str, Request] = {}
         self._pool = Pool(backend.info.sequences, backend.info.cells)
-        self.slots = Slots(backend, self._pool, memory=memory, shelf=shelf, clock=clock)
+        self.slots = Slots(backend, self._pool, memory=memory, shelf=shelf, clock=clock, speeds=speeds)
         self._forks = Forks(backend, self._pool, self.slots, clock, self._drafts)
         self._ended = Undecided(backend, self._pool, self.slots)  # waiting for `commit`
         self.pace = Pace(self.slots.speeds.prefill_s)
@@ -238,7 +240,9 @@ class Scheduler:
                 return False, events + self._isolate(next_batch, e)
             else:
                 self.pace.saw(decoding, len(rows) - decoding, self._clock() - started)
-                self.slots.speeds = replace(self.slots.speeds, prefill_s=self.pace.prefill_s)
+                was = self.slots.speeds
+                known = was.is_measured or len(rows) - decoding >= MEASURED_ROWS
+                self.slots.speeds = replace(was, prefill_s=self.pace.prefill_s, is_measured=known)
                 return True, events
         return False, events
 

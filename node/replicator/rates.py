@@ -21,19 +21,24 @@ class Measured:
         self._least_link_s = 8.0 / (mbps * 1e6) if mbps else 0.0
         self._links: dict[str, float] = {}
         self._codec_s = Rates().codec_s
+        self.restore_s = Rates().restore_s  # the engine's own figure, as of the last look
 
     def rates(self, peer: str) -> Rates:
         """For taking something over from a peer."""
-        return Rates(link_s=self._link(peer), codec_s=self._codec_s)
+        return Rates(link_s=self._link(peer), codec_s=self._codec_s, restore_s=self.restore_s)
 
     def local(self) -> Rates:
         """For taking something over from our own disk."""
-        return Rates(link_s=0.0, codec_s=self._codec_s)
+        return Rates(link_s=0.0, codec_s=self._codec_s, restore_s=self.restore_s)
 
     @property
     def slowest_link_s(self) -> float:
         """Seconds a byte of the slowest link that was measured."""
         return max([*self._links.values(), self._least_link_s], default=0.0) or Rates().link_s
+
+    def links(self) -> dict[str, float]:
+        """Seconds a byte of the links that were measured, by node."""
+        return {peer: self._link(peer) for peer in self._links}
 
     def moved(self, peer: str, size: int, seconds: float) -> None:
         """Note a transfer."""

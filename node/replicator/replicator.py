@@ -38,6 +38,9 @@ MAX_PUSHES = 2
 COMPARE_S = 0.2
 # Every so often one peer's list is compared even if nothing seems to have happened.
 RECONCILE_S = 30.0
+# The link to a node that came is measured about so much later, and so often it is tried when there is something to do.
+MEASURE_AFTER_S = 1.0
+MEASURING_TRIES = 5
 # A prompt is not worth asking peers for KV if computing it takes less than this.
 PULL_WORTH_S = 0.1
 # What was pulled for a turn goes to the disk so long after, when the first token is out.
@@ -220,6 +223,8 @@ class Replicator:
         keeper, and whoever stood in for one that was away may have been left behind. So all is compared."""
         if change.kind in (Kind.JOINED, Kind.RECOVERED, Kind.DIED, Kind.LEFT):
             self._unequal.set()
+        if change.kind is Kind.JOINED and change.info.fingerprint == self._engine.info.fingerprint:
+            self._spawn(self._measure(change.info.id))
 
     async def _compare(self) -> None:
         """After changes of the membership, compare lists with all peers, and offer them the snapshots they should
@@ -235,6 +240,30 @@ class Replicator:
                 maker = self._store.version(topic).node_id
                 if maker == self._id or maker not in alive:
                     self.changed(topic)
+
+    async def _measure(self, node_id: str) -> None:
+        """Measure the link to a node of our model that came, when neither has anything to do; else its first transfer
+        will tell."""
+        if self.snapshots.ours is None:
+            return
+        for _ in range(MEASURING_TRIES):
+            await asyncio.sleep(MEASURE_AFTER_S * random.uniform(0.5, 1.5))
+            peer = next((p for p in self._mesh.peers() if p.id == node_id), None)
+            if peer is None or node_id in self._measured.links():
+                return
+            load = self._engine.load
+            if load.queued or load.free < self._engine.info.sequences or peer.info.load > 0:
+                continue
+            try:
+                async with self._pushes:
+                    await self._transfer.measure(peer)
+            except ConclaveError as e:
+                log.info("the link to node %s was not measured: %s", node_id, e)
+            return
+
+    def links(self) -> dict[str, float]:
+        """Seconds a byte of the links to other nodes, as far as they were measured."""
+        return self._measured.links()
 
     async def _reconcile(self, peer: Peer) -> None:
         try:
@@ -304,6 +333,12 @@ class Replicator:
             async with contextlib.aclosing(self._transfer.pulled(head, set(request.held), caller)) as parts:
                 async for part in parts:
                     yield part
+
+    async def measure(self, size: int) -> AsyncGenerator[kvsync_pb2.MeasureResponse, None]:
+        """KVSync.Measure."""
+        async with contextlib.aclosing(self._transfer.measuring(size)) as parts:
+            async for part in parts:
+                yield part
 
     def topics(self, *, tombstones: bool) -> list[TopicInfo]:
         """KVSync.List: the topics held; tombstones are for nodes, not for people."""

@@ -227,6 +227,7 @@ class Snapshots:
         if self.ours is None:
             return
         tokens, speeds = await self._engine.held(topic)
+        self._measured.restore_s = speeds.restore_s_per_byte
         have = common_prefix(tuple(tokens), tuple(prompt))
         if have and len(prompt) - have <= snapshot.BLOCK_TOKENS:
             return  # the engine has all but a little, which is computed sooner than looked for

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
 from typing import Any
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = MAX_CHUNK_BYTES = 1 << 20  # a message costs 0.3 ms at both ends, so a block is one where it can be
 PACED_CHUNK_BYTES = 64 << 10  # under a cap, what goes at once should be short
 OFFER_S = 5.0
+WARMING_BYTES, MEASURING_BYTES, MOST_MEASURING_BYTES = 128 << 10, 1 << 20, 4 << 20
+MEASURING_S = 0.5  # what came by then tells enough
 # A push or pull may take this long, and as long again as its bytes take at this rate: slower than that is a hang.
 TRANSFER_S = 30.0
 SLOWEST_BYTES_PER_S = 32_000.0
@@ -248,7 +251,32 @@ class Transfer:
 
         return counted
 
+    async def measure(self, peer: Peer) -> None:
+        """Learn how quick the link to a peer is, before anything has to be decided by it. Raises ConclaveError."""
+        for size in (WARMING_BYTES, MEASURING_BYTES):  # the first make the connection, and TCP's window
+            request = kvsync_pb2.MeasureRequest(bytes=size)
+            got, started, ended = 0, time.monotonic(), 0.0
+            async with contextlib.aclosing(peer.stream(peer.bulk.Measure, request, MEASURING_S + 1.0)) as parts:
+                async for part in parts:
+                    got += len(part.data)
+                    ended = time.monotonic() - started
+                    if ended > MEASURING_S or got > size:
+                        break
+            if size == MEASURING_BYTES or ended > MEASURING_S:
+                self._measured.moved(peer.id, got, ended)
+                return
+
     # ---- being called ----
+
+    async def measuring(self, size: int) -> AsyncGenerator[kvsync_pb2.MeasureResponse, None]:
+        """KVSync.Measure."""
+        left = min(size, MOST_MEASURING_BYTES)
+        noise = os.urandom(min(left, CHUNK_BYTES))  # what compresses would tell of the compression
+        while left > 0:
+            part = noise[: min(left, PACED_CHUNK_BYTES if self._pace.is_on else CHUNK_BYTES // 4)]
+            await self._pace.take(len(part))
+            left -= len(part)
+            yield kvsync_pb2.MeasureResponse(data=part)
 
     async def offered(self, data: bytes) -> kvsync_pb2.OfferResponse:
         """KVSync.Offer."""

@@ -65,6 +65,11 @@ class KVSyncStub(object):
                 request_serializer=node_dot_v1_dot_kvsync__pb2.ShowRequest.SerializeToString,
                 response_deserializer=node_dot_v1_dot_kvsync__pb2.ShowResponse.FromString,
                 _registered_method=True)
+        self.Measure = channel.unary_stream(
+                '/node.v1.KVSync/Measure',
+                request_serializer=node_dot_v1_dot_kvsync__pb2.MeasureRequest.SerializeToString,
+                response_deserializer=node_dot_v1_dot_kvsync__pb2.MeasureResponse.FromString,
+                _registered_method=True)
         self.Forget = channel.unary_unary(
                 '/node.v1.KVSync/Forget',
                 request_serializer=node_dot_v1_dot_kvsync__pb2.ForgetRequest.SerializeToString,
@@ -118,6 +123,13 @@ class KVSyncServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Measure(self, request, context):
+        """Bytes without a meaning, by which the caller learns how quick the link is. On the mesh listener only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Forget(self, request, context):
         """Lets a topic go, here and on every node that is alive; a tombstone tells those that come back. On the local
         listener only.
@@ -158,6 +170,11 @@ def add_KVSyncServicer_to_server(servicer, server):
                     servicer.Show,
                     request_deserializer=node_dot_v1_dot_kvsync__pb2.ShowRequest.FromString,
                     response_serializer=node_dot_v1_dot_kvsync__pb2.ShowResponse.SerializeToString,
+            ),
+            'Measure': grpc.unary_stream_rpc_method_handler(
+                    servicer.Measure,
+                    request_deserializer=node_dot_v1_dot_kvsync__pb2.MeasureRequest.FromString,
+                    response_serializer=node_dot_v1_dot_kvsync__pb2.MeasureResponse.SerializeToString,
             ),
             'Forget': grpc.unary_unary_rpc_method_handler(
                     servicer.Forget,
@@ -328,6 +345,33 @@ class KVSync(object):
             '/node.v1.KVSync/Show',
             node_dot_v1_dot_kvsync__pb2.ShowRequest.SerializeToString,
             node_dot_v1_dot_kvsync__pb2.ShowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Measure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/node.v1.KVSync/Measure',
+            node_dot_v1_dot_kvsync__pb2.MeasureRequest.SerializeToString,
+            node_dot_v1_dot_kvsync__pb2.MeasureResponse.FromString,
             options,
             channel_credentials,
             insecure,

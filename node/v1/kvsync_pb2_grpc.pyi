@@ -45,6 +45,8 @@ class KVSyncStub:
     """The topics held, for anti-entropy and for people."""
     Show: _grpc.UnaryUnaryMultiCallable[_kvsync_pb2.ShowRequest, _kvsync_pb2.ShowResponse]
     """One topic with its branches, for people. On the local listener too."""
+    Measure: _grpc.UnaryStreamMultiCallable[_kvsync_pb2.MeasureRequest, _kvsync_pb2.MeasureResponse]
+    """Bytes without a meaning, by which the caller learns how quick the link is. On the mesh listener only."""
     Forget: _grpc.UnaryUnaryMultiCallable[_kvsync_pb2.ForgetRequest, _kvsync_pb2.ForgetResponse]
     """Lets a topic go, here and on every node that is alive; a tombstone tells those that come back. On the local
     listener only.
@@ -67,6 +69,8 @@ class KVSyncAsyncStub(KVSyncStub):
     """The topics held, for anti-entropy and for people."""
     Show: _aio.UnaryUnaryMultiCallable[_kvsync_pb2.ShowRequest, _kvsync_pb2.ShowResponse]  # type: ignore[assignment]
     """One topic with its branches, for people. On the local listener too."""
+    Measure: _aio.UnaryStreamMultiCallable[_kvsync_pb2.MeasureRequest, _kvsync_pb2.MeasureResponse]  # type: ignore[assignment]
+    """Bytes without a meaning, by which the caller learns how quick the link is. On the mesh listener only."""
     Forget: _aio.UnaryUnaryMultiCallable[_kvsync_pb2.ForgetRequest, _kvsync_pb2.ForgetResponse]  # type: ignore[assignment]
     """Lets a topic go, here and on every node that is alive; a tombstone tells those that come back. On the local
     listener only.
@@ -122,6 +126,14 @@ class KVSyncServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kvsync_pb2.ShowResponse, _abc.Awaitable[_kvsync_pb2.ShowResponse]]:
         """One topic with its branches, for people. On the local listener too."""
+
+    @_abc_1.abstractmethod
+    def Measure(
+        self,
+        request: _kvsync_pb2.MeasureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kvsync_pb2.MeasureResponse], _abc.AsyncIterator[_kvsync_pb2.MeasureResponse]]:
+        """Bytes without a meaning, by which the caller learns how quick the link is. On the mesh listener only."""
 
     @_abc_1.abstractmethod
     def Forget(

@@ -185,6 +185,7 @@ class StatusResponse(_message.Message):
     NOTICES_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     TRAVELS_FIELD_NUMBER: _builtins.int
+    SPEEDS_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     """Id of the mesh: hash of its CA's public key, hex."""
     version: _builtins.str
@@ -217,6 +218,10 @@ class StatusResponse(_message.Message):
     def travels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Travel]:
         """Snapshots of KV that lately went from here to a peer or the other way, the last one last. Local listener only."""
 
+    @_builtins.property
+    def speeds(self) -> Global___Speeds:
+        """What the node asked measured."""
+
     def __init__(
         self,
         *,
@@ -229,10 +234,11 @@ class StatusResponse(_message.Message):
         notices: _abc.Iterable[_builtins.str] | None = ...,
         models: _abc.Iterable[Global___ModelRecord] | None = ...,
         travels: _abc.Iterable[Global___Travel] | None = ...,
+        speeds: Global___Speeds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["slots", b"slots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["slots", b"slots", "speeds", b"speeds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "models", b"models", "nodes", b"nodes", "notices", b"notices", "problems", b"problems", "slots", b"slots", "topics", b"topics", "travels", b"travels", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mesh_id", b"mesh_id", "models", b"models", "nodes", b"nodes", "notices", b"notices", "problems", b"problems", "slots", b"slots", "speeds", b"speeds", "topics", b"topics", "travels", b"travels", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -321,6 +327,80 @@ class ModelRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelRecord: _TypeAlias = ModelRecord  # noqa: Y015
+
+@_typing.final
+class Speeds(_message.Message):
+    """What a node measured; first figures come with its start, requests improve them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    RESTORE_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    WORTH_TOKENS_FIELD_NUMBER: _builtins.int
+    WORTH_TOKENS_DISK_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    prefill_tokens_per_s: _builtins.float
+    """Prompt tokens a second. 0: not measured."""
+    restore_bytes_per_s: _builtins.float
+    """Bytes of KV a second that are put back into the context. 0: not measured."""
+    kv_bytes_per_token: _builtins.float
+    """Bytes of KV a token. 0: not measured."""
+    worth_tokens: _builtins.int
+    """Tokens from which on bringing KV back from memory beats computing it again. 0: it never does, or is not measured."""
+    worth_tokens_disk: _builtins.int
+    """The same from the node's disk."""
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]:
+        """Links to other nodes of the same model."""
+
+    def __init__(
+        self,
+        *,
+        prefill_tokens_per_s: _builtins.float = ...,
+        restore_bytes_per_s: _builtins.float = ...,
+        kv_bytes_per_token: _builtins.float = ...,
+        worth_tokens: _builtins.int = ...,
+        worth_tokens_disk: _builtins.int = ...,
+        links: _abc.Iterable[Global___Link] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_bytes_per_token", b"kv_bytes_per_token", "links", b"links", "prefill_tokens_per_s", b"prefill_tokens_per_s", "restore_bytes_per_s", b"restore_bytes_per_s", "worth_tokens", b"worth_tokens", "worth_tokens_disk", b"worth_tokens_disk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Speeds: _TypeAlias = Speeds  # noqa: Y015
+
+@_typing.final
+class Link(_message.Message):
+    """What KV takes from another node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    WORTH_TOKENS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's id."""
+    bytes_per_s: _builtins.float
+    """Bytes a second, as measured."""
+    worth_tokens: _builtins.int
+    """Tokens from which on bringing KV from there beats computing it. 0: it never does."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        bytes_per_s: _builtins.float = ...,
+        worth_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "node", b"node", "worth_tokens", b"worth_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Link: _TypeAlias = Link  # noqa: Y015
 
 @_typing.final
 class Slots(_message.Message):

@@ -180,6 +180,10 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
             nodes=nodes, topics=topics, slots=slots, mesh_id="feedfeed", version="0.1.0", notices=self.notices,
             problems=self.problems,
             models=self.records,
+            speeds=mesh_pb2.Speeds(
+                prefill_tokens_per_s=500, restore_bytes_per_s=2e9, kv_bytes_per_token=1e4, worth_tokens=3,
+                links=[mesh_pb2.Link(node=THERE, bytes_per_s=1.1e8, worth_tokens=70), mesh_pb2.Link(node=HERE)],
+            ),
         )  # fmt: skip
 
 

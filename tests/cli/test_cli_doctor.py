@@ -147,7 +147,10 @@ def test_what_running_nodes_noticed(node: FakeNode, own_home: Path) -> None:
     presence.publish(RunningNode("aaaaaaaaaa", 1, "feedfeed", "127.0.0.1:1", node.address, 0.0))
     node.notices = ["10.0.0.7:7421 is of another mesh: to join it, start this node with --token\x1b[2J"]
     node.problems = ["token logs cannot be written (No space left on device): answers are in memory only"]
-    joined, durability, told = checks.mesh(own_home / "run")
+    joined, durability, speed, near, far, told = checks.mesh(own_home / "run")
+    assert speed.found == "50 tokens/s written, 500 read, KV brought back at 2000 MB/s: worth it from 3 tokens on"
+    assert (near.name, near.found) == ("link to bbbbbbbbbb", "110 MB/s: worth it from 70 tokens on")
+    assert far.found == "0 MB/s: computing it again is quicker"
     assert (joined.level, joined.found) == ("ok", "feedfeed, with 1 other node")
     assert (durability.level, durability.name, durability.found) == ("warn", "durability", node.problems[0])
     assert "free some space" in durability.advice

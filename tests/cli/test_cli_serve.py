@@ -32,6 +32,8 @@ class Summary:
     candidates: int = 4
     memory_mb: int = 120
     decode_tokens_per_s: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    topics: str = ""
     local_address: str = "127.0.0.1:7420"
     mesh_address: str = "127.0.0.1:7421"
     mesh_id: str = "feedfeed"

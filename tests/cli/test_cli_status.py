@@ -22,6 +22,7 @@ def test_plain_lines(run: Run, node: FakeNode) -> None:
         "garden     3     100  hal, bob",
         "",
         "slots    4 used, 3 parked, 12 free",
+        "speed    500 tokens/s of a prompt; KV is brought back from 3 tokens on (disk never)",
         "mesh     feedfeed",
         "version  0.1.0",
     ]

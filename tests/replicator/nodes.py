@@ -78,7 +78,7 @@ def meet(*nodes: Node) -> None:
         came = node.mesh.away & {n.id for n in nodes}
         node.mesh.away -= came
         for id in came:
-            node.replicator.on_change(Change(Kind.JOINED, NodeInfo(id, "")))
+            node.replicator.on_change(Change(Kind.JOINED, NodeInfo(id, "", fingerprint=node.engine.info.fingerprint)))
 
 
 def part(*nodes: Node) -> None:

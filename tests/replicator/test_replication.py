@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from node import metrics
 from node.config import Config
 from node.core import blob, block, snapshot
 from node.core.log import Entry
+from node.core.members import Change, Kind
 from node.core.refusal import Reason, refuse
 from node.core.slots import Speeds, common_prefix
 from node.errors import NotFound
-from node.replicator import Options, snapshots, turns
+from node.replicator import Options, snapshots, transfer, turns
 from node.replicator import replicator as replicator_module
-from node.types import GenerateResult, Version
+from node.types import GenerateResult, NodeInfo, Version
+from node.v1 import kvsync_pb2
 
 LONG = "Please tell me about it. " * 14
 
@@ -326,6 +329,57 @@ async def test_closing_in_the_middle_leaves_nothing_running(tmp_path: Path) -> N
         assert not one.replicator._tasks
         with contextlib.suppress(NotFound):
             await one.replicator.warm("t", [1, 2, 3])
+
+
+async def test_the_link_is_measured_when_a_node_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicator_module, "MEASURE_AFTER_S", 0.02)
+    async with nodes(tmp_path, 2) as (one, two):
+        assert one.replicator.links() == {}
+        part(one, two)
+        meet(one, two)
+        await soon(lambda: one.replicator.links() and two.replicator.links(), "both know the link")
+        [(node, seconds)] = one.replicator.links().items()
+        assert node == two.id
+        assert 1e-11 < seconds < 1e-6
+        # The engine's own figure of restoring is what decides, not a second one.
+        await one.say("hi")
+        await one.replicator.snapshots.warm("t", [1, 2, 3])
+        assert one.replicator._measured.rates(two.id).restore_s == one.engine.speeds.restore_s_per_byte
+        assert one.replicator._measured.rates(two.id).link_s == seconds
+
+
+async def test_a_link_is_not_measured_while_there_is_something_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicator_module, "MEASURE_AFTER_S", 0.01)
+    async with nodes(tmp_path, 2) as (one, two):
+        one.engine._load = replace(one.engine.load, queued=1)
+        part(one, two)
+        meet(one)
+        one.mesh.away.clear()
+        one.replicator.on_change(Change(Kind.JOINED, NodeInfo(two.id, "", fingerprint="fp")))
+        await asyncio.sleep(0.3)
+        assert one.replicator.links() == {}
+
+
+async def test_what_measures_a_link_is_capped(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 2, Options(mbps=1)) as (one, two):
+        peer = one.mesh.peers_[two.id]
+        got = 0
+        started = time.monotonic()
+        async with contextlib.aclosing(
+            peer.stream(peer.bulk.Measure, kvsync_pb2.MeasureRequest(bytes=128 << 10), 10)
+        ) as parts:
+            async for part_ in parts:
+                got += len(part_.data)
+        assert got == 128 << 10
+        assert time.monotonic() - started > 0.8, "1 Mbit/s is 125 KB/s"
+    assert transfer.MOST_MEASURING_BYTES <= 4 << 20
+    total = 0
+    async with nodes(tmp_path / "more", 1) as (one,):
+        async for each in one.replicator.measure(1 << 40):
+            total += len(each.data)
+    assert total == transfer.MOST_MEASURING_BYTES
 
 
 def test_reasons_are_counted() -> None:

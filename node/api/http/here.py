@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -39,6 +39,7 @@ class Here:
     version: str
     started: int = 0
     travels: Travels | None = None
+    links: Callable[[], Mapping[str, float]] = dict  # seconds a byte, by node
 
     @property
     def node(self) -> Node:

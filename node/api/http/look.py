@@ -61,7 +61,15 @@ class Look:
         """The mesh as this node sees it: `node.v1.StatusResponse` as JSON, as `status --json` prints it."""
         here = self._here
         found = json_format.MessageToDict(
-            status_pb(here.mesh, here.engine, here.store, here.version, here.coordinator.standings, here.travels),
+            status_pb(
+                here.mesh,
+                here.engine,
+                here.store,
+                here.version,
+                here.coordinator.standings,
+                here.travels,
+                here.links(),
+            ),
             preserving_proto_field_name=True,
             always_print_fields_with_no_presence=True,
         )

@@ -67,6 +67,8 @@ class RemoteEngine:
         self._active = 0
         self._closed = False
         self.decode_tokens_per_s = 0.0
+        self.speeds = Speeds()
+        self.kv_bytes = 0.0
         self.sample = None
         self.refuted = 0  # nothing is taken over here
 
