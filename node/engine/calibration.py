@@ -17,7 +17,7 @@ from node.engine.backend import Backend, Row
 from node.engine.pace import MEASURED_ROWS, SMALL_BATCH
 
 LIMIT_S = 2.0  # of all of it
-DECODE_STEPS = 16
+DECODE_STEPS = 13
 DECODE_S = 0.5
 MOST_ROWS = 128  # of a prompt: more does not tell more
 LEAST_ROWS = 8

@@ -40,7 +40,7 @@ class Machine(FakeBackend):
 def test_what_is_measured_is_what_it_is() -> None:
     machine = Machine()
     found = calibration.measure(machine, clock=machine.clock)
-    assert found.steps == pytest.approx([0.014] * 15)
+    assert found.steps == pytest.approx([0.014] * 12)
     assert found.kv_bytes == 16
     assert found.speeds is not None
     assert found.speeds.is_measured
