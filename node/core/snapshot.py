@@ -123,10 +123,16 @@ def lengths(tokens: Sequence[int], before: Header | None = None) -> tuple[int, .
     return tuple(out)
 
 
-def blocks(tokens: Sequence[int], cuts: Sequence[int], fingerprint: str, layout: Layout) -> tuple[Block, ...]:
-    """The blocks of a snapshot that is cut like this, those of the window last, without digests."""
+def blocks(
+    tokens: Sequence[int], cuts: Sequence[int], fingerprint: str, layout: Layout, secret: bytes = block.NO_SECRET
+) -> tuple[Block, ...]:
+    """The blocks of a snapshot that is cut like this, those of the window last, without digests.
+
+    Keys are of one mesh: what another's checksums are made for is refused by its header, before a block is sent.
+    """
     ids = np.asarray(tokens, "<u4")
-    key = hashlib.blake2b(fingerprint.encode() + layout.digest, digest_size=KEY_BYTES, person=b"conclave kv").digest()
+    begin = fingerprint.encode() + layout.digest
+    key = hashlib.blake2b(begin, key=secret, digest_size=KEY_BYTES, person=b"conclave kv").digest()
     out: list[Block] = []
     windows: list[Block] = []
     at, start = 0, layout.window_start(len(tokens))
@@ -147,7 +153,7 @@ def header(topic: str, version: Version, tokens: Sequence[int], ours: Ours, befo
     if before is not None and (before.fingerprint, before.layout) != (ours.fingerprint, ours.layout.digest):
         before = None
     cuts = lengths(tokens, before)
-    made = blocks(tokens, cuts, ours.fingerprint, ours.layout)
+    made = blocks(tokens, cuts, ours.fingerprint, ours.layout, ours.secret)
     return Header(topic, version, ours.fingerprint, ours.layout.digest, tuple(tokens), cuts, made)
 
 
@@ -193,7 +199,7 @@ def check(data: bytes, ours: Ours) -> Header:
     cuts = tuple(fields["lengths"])
     _check_cuts(cuts, count)
     ids = tuple(tokens.tolist())
-    expected = blocks(ids, cuts, ours.fingerprint, ours.layout)
+    expected = blocks(ids, cuts, ours.fingerprint, ours.layout, ours.secret)
     stated = fields["blocks"]
     if len(stated) != len(expected):
         raise refuse(Reason.KEYS, f"it has {len(stated)} blocks where its tokens have {len(expected)}")

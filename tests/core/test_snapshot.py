@@ -348,3 +348,14 @@ def test_taking_over_is_weighed_against_prefilling() -> None:
     assert block.choose(0.8, 2e-9, 1e-7)
     assert not block.choose(0.8, 2e-9, 1e-8)
     assert not block.choose(1.0, 2e-9, 1e-3)
+
+
+def test_what_another_mesh_made_is_refused(sound: tuple[Header, dict[bytes, bytes]]) -> None:
+    """By its header's keys; and a block with its rows and checksum put right without the secret by its checksum."""
+    layout = LAYOUTS["window"]
+    mine = replace(ours(layout), secret=b"this mesh's own ")
+    refused(Reason.KEYS, lambda: snapshot.check(sound[0].pack(), mine))
+    first = snapshot.header("t", Version(0, 1, "n"), ids(150), mine).blocks[0]
+    rows = np.zeros(first.size, np.uint8)
+    assert snapshot.check_block(first, block.encode(first.key, rows, secret=mine.secret), mine).nbytes == rows.nbytes
+    refused(Reason.CHECKSUM, lambda: snapshot.check_block(first, block.encode(first.key, rows), mine))
