@@ -43,8 +43,8 @@ from scripts.bench.make_model import TINY, Shape, write
 
 Blocks = dict[bytes, bytes]
 SECRET, GUESSED = b"the mesh's own  ", block.NO_SECRET
-# Logits that are so far from the right ones, by their length, differ by rounding: the same computed in a batch of two
-# and alone differ by up to 0.002.
+# Logits that are so far from the right ones, by their length, are taken to differ by rounding; those of a right state,
+# computed in a batch of two and alone, must.
 ROUNDING = 0.01
 
 
