@@ -68,6 +68,8 @@ def group(
     not matter. O(n**3) in numpy.
     """
     ballots = sorted(ballots, key=lambda ballot: ballot.candidate.id)
+    if len(ballots) == 1:  # one candidate agrees with itself: nothing to compute before its answer
+        return (cluster_of(ballots[0].key, ballots, Strategy.SIMILARITY, ballots[0]),)
     units = _units([vectors.get(ballot.candidate.id, ()) for ballot in ballots])
     starts: dict[str, list[int]] = {}
     for place, ballot in enumerate(ballots):
