@@ -76,22 +76,30 @@ async def client(stub: generate_pb2_grpc.GenerateAsyncStub, todo: list[int], cou
             counts["cancelled"] += 1
 
 
-async def work(running: Node, requests: int) -> tuple[dict[str, int], list[float]]:
-    """All requests; the node's resident memory in MiB at a hundred points on the way."""
+async def work(running: Node, requests: int) -> tuple[dict[str, int], list[float], list[float]]:
+    """All requests; the node's resident memory in MiB at a hundred points on the way, and how much of it is pages of
+    files (the program, its libraries and the model), which come in as they are first used."""
     process = psutil.Process(running.process.pid)
     todo = list(range(requests))
     counts = {"answered": 0, "cancelled": 0}
     memory: list[float] = []
+    files: list[float] = []
+
+    def look() -> None:
+        info = process.memory_info()
+        memory.append(info.rss / 2**20)
+        files.append(info.shared / 2**20)
+
     async with grpc.aio.insecure_channel(running.address, options=wire.CHANNEL_OPTIONS) as channel:
         stub = generate_pb2_grpc.GenerateStub(channel)
         clients = [asyncio.create_task(client(stub, todo, counts)) for _ in range(CLIENTS)]
         while todo:
             if requests - len(todo) >= requests * len(memory) / 100:
-                memory.append(process.memory_info().rss / 2**20)
+                look()
             await asyncio.sleep(0.01)
         await asyncio.gather(*clients)
-    memory.append(process.memory_info().rss / 2**20)
-    return counts, memory
+    look()
+    return counts, memory, files
 
 
 def main() -> None:
@@ -102,7 +110,7 @@ def main() -> None:
     requests = REQUESTS // 10 if args.quick else REQUESTS
     with node("--join", "none", *CACHES, "--queue", "1000") as running:
         started = time.monotonic()
-        counts, memory = asyncio.run(work(running, requests))
+        counts, memory, files = asyncio.run(work(running, requests))
         seconds = time.monotonic() - started
         until = time.monotonic() + 5
         while (slots := running.status().slots).used and time.monotonic() < until:
@@ -114,6 +122,7 @@ def main() -> None:
         [
             ("requests done", *(f"{p} %" for p in range(0, 101, 10))),
             ("MiB", *(f"{memory[min(p, len(memory) - 1)]:.1f}" for p in range(0, 101, 10))),
+            ("of it files", *(f"{files[min(p, len(files) - 1)]:.1f}" for p in range(0, 101, 10))),
         ]
     )
     print(
