@@ -417,13 +417,25 @@ def _directory(text: str) -> Path | None:
         raise InvalidRequest(f"--data-dir {text!r}: there is no such user's home directory") from None
 
 
+def _refusal(port: int) -> str:
+    """Why a port was not given; gRPC does not say."""
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    except PermissionError:
+        return "may not be used by this user"
+    except OSError:
+        return "is taken by another program"
+    return "cannot be used"
+
+
 def _listen(flag: str, asked: int | None, default: int, add: Callable[[int], int]) -> int:
     """Bind a port: the one that was asked for, or the default or the next free one. Raises NotReady."""
     if asked is not None:
         try:
             return add(asked)
         except (RuntimeError, OSError):
-            raise NotReady(f"{flag} {asked} is taken or not allowed: choose another, or leave {flag} out") from None
+            raise NotReady(f"{flag} {asked} {_refusal(asked)}: choose another, or leave {flag} out") from None
     for attempt in range(_PORT_TRIES):
         with contextlib.suppress(RuntimeError, OSError):
             return add(default + attempt * _PORT_STEP)

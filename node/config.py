@@ -190,7 +190,8 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
     def bounded(name: str, low: int, high: int, also: tuple[int | None, ...] = ()) -> None:
         value = getattr(c, name)
         if value not in also and not low <= value <= high:
-            raise InvalidRequest(f"{sources.get(name, name)} is {value}: it must be {low} to {high}")
+            least = "0 (automatic) or " if 0 in also else ""
+            raise InvalidRequest(f"{sources.get(name, name)} is {value}: it must be {least}{low} to {high}")
 
     bounded("candidates", 1, 64, also=(0,))
     bounded("slots", 1, 256, also=(None,))  # llama.cpp's LLAMA_MAX_SEQ
@@ -206,6 +207,12 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
     bounded("queue", 1, 100_000)
     bounded("disk_budget", 0, 1 << 24)
     bounded("sync_mbps", 0, 1_000_000)
+    ports = [(name, getattr(c, name)) for name in ("port", "mesh_port", "http_port") if getattr(c, name)]
+    for i, (name, port) in enumerate(ports):
+        if same := [other for other, its in ports[:i] if its == port]:
+            raise InvalidRequest(
+                f"{sources.get(same[0], same[0])} and {sources.get(name, name)} are both {port}: each needs its own"
+            )
     if c.replicas != "all" and not (c.replicas.isdecimal() and c.replicas.isascii() and int(c.replicas) <= 64):
         raise InvalidRequest(f"{sources.get('replicas', 'replicas')} is {c.replicas!r}: it must be 0 to 64, or all")
     _check_http(c, sources)

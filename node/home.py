@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -72,7 +73,10 @@ def private_dir(path: Path) -> Path:
         if found.st_mode & 0o077:
             path.chmod(0o700)
     except OSError as e:
-        raise InvalidRequest(f"cannot use the directory {path}: {e.strerror or e}; set CONCLAVE_HOME to another") from e
+        raise InvalidRequest(
+            f"cannot use the directory {path}: {e.strerror or e}; CONCLAVE_HOME=DIRECTORY keeps everything elsewhere, "
+            "--data-dir the data of one node"
+        ) from e
     return path
 
 
@@ -122,5 +126,6 @@ def _lock(path: Path) -> int | None:
         return None
     except OSError as e:
         os.close(fd)
-        raise InvalidRequest(f"cannot lock {path}: {e.strerror}; give a --data-dir on a local disk") from e
+        advice = "free some space" if e.errno == errno.ENOSPC else "give a --data-dir on a local disk"
+        raise InvalidRequest(f"cannot lock {path}: {e.strerror}; {advice}") from e
     return fd

@@ -96,6 +96,10 @@ complete_() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _conclave; echo "${{CO
         ("ask --strategy maj", {"majority"}),
         ("status --w", {"--watch"}),
         ("--http-p", {"--http-port"}),
+        ("topics s", {"show"}),
+        ("models p", {"plan", "pull"}),
+        ("completion z", {"zsh"}),
+        ("--model --no", set()),  # any value may follow: the shell offers files
     ],
 )
 def test_bash_completes(shell: str, words: str, expected: set[str]) -> None:

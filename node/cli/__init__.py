@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -37,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConclaveError as e:
         if verbose:
             _traceback()
-        print(f"error: {_line(e.message)}", file=sys.stderr)
+        print(f"error: {_line(e.message + _elsewhere(e))}", file=sys.stderr)
         return USAGE if e.code == "INVALID_ARGUMENT" else FAILED
     except OSError as e:
         if verbose:
             _traceback()
         where = f"{e.filename}: " if e.filename else ""
-        print(f"error: {_line(where + (e.strerror or str(e)))}", file=sys.stderr)
+        print(f"error: {_line(where + (e.strerror or str(e)) + _advice(e))}", file=sys.stderr)
         return FAILED
     except Exception as e:
         if verbose:
@@ -76,6 +77,26 @@ def _readable_streams() -> None:
 def _line(message: str) -> str:
     """One line, without what a terminal would act on: messages may quote what came from elsewhere."""
     return " ".join("".join(c if c.isprintable() else " " for c in message).split()) or "unknown"
+
+
+def _elsewhere(e: ConclaveError) -> str:
+    """Where this machine's nodes do answer clients, if one was asked where none does: at another of its ports, say."""
+    if type(e).__name__ != "NodeGone":  # its module would load grpc for every command
+        return ""
+    from node.cli import reach
+
+    here = reach.local_addresses()
+    return f"; this machine's answer at {', '.join(here)}" if here and not any(a in e.message for a in here) else ""
+
+
+def _advice(e: OSError) -> str:
+    """What to do about what the system refused."""
+    return {
+        errno.ENOSPC: "; free some space",
+        errno.EDQUOT: "; free some space",
+        errno.EROFS: "; CONCLAVE_HOME=DIRECTORY keeps everything elsewhere",
+        errno.EACCES: "; correct its rights, or keep everything elsewhere with CONCLAVE_HOME=DIRECTORY",
+    }.get(e.errno or 0, "")
 
 
 def _traceback() -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import os
+import stat
 import sys
+import termios
 from argparse import Namespace
 
 from node import wire
@@ -62,10 +67,24 @@ async def _ask(client: Client, options: Namespace, prompt: str, view: turn.View)
     return await turn.answer(client, options, asked, view)
 
 
+def _has_input() -> bool:
+    """Whether a pipe with something in it is the standard input."""
+    with contextlib.suppress(OSError, ValueError):
+        fd = sys.stdin.fileno()
+        waiting = bytearray(4)
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            fcntl.ioctl(fd, termios.FIONREAD, waiting)
+        return any(waiting)
+    return False
+
+
 def _prompt(words: list[str]) -> str:
     """The prompt from the command line, standard input, or both (`ask "Summarise:" - < file`)."""
     is_piped = not sys.stdin.isatty() if sys.stdin is not None else False
     reads = words[-1:] == ["-"] or (not words and is_piped)
+    if is_piped and not reads and _has_input():
+        # Read unasked it would eat the rest of a `while read …; do ask …; done`.
+        render.note('note: what was piped in is not read: `ask "…" -` adds it to the prompt')
     given = utf8("the prompt", " ".join(words[:-1] if words[-1:] == ["-"] else words))
     if reads:
         raw = sys.stdin.buffer.read(wire.MAX_MESSAGE_BYTES + 1)

@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from node import home
 from node.cli import reach, render, turn
@@ -17,14 +17,17 @@ from node.client import Client
 from node.errors import ConclaveError, InvalidRequest, NotFound
 from node.v1 import generate_pb2, types_pb2
 
-HELP = """\
+HELP = '''\
 /topic         the name of this conversation
 /topic NAME    continue another one, or begin it
 /votes         how the last vote went
 /retry         answer the last message again
-/quit          leave (or ^D)
-A line that begins with a space is sent as it is, whatever follows."""
+/quit          leave (also /bye, /exit or ^D)
+"""            begins a message of several lines, and ends it
+A line that begins with a space is sent as it is, whatever follows.'''
 COMMANDS = ("/topic", "/votes", "/retry", "/help", "/quit")
+SAME = {"/bye": "/quit", "/exit": "/quit", "/?": "/help"}  # as in other programs
+BLOCK = '"""'  # as in Ollama
 HISTORY_LINES = 1000
 
 
@@ -58,10 +61,12 @@ class Chat:
             # The node may have kept a turn that we never saw; the whole conversation, if we have it, is right anyway.
             self.is_held = not self.is_whole
             raise
+        if self.last is not None and response.version.node_id != self.last.version.node_id and not view.has_moved:
+            render.note(f"note: node {render.one_line(response.version.node_id)} answers now: another did before")
         self.messages += [message, turn.assistant(response.text)]
         self.is_held = True
         self.last, self.failed = response, ""
-        await turn.after(response, self.client, votes=bool(self.options.votes))
+        await turn.after(response, self.client, votes=bool(self.options.votes), how="/votes shows how")
 
     async def retry(self) -> None:
         """The last turn again: the one that failed, or the one that was answered. Raises ConclaveError."""
@@ -118,15 +123,21 @@ def run(options: Namespace) -> int:
 
 def _script(runner: asyncio.Runner, chat: Chat) -> int:
     """Lines of a pipe: each one a message or a command. The first failure ends it, as what follows builds on it."""
-    for raw in sys.stdin.buffer:
+
+    def read() -> str:
+        raw = sys.stdin.buffer.readline()
+        if not raw:
+            raise EOFError
         try:
-            line = raw.decode().rstrip("\r\n")
+            return raw.decode().rstrip("\r\n")
         except UnicodeDecodeError as e:
             raise InvalidRequest(f"standard input is not valid UTF-8 (byte {e.start} of a line)") from None
-        if not line.strip():
-            continue
-        if not runner.run(_act(chat, line)):
-            return 0
+
+    with contextlib.suppress(EOFError):
+        while True:
+            line = read()
+            if line.strip() and not runner.run(_act(chat, _message(line, read))):
+                break
     return 0
 
 
@@ -146,6 +157,7 @@ def _converse(runner: asyncio.Runner, chat: Chat) -> int:
         if not line.strip():
             continue
         try:
+            line = _message(line, lambda: utf8("what you typed", input("... ")))
             if not runner.run(_act(chat, line)):
                 return 0
         except KeyboardInterrupt:
@@ -154,13 +166,27 @@ def _converse(runner: asyncio.Runner, chat: Chat) -> int:
             render.note(f"error: {e.message}" + ("; /retry asks again" if chat.failed else ""))
 
 
+def _message(line: str, read: Callable[[], str]) -> str:
+    """The message that a line begins: more lines if it opens a block. A block is text, whatever it begins with."""
+    if not line.lstrip().startswith(BLOCK):
+        return line
+    block = line.lstrip().removeprefix(BLOCK)
+    while not block.rstrip().endswith(BLOCK):
+        try:
+            block += "\n" + read()
+        except EOFError:
+            break
+    text = block.rstrip().removesuffix(BLOCK).strip("\n")
+    return f" {text}" if text.startswith("/") else text
+
+
 async def _act(chat: Chat, line: str) -> bool:
     """Do what a line says; False to leave. Raises ConclaveError."""
     if not line.startswith("/"):
         await chat.say(line.removeprefix(" ") if line.startswith(" /") else line)
         return True
     command, _, rest = line.partition(" ")
-    rest = rest.strip()
+    command, rest = SAME.get(command, command), rest.strip()
     if command == "/quit":
         return False
     if command == "/help":

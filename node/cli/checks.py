@@ -282,7 +282,9 @@ def data(directory: Path) -> Check:
     """Whether this node can keep its data, and has room for it."""
     existing = next((p for p in (directory, *directory.absolute().parents) if p.exists()), Path("/"))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Check("data", FAIL, f"{existing} cannot be written", "correct its rights, or give another --data-dir")
+        return Check(
+            "data", FAIL, f"{existing} cannot be written", "correct its rights, or set CONCLAVE_HOME to another"
+        )
     try:
         free = shutil.disk_usage(existing).free
     except OSError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from dataclasses import fields
@@ -16,8 +17,8 @@ PROGRAM = "conclave"
 
 
 def run(options: Namespace) -> int:
-    """Print the script. Raises InvalidRequest for an unknown shell."""
-    shell = options.shell or ""
+    """Print the script, of the user's own shell if none is named. Raises InvalidRequest for an unknown shell."""
+    shell = options.shell or os.path.basename(os.environ.get("SHELL", ""))
     if shell not in SHELLS:
         known = f"there are {', '.join(SHELLS)}, as in `source <(conclave completion bash)`"
         raise InvalidRequest(f"completion {shell!r}: {known}")
@@ -30,9 +31,9 @@ def script(shell: str) -> str:
     return _fish() if shell == "fish" else _bash(is_zsh=shell == "zsh")
 
 
-def _flags() -> dict[str, dict[str, str]]:
-    """The flags of each command, with what they are for."""
-    return {name: parser.flags(command) for name, command in parser.COMMANDS.items()}
+def _words() -> dict[str, parser.Words]:
+    """What may follow each command."""
+    return {name: parser.words(command) for name, command in parser.COMMANDS.items()}
 
 
 def _values() -> dict[str, tuple[str, ...]]:
@@ -42,24 +43,27 @@ def _values() -> dict[str, tuple[str, ...]]:
 
 
 def _bash(*, is_zsh: bool) -> str:
-    flags = _flags()
-    names = " ".join(flags)
+    known = _words()
     lines = ["# conclave completion bash > ~/.local/share/bash-completion/completions/conclave"]
     if is_zsh:
         lines = [
             "# in ~/.zshrc: source <(conclave completion zsh)",
             "autoload -U +X bashcompinit && bashcompinit",
         ]
+    values = _values()
+    # A flag that takes any value is followed by none of our words: the shell then offers files.
+    free = sorted({flag for words in known.values() for flag in words.valued} - set(values))
     lines += [
         f"_{PROGRAM}() {{",
         '  local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=serve words=""',
-        f"  case ${{COMP_WORDS[1]}} in {'|'.join(flags)}) command=${{COMP_WORDS[1]}};; esac",
+        f"  case ${{COMP_WORDS[1]}} in {'|'.join(known)}) command=${{COMP_WORDS[1]}};; esac",
         '  case "$before" in',
-        *(f'    {flag}) words="{" ".join(values)}";;' for flag, values in _values().items()),
+        *(f'    {flag}) words="{" ".join(some)}";;' for flag, some in values.items()),
+        f"    {'|'.join(free)}) ;;",
         '    *) case "$command" in',
-        *(f'      {name}) words="{" ".join(known)}";;' for name, known in flags.items()),
+        *(f'      {name}) words="{" ".join((*words.actions, *words.flags))}";;' for name, words in known.items()),
         "    esac",
-        f'    if [ "$COMP_CWORD" = 1 ]; then words="{names} $words"; fi;;',
+        f'    if [ "$COMP_CWORD" = 1 ]; then words="{" ".join(known)} $words"; fi;;',
         "  esac",
         '  COMPREPLY=($(compgen -W "$words" -- "$current"))',
         "}",
@@ -73,10 +77,13 @@ def _fish() -> str:
     for name, command in parser.COMMANDS.items():
         lines.append(f"complete -c {PROGRAM} -n __fish_use_subcommand -a {name} -d {_quoted(command.help)}")
     values = _values()
-    for name, known in _flags().items():
+    for name, words in _words().items():
         condition = f"'__fish_seen_subcommand_from {name}'"
-        for flag, help in known.items():
+        if words.actions:
+            lines.append(f"complete -c {PROGRAM} -n {condition} -f -a {_quoted(' '.join(words.actions))}")
+        for flag, help in words.flags.items():
             some = f" -x -a {_quoted(' '.join(values[flag]))}" if flag in values else ""
+            some = some or (" -r" if flag in words.valued else "")
             lines.append(f"complete -c {PROGRAM} -n {condition} -l {flag[2:]}{some} -d {_quoted(help)}")
     return "\n".join(lines) + "\n"
 

@@ -65,7 +65,7 @@ def _plan(options: Namespace, room: Room, main: Room | None) -> int:
         if found is None:
             raise NotFound(
                 f"{wanted.name} {wanted.quantization} does not fit: {wanted.weight_bytes / GIB:.1f} GiB of weights, "
-                f"and {room.usable / GIB:.1f} GiB may be used ({room.rule})"
+                f"KV and buffers beside them, and {room.usable / GIB:.1f} GiB may be used ({room.rule})"
             )
         made: Plan | None = Plan(room, found, 0, 0, None, (f"{room.name}: {room.rule}",))
     else:

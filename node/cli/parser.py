@@ -23,6 +23,16 @@ from node.types import Strategy
 MAX_CANDIDATES = 64  # node.wire's; importing that would load grpc for `--help`.
 MAX_NAME_BYTES = 256
 VARIABLE = "CONCLAVE_"
+# What people type who come from Ollama, llama.cpp and exo.
+ELSEWHERE = {
+    "run": "chat",
+    "list": "models",
+    "ls": "models",
+    "ps": "status",
+    "pull": "models pull NAME",
+    "rm": "models rm NAME",
+    "start": "serve",
+}
 Reader = Callable[[str, str], Any]
 
 
@@ -101,8 +111,9 @@ class _Format(argparse.RawDescriptionHelpFormatter):
 
 def nearest(word: str, known: Any) -> str:
     """`: did you mean X?`, or nothing if nothing is like it."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f": did you mean {close[0]}?" if close else ""
+    bare = {name.lstrip("-"): name for name in known}  # dashes are like each other in all flags
+    close = difflib.get_close_matches(word.lstrip("-"), list(bare), n=1, cutoff=0.6)
+    return f": did you mean {bare[close[0]]}?" if close else ""
 
 
 # ---- readers: (source, text) -> value, or InvalidRequest ------------------------------------------------------------
@@ -178,8 +189,9 @@ def _addresses(source: str, text: str) -> tuple[str, ...]:
         try:
             check_address(address, source)
         except InvalidRequest:
+            lacks = ": its port is missing" if re.fullmatch(r"[\w.-]+", address) else ""
             raise InvalidRequest(
-                f"{source}: {address!r} is not an address; write HOST:PORT, such as 127.0.0.1:{DEFAULT_PORT}"
+                f"{source}: {address!r} is not an address{lacks}; write HOST:PORT, such as 127.0.0.1:{DEFAULT_PORT}"
             ) from None
     return found
 
@@ -268,7 +280,8 @@ def _memory(source: str, text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*(?:([kmgt])i?)?b?\s*", each.lower())
         size = int(float(match[1]) * units[match[2] or ""]) if match else 0
         if not 1 << 28 <= size <= 1 << 45:
-            raise InvalidRequest(f"{source} is {text!r}: write a size such as 24GiB, for several GPUs 24GiB,24GiB")
+            what = "write a size such as 24GiB (256MiB at least), for several GPUs 24GiB,24GiB"
+            raise InvalidRequest(f"{source} is {text!r}: {what}")
         found.append(size)
     return tuple(found)
 
@@ -336,33 +349,49 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def flags(command: Command) -> dict[str, str]:
-    """The flags of a command with a dash or two, and what each is for."""
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What may follow a command: `flags`, with what each is for; which of them take a value; words such as `show`."""
+
+    flags: Mapping[str, str]
+    valued: frozenset[str]
+    actions: tuple[str, ...]
+
+
+def words(command: Command) -> Words:
+    """What may follow a command."""
     parser = _Parser(prog=command.name)
     command.add(parser)
-    return {a.option_strings[-1]: str(a.help).replace("%%", "%") for a in parser.group._group_actions}
+    options = parser.group._group_actions
+    return Words(
+        {a.option_strings[-1]: str(a.help).replace("%%", "%") for a in options},
+        frozenset(flag for a in options if a.nargs is None for flag in a.option_strings),
+        tuple(w for a in parser._positionals._group_actions for w in str(a.metavar).split("|") if w.islower()),
+    )
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str], prog: str) -> argparse.Namespace:
     """The command and its values, as `command` and one attribute an option. Raises InvalidRequest; --help exits."""
-    words = list(argv)
+    rest = list(argv)
     front: list[str] = []
-    while words and words[0] in ("-v", "--verbose"):  # also before the command
-        front.append(words.pop(0))
+    while rest and rest[0] in ("-v", "--verbose"):  # also before the command
+        front.append(rest.pop(0))
     name = "serve"
-    if words and words[0] in COMMANDS:
-        name = words.pop(0)
-    elif words and words[0] in ("-h", "--help", "help"):
+    if rest and rest[0] in COMMANDS:
+        name = rest.pop(0)
+    elif rest and rest[0] in ("-h", "--help", "help"):
+        if rest[1:2] and rest[1] in COMMANDS:
+            return parse([rest[1], "--help"], environ, prog)
         print(overview(prog), end="")
         raise SystemExit(0)
-    elif words and words[0] == "--version":
+    elif rest and rest[0] in ("--version", "-V", "version"):
         print(f"conclave {__version__}")
         raise SystemExit(0)
-    elif words and not words[0].startswith("-"):
+    elif rest and not rest[0].startswith("-"):
         known = ", ".join(COMMANDS)
-        raise InvalidRequest(
-            f"{utf8('the command', words[0])!r} is not a command{nearest(words[0], COMMANDS) or ': there are ' + known}"
-        )
+        other = ELSEWHERE.get(rest[0])
+        said = f": `{prog} {other}` does that" if other else nearest(rest[0], COMMANDS) or ": there are " + known
+        raise InvalidRequest(f"{utf8('the command', rest[0])!r} is not a command{said}")
     command = COMMANDS[name]
     parser = _Parser(
         prog=f"{prog} {name}",
@@ -371,7 +400,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], prog: str) -> argpars
         f"example: {command.example}",
     )
     command.add(parser)
-    found = parser.values(front + words, environ)
+    found = parser.values(front + rest, environ)
     found.command = name
     return found
 

@@ -218,8 +218,9 @@ def tokens(to: Console, response: generate_pb2.GenerateResponse) -> None:
     table(to, ("token", "probability", "most probable"), rows, right=(1,))
 
 
-def warnings(response: generate_pb2.GenerateResponse, names: Mapping[str, str], *, with_votes: bool) -> None:
-    """What a person should know of an answer, on stderr; what the table of votes says already is not said again."""
+def warnings(response: generate_pb2.GenerateResponse, names: Mapping[str, str], *, how: str) -> None:
+    """What a person should know of an answer, on stderr. `how` says where the votes are seen; empty, their table is
+    shown, and what it says is not said again."""
     o = response.outcome
     for line in o.warnings:
         note(f"note: {line}")
@@ -229,12 +230,12 @@ def warnings(response: generate_pb2.GenerateResponse, names: Mapping[str, str], 
         note("note: the answer was cut off by the deadline: allow more with --timeout")
     if not response.text.strip() and not response.tool_calls:
         note("note: the answer is empty")
-    if with_votes:
+    if not how:
         return
     for loss in o.lost:
         note(f"note: lost {_loss(loss, names)}")
     if o.disagreement:
-        note(f"note: the candidates disagree (confidence {o.confidence:.2f}): --votes shows how")
+        note(f"note: the candidates disagree (confidence {o.confidence:.2f}): {how}")
 
 
 def summary(response: generate_pb2.GenerateResponse) -> str:

@@ -205,12 +205,14 @@ def _read(progress: generate_pb2.Progress) -> str:
     return f"reading the prompt: {progress.computed_tokens:,} of {progress.prompt_tokens:,} tokens"
 
 
-async def after(response: generate_pb2.GenerateResponse, client: Client, *, votes: bool) -> None:
-    """What follows an answer: warnings, and the votes if they are asked for."""
+async def after(
+    response: generate_pb2.GenerateResponse, client: Client, *, votes: bool, how: str = "--votes shows how"
+) -> None:
+    """What follows an answer: warnings, and the votes if they are asked for; `how` to ask for them else."""
     names: Mapping[str, str] = {}
     if votes or response.outcome.lost:
         names = await node_names(client)
-    render.warnings(response, names, with_votes=votes)
+    render.warnings(response, names, how="" if votes else how)
     if votes:
         to = render.console(sys.stdout)
         to.print()

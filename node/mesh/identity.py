@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -283,7 +284,9 @@ def _read_or_make(path: Path, make: Callable[[], str]) -> str:
             path.chmod(0o600)
         return path.read_text(encoding="utf-8", errors="replace")[:1024].strip()
     except OSError as e:
-        raise InvalidRequest(f"cannot read or write {path}: {e.strerror or e}; check who owns it") from e
+        advice = {errno.ENOSPC: "free some space", errno.EROFS: "CONCLAVE_HOME=DIRECTORY keeps everything elsewhere"}
+        what = advice.get(e.errno or 0, "check who owns it")
+        raise InvalidRequest(f"cannot read or write {path}: {e.strerror or e}; {what}") from e
 
 
 def _write(path: Path, text: str, *, replace: bool) -> None:

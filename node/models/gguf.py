@@ -98,7 +98,8 @@ def read(path: Path) -> Gguf:
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):  # a directory fails late, and a pipe would be waited for
-            raise BackendError(f"{path} is no regular file: --model takes a GGUF file")
+            kind = "a directory" if stat.S_ISDIR(about.st_mode) else "no regular file"
+            raise BackendError(f"{path} is {kind}: --model takes a GGUF file")
         with path.open("rb") as file:
             return _Reader(path, file, about.st_size).read()
     except FileNotFoundError:

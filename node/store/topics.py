@@ -125,7 +125,7 @@ class Store:
                 found = Log(entries)
                 self._hold(name, found)
         if found is None:
-            raise NotFound(f"topic {name!r} is unknown here: start it without append, or ask a node that holds it")
+            raise NotFound(f"topic {name!r} is unknown here: `topics list` has those that are known; append needs one")
         self._logs.move_to_end(name)
         return found
 
@@ -236,7 +236,7 @@ class Store:
         except OSError as e:
             if not self.problem:
                 log.error("token logs are not written: %s", e)
-            self.problem = f"token logs cannot be written ({e.strerror or e}): answers are in memory only"
+            self.problem = f"conversations cannot be written ({e.strerror or e}): answers are in memory only"
         else:
             self.problem = ""
 

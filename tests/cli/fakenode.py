@@ -53,6 +53,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         self.records: list[mesh_pb2.ModelRecord] = []
         self.logprobs: list[types_pb2.TokenLogprob] = []
         self.reads = 0.0  # how long it reads a prompt before it writes, in seconds
+        self.deciders: list[str] = []  # which nodes the versions of its turns name, if not this one
         self.hang = hang
         self.name = name
         self.other_state = "alive"
@@ -149,11 +150,12 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
             warnings=self.warnings,
             models=self.models,
         )
+        decider = self.deciders.pop(0) if self.deciders else HERE
         return generate_pb2.GenerateResponse(
             text=self.text,
             finish_reason="stop",
             topic=r.topic,
-            version=types_pb2.Version(turn=self.topics[r.topic], node_id=HERE) if r.topic else None,
+            version=types_pb2.Version(turn=self.topics[r.topic], node_id=decider) if r.topic else None,
             outcome=outcome,
             candidates=candidates,
             usage=types_pb2.Usage(prompt_tokens=30, cached_tokens=20, completion_tokens=7, candidate_tokens=35),

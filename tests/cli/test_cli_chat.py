@@ -125,3 +125,23 @@ def test_a_failed_turn_ends_a_script(run: Run, node: FakeNode) -> None:
 def test_lines_that_are_not_utf8(run: Run, node: FakeNode) -> None:
     done = run("chat", "--address", node.address, stdin=b"caf\xe9\n")
     assert (done.code, done.err) == (2, "error: standard input is not valid UTF-8 (byte 3 of a line)\n")
+
+
+def test_other_programs_words_leave(run: Run, node: FakeNode) -> None:
+    for word in ("/bye", "/exit"):
+        assert run("chat", "--address", node.address, stdin=f"{word}\nnever sent\n".encode()).code == 0
+    assert node.requests == []
+
+
+def test_a_block_is_one_message(run: Run, node: FakeNode) -> None:
+    done = run("chat", "--address", node.address, stdin=b'"""one\n\n/two\n"""\n"""/three"""\nfour\n"""\nopen')
+    assert (done.code, done.err) == (0, "")
+    assert [r.messages[-1].content for r in node.requests] == ["one\n\n/two", "/three", "four", "open"]
+
+
+def test_another_node_that_answers_is_named(run: Run, node: FakeNode, other: FakeNode) -> None:
+    done = run("chat", "--address", node.address, stdin=b"one\ntwo\n")
+    assert done.err == ""
+    node.deciders = ["aaa", "bbb", "bbb"]
+    done = run("chat", "--address", node.address, stdin=b"one\ntwo\nthree\n")
+    assert done.err == "note: node bbb answers now: another did before\n"

@@ -61,7 +61,8 @@ def test_plan_for_a_model(run: Run) -> None:
     done = run("models", "plan", "llama-3.3-70b", "--memory", "24GiB")
     assert done.code == 1
     assert (
-        "error: Llama-3.3-70B-Instruct Q4_K_M does not fit: 39.6 GiB of weights, and 21.6 GiB may be used" in done.err
+        "error: Llama-3.3-70B-Instruct Q4_K_M does not fit: 39.6 GiB of weights, KV and buffers beside them, "
+        "and 21.6 GiB may be used" in done.err
     )
 
 

@@ -98,7 +98,7 @@ def test_closed_and_full_streams_are_no_traceback(node: FakeNode) -> None:
         ("<&-", 0, ""),
         (">&-", 0, ""),
         ("<&- >&- 2>&-", 0, ""),
-        (">/dev/full", 1, "error: No space left on device\n"),
+        (">/dev/full", 1, "error: No space left on device; free some space\n"),
     ):
         if "/dev/full" in redirected and not os.path.exists("/dev/full"):
             continue

@@ -17,6 +17,11 @@ WRONG = {
     "unknown flag": (["ask", "x", "--candidats", "3"], "--candidats is not a flag", "did you mean --candidates?"),
     "unknown flag of serve": (["--joni", "auto"], "--joni is not a flag", "did you mean --join?"),
     "abbreviated flag": (["ask", "x", "--cand", "3"], "--cand is not a flag", ""),
+    "a command of others": (["ps"], "'ps' is not a command", "python -m node status` does that"),
+    "unlike any flag": (["status", "--bogus"], "--bogus is not a flag of this command; ", ""),
+    "two ports": (["--port", "80", "--http-port", "80"], "--port and --http-port are both 80", ""),
+    "threads": (["--threads", "-3"], "--threads is -3: it must be 0 (automatic) or 1 to 512", ""),
+    "no port": (["status", "--address", "localhost"], "'localhost' is not an address: its port is missing", ""),
     "unknown command": (["aks", "x"], "'aks' is not a command", "did you mean ask?"),
     "no value": (["ask", "x", "--seed"], "--seed", "expected one argument"),
     "candidates 0": (["ask", "x", "--candidates", "0"], "candidates is 0: it must be 1 to 64", ""),
@@ -87,7 +92,8 @@ def test_overview_and_version(run: Run) -> None:
     out = run("--help").out
     assert all(f"\n  {name} " in out for name in COMMANDS)
     assert run("help").out == out
-    assert run("--version").out == "conclave 0.1.0\n"
+    assert {run(v).out for v in ("--version", "-V", "version")} == {"conclave 0.1.0\n"}
+    assert run("help", "ask").out == run("ask", "--help").out
 
 
 def test_options_come_from_the_environment_too(run: Run, monkeypatch: pytest.MonkeyPatch, node: FakeNode) -> None:

@@ -40,7 +40,9 @@ def mode(name: str, model: str) -> Mode:
     if found is not None:
         strategy, candidates = found["strategy"], int(found["candidates"] or 0)
         known = strategy is None or strategy in _STRATEGIES
-        if known and candidates <= MAX_CANDIDATES and not (found["candidates"] and candidates == 0):
+        if known and not 1 <= int(found["candidates"] or 1) <= MAX_CANDIDATES:
+            raise NotFound(f"model {name!r} does not exist here: 1 to {MAX_CANDIDATES} candidates may vote")
+        if known:
             return Mode(True, _STRATEGIES[strategy] if strategy else None, candidates)
     raise NotFound(
         f"model {name[:80]!r} does not exist here: there are {', '.join(listed(model))}; "

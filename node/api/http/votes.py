@@ -37,10 +37,10 @@ def outcome(result: GenerateResult) -> dict[str, Any]:
         "warnings": o.warnings,
         "candidate_tokens": u.candidates,
         "timings": {
-            "queue_ms": t.queue_ms,
-            "prefill_ms": t.prefill_ms,
-            "first_token_ms": t.first_token_ms,
-            "total_ms": t.total_ms,
+            "queue_ms": round(t.queue_ms, 3),
+            "prefill_ms": round(t.prefill_ms, 3),
+            "first_token_ms": round(t.first_token_ms, 3),
+            "total_ms": round(t.total_ms, 3),
         },
         "request_id": result.request_id,
     }
@@ -59,7 +59,7 @@ def candidate(c: Candidate, answer: str) -> dict[str, Any]:
         "answer": answer,
         "tokens": c.tokens,
         "mean_logprob": c.mean_logprob,
-        "latency_ms": c.latency_ms,
+        "latency_ms": round(c.latency_ms, 3),
         "finish_reason": c.finish_reason,
     }
 

@@ -320,4 +320,4 @@ def _grammar(params: SamplingParams) -> str:
     try:
         return str(json_schema_to_gbnf(params.json_schema))
     except Exception as e:  # The converter raises whatever a malformed schema makes it raise.
-        raise InvalidRequest(f"json_schema cannot be used: {e!r}") from None
+        raise InvalidRequest(f"json_schema cannot be used: {e or type(e).__name__}") from None
