@@ -7,7 +7,11 @@ probabilities and grammars among them, and no topics: those are kept, which is w
 read a hundred times while it is at work; growth is from the first twentieth after the warm-up (a fifth of all requests)
 to the last twentieth.
 
-Keys: `rss_growth` (share, the goal is below 0.01), `rss_mb`, `requests`, `cancelled`, `leaked_sequences`, `seconds`.
+Python takes memory from the system 1 MiB at a time, which is most of what the goal allows. What leaks goes on growing,
+so the second half of the requests is looked at too.
+
+Keys: `rss_growth` (share, the goal is below 0.01), `rss_growth_second_half`, `rss_mb`, `requests`, `cancelled`,
+`leaked_sequences`, `seconds`.
 """
 
 from __future__ import annotations
@@ -117,6 +121,7 @@ def main() -> None:
             time.sleep(0.05)
     share = len(memory) // 20
     warm = len(memory) // 5
+    half = statistics.median(memory[len(memory) // 2 : len(memory) // 2 + share])
     begin, end = statistics.median(memory[warm : warm + share]), statistics.median(memory[-share:])
     table(
         [
@@ -130,6 +135,7 @@ def main() -> None:
     )
     figures: dict[str, object] = {
         "rss_growth": round(end / begin - 1, 4),
+        "rss_growth_second_half": round(end / half - 1, 4),
         "rss_mb": round(end, 1),
         "requests": requests,
         "cancelled": counts["cancelled"],
