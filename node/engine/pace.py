@@ -30,9 +30,9 @@ FASTER, SLOWER = 0.3, 0.05
 class Pace:
     """Measured times in seconds."""
 
-    def __init__(self, prefill_s: float) -> None:
+    def __init__(self, prefill_s: float, *, is_measured: bool = False) -> None:
         self.prefill_s = prefill_s  # a prompt's token
-        self._is_guess = True  # until it was measured
+        self._is_guess = not is_measured
         self.steps: deque[float] = deque(maxlen=64)  # small decode steps, lately
         self._decode: dict[int, float] = {}  # by rows
 

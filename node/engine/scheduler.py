@@ -87,7 +87,7 @@ class Scheduler:
         self.slots = Slots(backend, self._pool, memory=memory, shelf=shelf, clock=clock, speeds=speeds)
         self._forks = Forks(backend, self._pool, self.slots, clock, self._drafts)
         self._ended = Undecided(backend, self._pool, self.slots)  # waiting for `commit`
-        self.pace = Pace(self.slots.speeds.prefill_s)
+        self.pace = Pace(self.slots.speeds.prefill_s, is_measured=self.slots.speeds.is_measured)
         self.decoded_tokens = 0
         self.guessed_tokens = 0
         self.guessed_right = 0

@@ -51,6 +51,9 @@ def test_the_speed_of_prompts_is_learned_alone_and_beside_others() -> None:
     pace = taught({1: 0.020}, prefill_s=1e-3)
     pace.saw(0, 512, 512 * 3e-3)
     assert pace.prefill_s == 3e-3  # before, it was a guess
+    known = Pace(1e-3, is_measured=True)
+    known.saw(0, 512, 512 * 3e-3)
+    assert abs(known.prefill_s - 1.6e-3) < 1e-9
     for _ in range(30):
         pace.saw(0, 512, 512 * 2e-3)
     assert abs(pace.prefill_s - 2e-3) < 1e-4
