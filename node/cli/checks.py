@@ -19,7 +19,7 @@ import psutil
 
 import node
 from node import home
-from node.cli import surroundings
+from node.cli import render, surroundings
 from node.cli.check import FAIL, GIB, OK, WARN, Check
 from node.cli.machine import backend_on_gpu, hardware, planned
 from node.cli.render import one_line
@@ -196,8 +196,8 @@ def speeds(status: mesh_pb2.StatusResponse) -> Iterator[Check]:
         yield Check(f"link to {one_line(link.node, 16)}", OK, f"{rate}: {_worth(link.worth_tokens)}")
 
 
-def _worth(tokens: int) -> str:
-    return f"worth it from {tokens} tokens on" if tokens else "computing it again is quicker"
+def _worth(count: int) -> str:
+    return f"worth it from {render.count_of_tokens(count)} on" if count else "computing it again is quicker"
 
 
 def _running(directory: Path) -> dict[int, str]:

@@ -259,7 +259,13 @@ def _speed(response: mesh_pb2.StatusResponse) -> str:
     read = f"{here.prefill_tokens_per_s:.0f} tokens/s of a prompt"
     if not here.worth_tokens:
         return read
-    return f"{read}; KV is brought back from {here.worth_tokens} tokens on (disk {here.worth_tokens_disk or 'never'})"
+    least = count_of_tokens(here.worth_tokens)
+    return f"{read}; KV is brought back from {least} on (disk {here.worth_tokens_disk or 'never'})"
+
+
+def count_of_tokens(count: int) -> str:
+    """So many tokens."""
+    return f"{count} token{'' if count == 1 else 's'}"
 
 
 def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
