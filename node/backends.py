@@ -70,7 +70,8 @@ async def make(
         mmap=on_gpu or not is_repacked(file.head, features),
     )
     if not file.is_demo:
-        await trial.ensure(options, directory, llamacpp.STATE_FORMAT)
+        what = f"trying {options.name}, which is new here"
+        await trial.ensure(options, directory, llamacpp.STATE_FORMAT, lambda share: progress(what, share))
     return lambda: llamacpp.LlamaBackend(options, lambda share: progress(f"loading {options.name}", share))
 
 

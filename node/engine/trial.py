@@ -16,6 +16,7 @@ import re
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ MEMORY = "models.json"
 REMEMBERED = 64
 LEAST_S = 120.0  # for a small model on a slow machine
 BYTES_A_SECOND = 20e6  # of a slow disk, for a big one
+MOST_SAID = 1 << 20  # bytes of a line
+PROGRESS = "progress "  # begins a line of the child's that says how much is loaded
 REFUSED = 3  # the child's exit code for an error of ours; its line is on stdout
 _PATH = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
 _ERRORS: dict[str, type[ConclaveError]] = {e.code: e for e in (errors.InvalidRequest, errors.BackendError)}
@@ -37,17 +40,23 @@ _ERRORS: dict[str, type[ConclaveError]] = {e.code: e for e in (errors.InvalidReq
 _LAST_WORDS = re.compile(r"(?:GGML_ASSERT\(.*|what\(\): .*|GGML_ABORT.*|fatal error.*)")
 
 
-async def ensure(options: LlamaOptions, directory: Path, version: str) -> None:
-    """Load a file in a child, unless that worked before. Raises BackendError or InvalidRequest with one line."""
+async def ensure(
+    options: LlamaOptions,
+    directory: Path,
+    version: str,
+    progress: Callable[[float], None] = lambda share: None,
+) -> None:
+    """Load a file in a child, unless that worked before; `progress` hears how much is loaded (0..1). Raises
+    BackendError or InvalidRequest with one line."""
     found = options.path.stat()
     key = [str(options.path.resolve()), found.st_size, found.st_mtime_ns, version]
     known = _remembered(directory / MEMORY)
     if key not in known:
-        await _load(options, LEAST_S + found.st_size / BYTES_A_SECOND)
+        await _load(options, LEAST_S + found.st_size / BYTES_A_SECOND, progress)
         _remember(directory / MEMORY, [*known, key][-REMEMBERED:])
 
 
-async def _load(options: LlamaOptions, within_s: float) -> None:
+async def _load(options: LlamaOptions, within_s: float, progress: Callable[[float], None]) -> None:
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # the user's working directory is no place to import from
@@ -57,12 +66,13 @@ async def _load(options: LlamaOptions, within_s: float) -> None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        limit=MOST_SAID,
         # GGML_NO_BACKTRACE: or ggml would look for a debugger to show where it failed.
         env={**os.environ, "PYTHONPATH": os.pathsep.join(_PATH), "GGML_NO_BACKTRACE": "1"},
     )
     try:
         async with asyncio.timeout(within_s):
-            out, err = await child.communicate()
+            out, err = await _said_by(child, progress)
     except TimeoutError:
         raise BackendError(f"{options.path} did not load within {within_s:.0f} s: use another file") from None
     finally:
@@ -79,6 +89,26 @@ async def _load(options: LlamaOptions, within_s: float) -> None:
             f"process with {_end(child.returncode)}{_said(err.decode(errors='replace'))}; download it again or use "
             "another"
         )
+
+
+async def _said_by(child: asyncio.subprocess.Process, progress: Callable[[float], None]) -> tuple[bytes, bytes]:
+    """What the child says to its end on stdout, but for its progress, and on stderr."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    errors_said = asyncio.ensure_future(child.stderr.read())
+    try:
+        out = b""
+        async for line in child.stdout:
+            if line.startswith(PROGRESS.encode()):
+                with contextlib.suppress(ValueError):
+                    progress(float(line.removeprefix(PROGRESS.encode())))
+            else:
+                out += line
+        err = await errors_said
+        await child.wait()
+        return out, err
+    finally:
+        errors_said.cancel()
 
 
 def _end(code: int) -> str:
@@ -116,8 +146,16 @@ def main() -> int:
     from node.engine.llamacpp import LlamaOptions, probe
 
     said = json.loads(sys.argv[1])
+    told = 0.0
+
+    def tell(share: float) -> None:
+        nonlocal told
+        if share - told >= 0.01:
+            told = share
+            print(f"{PROGRESS}{share:.3f}", flush=True)
+
     try:
-        probe(LlamaOptions(**{**said, "path": Path(said["path"])}))
+        probe(LlamaOptions(**{**said, "path": Path(said["path"])}), tell)
     except ConclaveError as e:
         print(e.code, e.message if said["path"] in e.message else f"{said['path']}: {e.message}")
         return REFUSED

@@ -385,9 +385,9 @@ class LlamaBackend:
         self._embedder = self._ctx = self._model = self._batch = None
 
 
-def probe(options: LlamaOptions) -> None:
+def probe(options: LlamaOptions, progress: Callable[[float], None] | None = None) -> None:
     """Load a model for one sequence, compute a prompt and draw a token. Raises what `LlamaBackend` raises."""
-    backend = LlamaBackend(replace(options, sequences=1))
+    backend = LlamaBackend(replace(options, sequences=1), progress)
     try:
         prompt = backend.tokenize(backend.render([Message("user", "What is 1 + 1?")], ()))
         prompt = prompt[: min(backend.info.batch, backend.info.context)]
