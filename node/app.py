@@ -161,7 +161,7 @@ class Node:
         self._engine = await self._make_engine(data.path)
         self._undo.push_async_callback(self._engine.close)
         await self._engine.start()
-        self._store = await _store(data.path)
+        self._store = await _store(data.path, self._identity.node_id)
         self._undo.callback(self._store.close)
         self._mesh = Mesh(
             self._identity,
@@ -398,10 +398,10 @@ class Node:
         )
 
 
-async def _store(directory: Path) -> Store:
+async def _store(directory: Path, node: str) -> Store:
     """The topics of this node's data directory. Raises NotReady if they cannot be read."""
     try:
-        store = await asyncio.to_thread(Store, directory / "topics")
+        store = await asyncio.to_thread(Store, directory / "topics", node=node)
         await asyncio.to_thread(store.load)
     except OSError as e:
         raise NotReady(

@@ -326,7 +326,8 @@ class NodeInfo:
 class TopicInfo:
     """A topic as `status` lists it: its version, its length in tokens, and the ids of the nodes that hold it.
 
-    A `forgotten` one is a tombstone, which keeps a node that comes back from bringing the topic back.
+    A `forgotten` one is a tombstone, which keeps a node that comes back from bringing the topic back. `made_ms` is when
+    its last turn was made, Unix time in milliseconds, 0 if that is not known.
     """
 
     topic: str
@@ -335,3 +336,4 @@ class TopicInfo:
     bytes: int = 0
     replicas: tuple[str, ...] = ()
     forgotten: bool = False
+    made_ms: int = 0

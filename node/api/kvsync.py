@@ -63,13 +63,14 @@ class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
     async def List(self, request: kvsync_pb2.ListRequest, context: _Context) -> kvsync_pb2.ListResponse:
         """The topics held."""
         topics = self._replicator.topics(tombstones=self._is_mesh)
-        return kvsync_pb2.ListResponse(topics=[wire.topic_pb(t) for t in topics])
+        present = None if self._is_mesh else self._replicator.present()
+        return kvsync_pb2.ListResponse(topics=[wire.topic_pb(t, present) for t in topics])
 
     async def Show(self, request: kvsync_pb2.ShowRequest, context: _Context) -> kvsync_pb2.ShowResponse:
         """One topic."""
         info, messages, branches, tokens = self._replicator.show(_topic(request.topic))
         return kvsync_pb2.ShowResponse(
-            info=wire.topic_pb(info),
+            info=wire.topic_pb(info, None if self._is_mesh else self._replicator.present()),
             messages=[wire.message_pb(m) for m in messages],
             branches=[
                 kvsync_pb2.Branch(version=wire.version_pb(v), messages=[wire.message_pb(m) for m in said])

@@ -25,10 +25,11 @@ def status_pb(
 ) -> mesh_pb2.StatusResponse:
     """The nodes known, the topics and the sequences of this one, what it holds of models, which snapshots went, and its
     speeds. `links` are seconds a byte, by node."""
+    present = {mesh.nodes()[0].id, *(p.id for p in mesh.peers())}
     free, total = engine.free_sequences, engine.info.sequences
     return mesh_pb2.StatusResponse(
         nodes=[wire.node_info_pb(n) for n in mesh.nodes()],
-        topics=[wire.topic_pb(t) for t in store.list()],
+        topics=[wire.topic_pb(t, present) for t in store.list()],
         slots=mesh_pb2.Slots(used=total - free, parked=engine.load.topics, free=free),
         mesh_id=mesh.mesh_id,
         version=version,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from node.core.log import Entry, Reply
 from node.errors import InvalidRequest, NotFound
 from node.store import Store
@@ -46,6 +48,7 @@ def entry(store: Store, request: GenerateRequest, result: GenerateResult, versio
             result.usage.prompt,
             result.usage.completion,
         ),
+        made_ms=int(time.time() * 1e3),
     )
 
 

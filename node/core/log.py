@@ -15,6 +15,7 @@ from node.types import Message, Version
 
 NOTHING = Version()
 RECENT = 16
+MAX_MS = 1 << 48  # Unix time in milliseconds, in the year 10889: what a peer says is cut there
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,9 @@ class Reply:
 class Entry:
     """A turn: the messages that it adds, the answer last. With `anew` they are the whole conversation.
 
-    `tokens` is the length of the conversation after it, `request_id` the request that made it. A tombstone
-    (`forgotten`) has no messages.
+    `tokens` is the length of the conversation after it, `request_id` the request that made it, `made_ms` when that was,
+    Unix time in milliseconds by the clock of its node (0: not known; for people only). A tombstone (`forgotten`) has no
+    messages.
     """
 
     version: Version
@@ -48,6 +50,7 @@ class Entry:
     request_id: str = ""
     forgotten: bool = False
     reply: Reply = field(default_factory=Reply)
+    made_ms: int = 0
 
     @property
     def begins(self) -> bool:

@@ -344,6 +344,10 @@ class Replicator:
         """KVSync.List: the topics held; tombstones are for nodes, not for people."""
         return self._store.list(forgotten=tombstones)
 
+    def present(self) -> set[str]:
+        """The ids of the nodes that are there: this one and its peers that answer."""
+        return {self._id, *(p.id for p in self._mesh.peers())}
+
     def show(self, topic: str) -> tuple[TopicInfo, tuple[Message, ...], list[tuple[Version, tuple[Message, ...]]], int]:
         """A topic for people: what List says, its conversation, its branches, the tokens of its snapshot. Raises
         NotFound."""

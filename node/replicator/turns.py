@@ -102,7 +102,7 @@ class Turns:
     async def keep(self, topic: str, entry: Entry) -> tuple[str, ...]:
         """Put a turn on our disk and on peers'; returns when it may be answered, with what a person should know."""
         holders = self.holders(topic)
-        local = asyncio.ensure_future(self._keep_here(topic, entry))
+        local = asyncio.ensure_future(self._store.add(topic, entry))
         sends = [asyncio.ensure_future(self.send(peer, topic, entry)) for peer in holders]
         warnings: list[str] = []
         if sends and self._waits and not await _first_true(sends, ACKNOWLEDGE_S):
@@ -116,10 +116,6 @@ class Turns:
         if self._store.problem:
             warnings.append(f"durability: {self._store.problem}")
         return tuple(warnings)
-
-    async def _keep_here(self, topic: str, entry: Entry) -> None:
-        await self._store.add(topic, entry)
-        self._store.add_replica(topic, entry.version, self._id)
 
     async def send(self, peer: Peer, topic: str, entry: Entry) -> bool:
         """Give a peer a turn, and what it lacks before it. Says whether the peer's disk has it."""
@@ -155,8 +151,7 @@ class Turns:
         """KVSync.Append: what became of an entry, whether it is on our disk, and the version held."""
         kept = await self._store.add(topic, entry)
         if kept.taken is Taken.HEAD:
-            for node in (entry.version.node_id, self._id):
-                self._store.add_replica(topic, entry.version, node)
+            self._store.add_replica(topic, entry.version, entry.version.node_id)
             if entry.forgotten:
                 self._on_forgotten(topic)
         return kept.taken, kept.on_disk, self._store.version(topic)
@@ -183,7 +178,7 @@ class Turns:
 
     async def fetch(self, peer: Peer, topic: str) -> bool:
         """Take from a peer the turns that it has and we lack. Says whether our head changed. Raises ConclaveError."""
-        before = self._store.version(topic)
+        before, newest = self._store.version(topic), Version()
         request = kvsync_pb2.PullRequest(topic=topic, version=wire.held_pb(before))
         count = 0
         async with contextlib.aclosing(peer.stream(peer.kvsync.Pull, request, FETCH_S)) as parts:
@@ -196,7 +191,9 @@ class Turns:
                     raise InvalidRequest(f"node {peer.id} sent a turn of another topic")
                 metrics.SYNC_BYTES.labels("received", "log").inc(part.ByteSize())
                 await self.take(topic, entry)
+                newest = max(newest, entry.version)
         now = self._store.version(topic)
+        self._store.add_replica(topic, newest, peer.id)
         if now != before and before != Version():
             await self._tell_of_branch(peer, topic, before)
         return now != before

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from node.core.log import NOTHING, Entry, Reply
+from node.core.log import MAX_MS, NOTHING, Entry, Reply
 from node.types import Message, ToolCall, Version
 
 FORMAT = 1
@@ -36,6 +36,8 @@ def line(entry: Entry) -> bytes:
     out |= {"messages": [_message(m) for m in entry.messages], "tokens": entry.tokens}
     if entry.anew:
         out["anew"] = True
+    if entry.made_ms:
+        out["made_ms"] = entry.made_ms
     if entry.request_id:
         out |= {"request_id": entry.request_id, "reply": asdict(entry.reply)}
     return _line(out)
@@ -56,6 +58,7 @@ def entry(line: bytes) -> Entry | None:
             request_id=str(found.get("request_id", "")),
             forgotten=bool(found.get("forgotten", False)),
             reply=Reply(**{k: v for k, v in found.get("reply", {}).items() if k in _REPLY}),
+            made_ms=min(max(int(found.get("made_ms", 0)), 0), MAX_MS),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

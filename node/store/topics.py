@@ -67,13 +67,18 @@ class _Known:
     forgotten: bool
     replicas: tuple[str, ...] = ()
     since: float = 0.0  # of a tombstone, Unix time in seconds
+    made_ms: int = 0
 
 
 class Store:
-    """Topics by name. Without a directory they end with the process. Use it from one event loop."""
+    """Topics by name. Without a directory they end with the process. `node` is the id of the node that holds them: each
+    has it among its replicas. Use it from one event loop."""
 
-    def __init__(self, directory: Path | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, directory: Path | None = None, clock: Callable[[], float] = time.time, *, node: str = ""
+    ) -> None:
         self._clock = clock
+        self._here = (node,) if node else ()
         self._files = LogFiles(directory) if directory is not None else None
         self._writer = ThreadPoolExecutor(1, "log")
         self._logs: OrderedDict[str, Log] = OrderedDict()  # the most recently used last
@@ -161,7 +166,7 @@ class Store:
     def list(self, *, forgotten: bool = False) -> list[TopicInfo]:
         """All topics, by name; with `forgotten` their tombstones too."""
         return [
-            TopicInfo(name, k.version, k.tokens, k.bytes, k.replicas, k.forgotten)
+            TopicInfo(name, k.version, k.tokens, k.bytes, k.replicas, k.forgotten, k.made_ms)
             for name, k in sorted(self._known.items())
             if forgotten or not k.forgotten
         ]
@@ -259,11 +264,12 @@ class Store:
     def _hold(self, name: str, held: Log) -> None:
         head = held.get(held.head)
         before = self._known.get(name)
-        replicas = before.replicas if before is not None and before.version == held.head else ()
+        replicas = before.replicas if before is not None and before.version == held.head else self._here
         size = sum(_bytes(entry.messages) for entry in held.entries)
         self._bytes += size - (before.bytes if before is not None and name in self._logs else 0)
         since = before.since if before is not None else 0.0
-        self._known[name] = _Known(held.head, head.tokens if head else 0, size, held.is_forgotten, replicas, since)
+        tokens, made_ms = (head.tokens, head.made_ms) if head else (0, 0)
+        self._known[name] = _Known(held.head, tokens, size, held.is_forgotten, replicas, since, made_ms)
         self._logs[name] = held
         self._logs.move_to_end(name)
         while len(self._logs) > 1 and (len(self._logs) > MAX_TOPICS or self._bytes > MAX_BYTES):

@@ -36,6 +36,7 @@ class AppendRequest(_message.Message):
     LENGTH_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     REPLY_FIELD_NUMBER: _builtins.int
+    MADE_MS_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """The topic."""
     fingerprint: _builtins.str
@@ -48,6 +49,8 @@ class AppendRequest(_message.Message):
     """Length of the conversation after the turn, in tokens."""
     forgotten: _builtins.bool
     """The topic is forgotten with this version: a tombstone, without messages."""
+    made_ms: _builtins.int
+    """When the turn was made, Unix time in milliseconds by the clock of its node. For people only. 0: not known."""
     @_builtins.property
     def version(self) -> _types_pb2.Version:
         """The version that this turn makes."""
@@ -84,10 +87,11 @@ class AppendRequest(_message.Message):
         length: _builtins.int = ...,
         forgotten: _builtins.bool = ...,
         reply: Global___Reply | None = ...,
+        made_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "reply", b"reply", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anew", b"anew", "fingerprint", b"fingerprint", "forgotten", b"forgotten", "length", b"length", "messages", b"messages", "parent", b"parent", "reply", b"reply", "request_id", b"request_id", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anew", b"anew", "fingerprint", b"fingerprint", "forgotten", b"forgotten", "length", b"length", "made_ms", b"made_ms", "messages", b"messages", "parent", b"parent", "reply", b"reply", "request_id", b"request_id", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

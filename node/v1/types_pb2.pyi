@@ -791,6 +791,8 @@ class TopicInfo(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
+    AWAY_FIELD_NUMBER: _builtins.int
+    MADE_MS_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """Its name."""
     tokens: _builtins.int
@@ -799,6 +801,8 @@ class TopicInfo(_message.Message):
     """Bytes held for it on the answering node."""
     forgotten: _builtins.bool
     """It was forgotten with this version: a tombstone. Only KVSync.List between nodes has those."""
+    made_ms: _builtins.int
+    """When its last turn was made, Unix time in milliseconds by the clock of the node that made it. 0: not known."""
     @_builtins.property
     def version(self) -> Global___Version:
         """Its version."""
@@ -806,6 +810,10 @@ class TopicInfo(_message.Message):
     @_builtins.property
     def replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the nodes that hold it."""
+
+    @_builtins.property
+    def away(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of `replicas` that the answering node does not reach now. Only for clients."""
 
     def __init__(
         self,
@@ -816,10 +824,12 @@ class TopicInfo(_message.Message):
         bytes: _builtins.int = ...,
         replicas: _abc.Iterable[_builtins.str] | None = ...,
         forgotten: _builtins.bool = ...,
+        away: _abc.Iterable[_builtins.str] | None = ...,
+        made_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "forgotten", b"forgotten", "replicas", b"replicas", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "bytes", b"bytes", "forgotten", b"forgotten", "made_ms", b"made_ms", "replicas", b"replicas", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from node.core.log import NOTHING, Entry, Reply
+from node.core.log import MAX_MS, NOTHING, Entry, Reply
 from node.errors import InvalidRequest
 from node.types import FinishReason, Version
 from node.v1 import kvsync_pb2, types_pb2
@@ -24,6 +24,7 @@ def entry_pb(topic: str, entry: Entry) -> kvsync_pb2.AppendRequest:
         request_id=entry.request_id,
         anew=entry.anew,
         length=entry.tokens,
+        made_ms=entry.made_ms,
         forgotten=entry.forgotten,
         reply=kvsync_pb2.Reply(
             finish_reason=r.finish_reason,
@@ -58,6 +59,7 @@ def entry(pb: kvsync_pb2.AppendRequest) -> tuple[str, Entry]:
         min(pb.length, MAX_LENGTH),
         read.name("request_id", pb.request_id),
         reply=_reply(pb.reply),
+        made_ms=min(pb.made_ms, MAX_MS),
     )
 
 

@@ -219,8 +219,8 @@ def node_info_pb(n: NodeInfo) -> types_pb2.NodeInfo:
     )
 
 
-def topic_pb(t: TopicInfo) -> types_pb2.TopicInfo:
-    """A topic for the wire."""
+def topic_pb(t: TopicInfo, present: set[str] | None = None) -> types_pb2.TopicInfo:
+    """A topic for the wire; with the ids of the nodes that are there, also who of its holders is away."""
     return types_pb2.TopicInfo(
         topic=t.topic,
         version=version_pb(t.version),
@@ -228,6 +228,8 @@ def topic_pb(t: TopicInfo) -> types_pb2.TopicInfo:
         bytes=t.bytes,
         replicas=t.replicas,
         forgotten=t.forgotten,
+        away=[r for r in t.replicas if present is not None and r not in present],
+        made_ms=t.made_ms,
     )
 
 

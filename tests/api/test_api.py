@@ -209,6 +209,12 @@ async def test_status() -> None:
         assert [(n.id, n.name, n.model) for n in status.nodes] == [(OURS, "me", "fake")]
         assert [(t.topic, t.version.turn, t.tokens, t.bytes) for t in status.topics] == [("t", 3, 7, 2)]
         assert list(status.topics[0].replicas) == [OURS, OTHERS]
+        assert list(status.topics[0].away) == [OTHERS], "nobody of that id answers"
+        sync = kvsync_pb2_grpc.KVSyncStub(node.channel)
+        [listed] = (await sync.List(kvsync_pb2.ListRequest())).topics
+        assert list(listed.away) == [OTHERS]
+        [for_a_peer] = (await node.peer.kvsync.List(kvsync_pb2.ListRequest())).topics
+        assert list(for_a_peer.away) == []
         assert (status.slots.used, status.slots.free, status.mesh_id, status.version) == (0, 16, "mesh-1", "1.2.3")
 
 

@@ -118,7 +118,7 @@ async def nodes(
 async def _node(path: Path, id: str, options: Options | None, disk: int, more: dict[str, Any]) -> AsyncIterator[Node]:
     engine = Engine(backend(**more), node=id, memory=64 << 20)
     await engine.start()
-    store, blocks, mesh = Store(path / "topics"), Blocks(path / "kv", disk), Mesh()
+    store, blocks, mesh = Store(path / "topics", node=id), Blocks(path / "kv", disk), Mesh()
     store.load()
     replicator = Replicator(id, engine, mesh, store, blocks, options)
     await replicator.start()

@@ -196,6 +196,27 @@ async def test_a_restart_brings_topics_and_kv_back(tmp_path: Path) -> None:
         assert result.usage.cached > 100
 
 
+async def test_after_a_restart_a_node_knows_who_holds_its_topics(tmp_path: Path) -> None:
+    """It does itself, from the first moment; of others it learns when they meet, or take turns from each other."""
+    async with nodes(tmp_path, 3, Options(replicas=1)) as made:
+        await made[0].say("hi")
+        made = [n for n in made if n.store.version("t").turn]
+        assert len(made) == 2
+        both, said = {n.id for n in made}, made[0].store.list()[0].made_ms
+        assert abs(said / 1e3 - time.time()) < 60
+    async with nodes(tmp_path, 3, Options(replicas=1)) as again:
+        one, other = (n for n in again if n.id in both)
+        third = next(n for n in again if n.id not in both)
+        for node in (one, other):
+            assert node.store.replicas("t") == (node.id,)
+            assert node.store.list()[0].made_ms == said, "when it was said, not when it was read"
+        await one.replicator.turns.reconcile(one.mesh.peers_[other.id])
+        assert set(one.store.replicas("t")) == both
+        await third.replicator.turns.fetch(third.mesh.peers_[other.id], "t")
+        assert {third.id, other.id} <= set(third.store.replicas("t"))
+        assert third.store.list()[0].made_ms == said
+
+
 async def test_a_peer_that_hangs_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with nodes(tmp_path, 2) as (one, two):
         monkeypatch.setattr(turns, "ACKNOWLEDGE_S", 0.2)
