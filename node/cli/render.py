@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TextIO
@@ -16,9 +17,11 @@ from rich.text import Text
 from node.v1 import generate_pb2, mesh_pb2, types_pb2
 
 ANSWER_WIDTH = 48
+GAP = 2  # between columns
 BAR_WIDTH = 16
 TOPICS = 40  # more of them hide the nodes
 MODELS = 16
+SHORT_ID = 4  # characters of an id, where that tells the nodes apart
 # Control characters but newline and tab, and what reverses the direction of text: models and peers choose these bytes,
 # and a terminal would act on them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -73,13 +76,33 @@ class _Named(Protocol):
 
 
 def labels(nodes: Iterable[_Named]) -> dict[str, str]:
-    """What to call each node: its name where no other has the same, else name and id."""
+    """What to call each node: its name where no other has the same, else name and as much of its id as tells it."""
     known = list(nodes)
     names = Counter(n.name for n in known)
-    return {
-        n.id: one_line(n.name, 24) if n.name and names[n.name] == 1 else one_line(f"{n.name}/{n.id}".strip("/"), 36)
-        for n in known
-    }
+    lengths = range(SHORT_ID, max((len(n.id) for n in known), default=0))
+    short = next((k for k in lengths if len({n.id[:k] for n in known}) == len(known)), None)
+
+    def label(n: _Named) -> str:
+        is_known = n.name and names[n.name] == 1
+        return one_line(n.name, 24) if is_known else one_line(f"{n.name}/{n.id[:short]}".strip("/"), 36)
+
+    return {n.id: label(n) for n in known}
+
+
+def version(v: types_pb2.Version) -> str:
+    """A topic's version: each turn makes the next, and so does a question that is asked again."""
+    return str(v.turn) + (f" (epoch {v.epoch})" if v.epoch else "")
+
+
+def holders(topic: types_pb2.TopicInfo, names: Mapping[str, str]) -> str:
+    """The nodes that hold a topic, and which of them are away."""
+    away = set(topic.away)
+    return ", ".join(names.get(r, one_line(r)) + (" (away)" if r in away else "") for r in topic.replicas) or "-"
+
+
+def when(ms: int) -> str:
+    """A moment, Unix time in milliseconds, by this machine's clock; 0 is not known."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(ms / 1000)) if ms else "-"
 
 
 def milliseconds(value: float) -> str:
@@ -95,16 +118,29 @@ def milliseconds(value: float) -> str:
 
 
 def table(
-    to: Console, headers: Sequence[str], rows: Sequence[Sequence[str | Text]], *, right: Iterable[int] = ()
+    to: Console,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    *,
+    right: Iterable[int] = (),
+    spare: Iterable[int] = (),
 ) -> None:
-    """Rows under headers; columns in `right` are numbers."""
+    """Rows under headers; columns in `right` are numbers. Where a terminal is too narrow, those in `spare` go, in that
+    order: a column less is read more easily than words in pieces."""
     numbers = set(right)
     if to.is_terminal:
-        made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for i, header in enumerate(headers):
-            made.add_column(header, justify="right" if i in numbers else "left", overflow="fold")
-        for row in rows:
-            made.add_row(*(c if isinstance(c, Text) else Text(c) for c in row))
+        cells = [[c if isinstance(c, Text) else Text(c) for c in row] for row in rows]
+        widths = [max(len(header), *(r[i].cell_len for r in cells), 0) for i, header in enumerate(headers)]
+        kept = list(range(len(headers)))
+        for column in spare:
+            if sum(widths[i] + GAP for i in kept) - GAP <= to.width:
+                break
+            kept.remove(column)
+        made = Table(box=None, padding=(0, GAP, 0, 0), header_style="bold", pad_edge=False)
+        for i in kept:
+            made.add_column(headers[i], justify="right" if i in numbers else "left", overflow="fold")
+        for row in cells:
+            made.add_row(*(row[i] for i in kept))
         to.print(made, soft_wrap=False)
         return
     lines = [list(headers), *([str(c) for c in row] for row in rows)]
@@ -179,7 +215,7 @@ def _facts(response: generate_pb2.GenerateResponse, names: Mapping[str, str]) ->
         ("candidates", counted + ("" if o.quorum else "; fewer than half of them: no quorum")),
         *(("model", _model(m)) for m in o.models),
         *(("lost", _loss(loss, names)) for loss in o.lost),
-        ("topic", f"{one_line(response.topic)}, turn {response.version.turn}" if response.topic else ""),
+        ("topic", f"{one_line(response.topic)}, version {version(response.version)}" if response.topic else ""),
         (
             "tokens",
             f"prompt {u.prompt_tokens} ({u.cached_tokens} cached), answer {u.completion_tokens}, "
@@ -288,19 +324,14 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
             )
         )
     heads = ("node", "state", "model", "backend", "load", "free", "tokens/s", "round trip", "address")
-    table(to, heads, rows, right=(4, 5, 6, 7))
+    table(to, heads, rows, right=(4, 5, 6, 7), spare=(8, 3, 7, 5, 4))
     to.print()
     if response.topics:
         listed = [
-            (
-                one_line(t.topic),
-                str(t.version.turn) + (f" (epoch {t.version.epoch})" if t.version.epoch else ""),
-                str(t.tokens),
-                ", ".join(names.get(r, one_line(r)) for r in t.replicas) or "-",
-            )
+            (one_line(t.topic), version(t.version), str(t.tokens), when(t.made_ms), holders(t, names))
             for t in response.topics[:TOPICS]
         ]
-        table(to, ("topic", "turn", "tokens", "held by"), listed, right=(1, 2))
+        table(to, ("topic", "version", "tokens", "last turn", "held by"), listed, right=(1, 2), spare=(3,))
         if len(response.topics) > TOPICS:
             to.print(Text(f"and {len(response.topics) - TOPICS} more: --json lists all"))
         to.print()

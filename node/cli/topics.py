@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 from google.protobuf import json_format
@@ -47,31 +47,54 @@ def _ask(options: Namespace, call: Callable[[Client], Awaitable[T]]) -> T:
     return asyncio.run(ask())
 
 
+async def _named(client: Client, call: Awaitable[T]) -> tuple[T, dict[str, str]]:
+    """What a call answers, and what to call the nodes."""
+    answer = await call
+    return answer, render.labels((await client.status()).nodes)
+
+
 def _list(options: Namespace) -> int:
-    response = _ask(options, lambda client: client.topics())
+    response, names = _ask(options, lambda client: _named(client, client.topics()))
     if options.json:
         return _json(response)
     if not response.topics:
         print("no topics")
         return 0
     to = render.console(sys.stdout)
-    rows = [(t.topic, _version(t.version), str(t.tokens), str(t.bytes), str(len(t.replicas))) for t in response.topics]
-    render.table(to, ("topic", "version", "tokens", "bytes", "nodes"), rows, right=(2, 3, 4))
+    rows = [
+        (
+            render.one_line(t.topic),
+            render.version(t.version),
+            str(t.tokens),
+            str(t.bytes),
+            render.when(t.made_ms),
+            render.holders(t, names),
+        )
+        for t in response.topics
+    ]
+    heads = ("topic", "version", "tokens", "bytes", "last turn", "held by")
+    render.table(to, heads, rows, right=(1, 2, 3), spare=(3, 4))
     return 0
 
 
 def _show(options: Namespace) -> int:
-    response = _ask(options, lambda client: client.show(options.name))
+    response, names = _ask(options, lambda client: _named(client, client.show(options.name)))
     if options.json:
         return _json(response)
     to, info = render.console(sys.stdout), response.info
-    facts = [("version", _version(info.version)), ("tokens", str(info.tokens)), ("nodes", " ".join(info.replicas))]
+    facts = [
+        ("turns", str(sum(m.role == "user" for m in response.messages))),
+        ("version", _version(info.version, names)),
+        ("tokens", str(info.tokens)),
+        ("last turn", render.when(info.made_ms)),
+        ("held by", render.holders(info, names)),
+    ]
     if response.snapshot_tokens:
         facts.append(("KV", f"{response.snapshot_tokens} tokens on this node's disk"))
     render.facts(to, facts)
     _say(to, response.messages)
     for branch in response.branches:
-        to.print(f"\nbranch {_version(branch.version)}, said where it was not known what else was said:")
+        to.print(f"\nbranch {_version(branch.version, names)}, said where it was not known what else was said:")
         _say(to, branch.messages)
     return 0
 
@@ -94,8 +117,8 @@ def _say(to: Console, messages: Iterable[types_pb2.Message]) -> None:
             to.print(render.shown(f"  calls {call.name}({call.arguments})", sys.stdout))
 
 
-def _version(v: types_pb2.Version) -> str:
-    return f"{v.epoch}.{v.turn} by {v.node_id}"
+def _version(v: types_pb2.Version, names: Mapping[str, str]) -> str:
+    return f"{render.version(v)}, made by {names.get(v.node_id, render.one_line(v.node_id))}"
 
 
 def _json(response: Message) -> int:

@@ -57,6 +57,8 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
         self.hang = hang
         self.name = name
         self.other_state = "alive"
+        self.away: list[str] = []
+        self.made_ms = 0
         self.hanging = threading.Event()
         self.cancelled = threading.Event()
         self.server = grpc.server(ThreadPoolExecutor(8), options=wire.SERVER_OPTIONS)
@@ -172,10 +174,13 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
             )  # fmt: skip
 
         topics = [
-            types_pb2.TopicInfo(topic=t, version=types_pb2.Version(turn=n), tokens=100, replicas=[HERE, THERE])
+            types_pb2.TopicInfo(
+                topic=t, version=types_pb2.Version(turn=n), tokens=100, replicas=[HERE, THERE], away=self.away,
+                made_ms=self.made_ms,
+            )
             for t, n in self.topics.items()
             if t
-        ]
+        ]  # fmt: skip
         nodes = [info(HERE, self.name), info(THERE, "bob", self.other_state)]
         slots = mesh_pb2.Slots(used=4, parked=3, free=12)
         return mesh_pb2.StatusResponse(

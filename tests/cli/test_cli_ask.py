@@ -160,7 +160,7 @@ def test_a_topic_is_begun_once_and_then_continued(run: Run, node: FakeNode) -> N
     second = run("ask", "two", *argv, "--votes")
     assert second.code == 0
     assert "--system counts only where one begins" in second.err
-    assert "topic       garden, turn 2" in second.out
+    assert "topic       garden, version 2" in second.out
     seen = [(r.append, [m.role for m in r.messages]) for r in node.requests]
     assert seen == [(True, ["user"]), (False, ["system", "user"]), (True, ["user"])]
 

@@ -1,16 +1,22 @@
 """`status`: what a person reads, and what a script reads."""
 
+import datetime
+import io
 import json
 import time
 
 import pytest
-from fakenode import FakeNode, Run, nobody
+from fakenode import THERE, FakeNode, Run, nobody
+from rich.console import Console
 
-from node.v1 import mesh_pb2
+from node.cli import render
+from node.types import NodeInfo
+from node.v1 import mesh_pb2, types_pb2
 
 
 def test_plain_lines(run: Run, node: FakeNode) -> None:
     node.topics["garden"] = 3
+    node.away, node.made_ms = [THERE], int(datetime.datetime(2026, 11, 25, 12).timestamp() * 1e3)
     done = run("status", "--address", node.address)
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == [
@@ -18,8 +24,8 @@ def test_plain_lines(run: Run, node: FakeNode) -> None:
         "hal *  alive  tiny   fake      25%  12/16        50           -  127.0.0.1:7421",
         "bob    alive  tiny   fake      25%  12/16        50      1.5 ms  127.0.0.1:7421",
         "",
-        "topic   turn  tokens  held by",
-        "garden     3     100  hal, bob",
+        "topic   version  tokens  last turn         held by",
+        "garden        3     100  2026-11-25 12:00  hal, bob (away)",
         "",
         "slots    4 used, 3 parked, 12 free",
         "speed    500 tokens/s of a prompt; KV is brought back from 3 tokens on (disk never)",
@@ -52,8 +58,37 @@ def test_many_topics_do_not_hide_the_nodes(run: Run, node: FakeNode) -> None:
 def test_nodes_of_one_name_are_told_apart(run: Run, node: FakeNode) -> None:
     node.name = "bob"
     out = run("status", "--address", node.address).out
-    assert "bob/aaaaaaaaaa *" in out
-    assert "bob/bbbbbbbbbb " in out
+    assert "bob/aaaa *" in out
+    assert "bob/bbbb " in out
+
+
+def test_ids_are_as_long_as_it_takes() -> None:
+    nodes = [NodeInfo(id, "x:1", name="vm") for id in ("abcdefgh", "abcdzzzz", "qqqqqqqq")]
+    assert list(render.labels(nodes).values()) == ["vm/abcde", "vm/abcdz", "vm/qqqqq"]
+    assert render.labels([*nodes, NodeInfo("", "x:1")])[""] == ""
+
+
+@pytest.mark.parametrize("columns", [200, 80, 60, 42])
+def test_a_narrow_terminal_costs_columns_and_breaks_no_word(columns: int) -> None:
+    said = mesh_pb2.StatusResponse(
+        nodes=[
+            types_pb2.NodeInfo(id=id, name="vm", state="alive", model="conclave-demo", backend="llama", sequences=16)
+            for id in ("zxnneuf6sz", "nvixw32geb")
+        ],
+        topics=[types_pb2.TopicInfo(topic="garden", tokens=43, replicas=["zxnneuf6sz"], made_ms=1)],
+    )
+    for n in said.nodes:
+        n.address, n.decode_tokens_per_s = "127.0.0.1:7421", 1234
+    drawn = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None, markup=False)
+    with drawn.capture() as capture:
+        render.status(drawn, said)
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= columns
+    heads, one, other = lines[0].split(), lines[1].split(), lines[2].split()
+    assert (one[:4], other[:3]) == (["vm/zxnn", "*", "alive", "conclave-demo"], ["vm/nvix", "alive", "conclave-demo"])
+    assert ("address" in heads, "127.0.0.1:7421" in one) == ((True, True) if columns == 200 else (False, False))
+    assert "tokens/s" in heads
+    assert "garden" in capture.get()
 
 
 def test_nothing_is_said_of_what_a_dead_node_could_do(run: Run, node: FakeNode) -> None:
