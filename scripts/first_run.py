@@ -5,6 +5,8 @@ Arguments go to the node (`make run ARGS="--port 9000 --candidates 8"`).
 
 import atexit
 import contextlib
+import ipaddress
+import json
 import os
 import shlex
 import shutil
@@ -75,12 +77,39 @@ def _is_closed() -> bool:
 
 def _is_up(client: list[str]) -> bool:
     """Whether a node answers there and serves."""
+    return _status(client) is not None
+
+
+def _status(client: list[str]) -> bytes | None:
+    """What a node there says of itself, as JSON; None if none answers."""
     status = [*NODE, "status", "--json", *client]
     try:
         done = subprocess.run(status, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20)
     except subprocess.TimeoutExpired:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _is_alone(client: list[str]) -> bool:
+    """Whether no other machine can reach our node: it says that it is at an address of loopback."""
+    try:
+        address = json.loads(_status(client) or b"")["nodes"][0]["address"]
+        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_loopback
+    except (ValueError, LookupError, TypeError):
         return False
-    return done.returncode == 0
+
+
+def _is_taken(port: str | None) -> bool:
+    """Whether somebody else listens on a port of loopback: whoever asks there asks them."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(port or 0)))
+        except OSError:
+            return True
+        except (ValueError, OverflowError):  # the node says what is wrong with it
+            return False
+    return False
 
 
 def _free_port() -> int:
@@ -131,14 +160,15 @@ def _demonstrate(client: list[str], model: str | None) -> None:
     width = max(map(len, rows)) + 3
     print(f"\nThe node keeps running here; ^C stops it. In a second terminal, after `cd {shlex.quote(os.getcwd())}`:\n")
     print("\n".join(f"  {command:{width}}{text}" for command, text in rows.items()))
-    print("\nOn another machine: the line that the node printed above.", flush=True)
+    another = "" if _is_alone(client) else "\nOn another machine: the line that the node printed above."
+    print(another, flush=True)
 
 
 def _wait_until_up(node: subprocess.Popen[bytes], client: list[str]) -> bool:
     """True once the node answers; False if it ended first."""
     while node.poll() is None:
         if _is_up(client):
-            return True
+            return node.poll() is None  # if it ended meanwhile, it was another one that answered
         time.sleep(0.2)
     return False
 
@@ -162,8 +192,9 @@ def main(arguments: list[str]) -> int:
     owns_terminal = _own_terminal()
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, _stop)
-    port = _option(arguments, "--port")
+    port = _option(arguments, "--port") or os.environ.get("CONCLAVE_PORT")
     try:
+        is_taken = _is_taken(port)  # then our node will say so and end; the one that answers there is another
         if not port and _is_up([]):
             # The client commands would find that node and not ours, so ours gets an address that we know.
             port = str(_free_port())
@@ -181,7 +212,7 @@ def main(arguments: list[str]) -> int:
     except Stopped:
         return 0
     try:
-        if _wait_until_up(node, client):
+        if not is_taken and _wait_until_up(node, client):
             _demonstrate(client, model)
         return _wait(node, owns_terminal=owns_terminal)
     except (Stopped, OSError):  # what we print to may be closed while we print: nobody is left to stop the node

@@ -1,6 +1,7 @@
 """What `make run` shows, with a stand-in for the node."""
 
 import contextlib
+import json
 import os
 import pty
 import signal
@@ -102,6 +103,48 @@ def test_a_second_node_gets_a_port_of_its_own(tmp_path: Path) -> None:
         run.send_signal(signal.SIGINT)
         run.communicate(timeout=30)
     assert run.returncode == 0
+
+
+def test_a_port_that_another_node_has_is_not_asked(tmp_path: Path) -> None:
+    """Else the answer of that node would be shown for one of ours, before ours says that it cannot start."""
+    (tmp_path / "up").touch()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with _start(tmp_path, "--fail", "1", f"--port={other.getsockname()[1]}") as run:
+            out, err = run.communicate(timeout=30)
+    assert (run.returncode, out, err) == (1, "", "no such flag\n")
+
+
+def test_a_node_that_ends_while_another_answers_is_not_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its port was taken between our look and its start."""
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as node:
+
+        def answers(_: list[str]) -> bool:
+            assert node.stdin is not None
+            node.stdin.close()
+            node.wait()
+            return True
+
+        monkeypatch.setattr(first_run, "_is_up", answers)
+        assert not first_run._wait_until_up(node, [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("address", "is_alone"),
+    [
+        ("127.0.0.1:7421", True),
+        ("[::1]:7421", True),
+        ("192.168.1.4:7421", False),
+        ("[fd00::1]:7421", False),
+        ("", False),
+    ],
+)
+def test_another_machine_is_told_of_only_where_one_could_join(
+    monkeypatch: pytest.MonkeyPatch, address: str, is_alone: bool
+) -> None:
+    monkeypatch.setattr(first_run, "_status", lambda _: json.dumps({"nodes": [{"address": address}]}).encode())
+    assert first_run._is_alone([]) is is_alone
 
 
 def test_the_port_is_the_one_that_a_node_would_take() -> None:
