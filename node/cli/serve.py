@@ -15,6 +15,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from node import __version__, config, home
+from node.address import is_loopback, split_address
 from node.cli import render
 from node.cli.progress import Progress
 from node.config import Config
@@ -169,10 +170,13 @@ def _print_banner(s: Summary, early: list[str]) -> None:
     )
     for notice in dict.fromkeys((*s.notices, *early)):
         to.print(f"  {render.one_line(notice, 400)}")
-    to.print("Another machine joins with:")
-    # The token is the key to the mesh: a terminal may show it, a log file should not keep it.
-    hidden = re.sub(r"--token \S+", "--token TOKEN   (`python -m node token show` prints it)", s.join_line)
-    to.print(f"  {s.join_line if sys.stdout.isatty() else hidden}")
+    if is_loopback((split_address(s.mesh_address) or ("", 0))[0]):
+        to.print("No other machine can join: this node is on loopback only (no network, or --interface says so).")
+    else:
+        to.print("Another machine joins with:")
+        # The token is the key to the mesh: a terminal may show it, a log file should not keep it.
+        hidden = re.sub(r"--token \S+", "--token TOKEN   (`python -m node token show` prints it)", s.join_line)
+        to.print(f"  {s.join_line if sys.stdout.isatty() else hidden}")
     to.print('Ask it something: python -m node ask "…"   (^C stops the node)')
     sys.stdout.flush()
 

@@ -27,7 +27,8 @@ MAX_BYTES = 4096
 class RunningNode:
     """What a running node says of itself. Addresses are HOST:PORT, empty if it has no such listener.
 
-    `started` is Unix time in seconds.
+    `started` is Unix time in seconds. `network` names the network namespace that its addresses are of, if there
+    are such.
     """
 
     node_id: str
@@ -37,6 +38,17 @@ class RunningNode:
     local_address: str
     started: float
     http_address: str = ""
+    network: str = ""
+
+
+def network() -> str:
+    """The network namespace of this process (network_namespaces(7)): containers may share a directory and no network,
+    and an address of one is somebody else's, or nobody's, in another. Empty on systems without."""
+    try:
+        found = os.stat("/proc/self/ns/net")
+    except OSError:
+        return ""
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 class Presence:
@@ -83,14 +95,16 @@ class Presence:
 
 
 def running_nodes(runtime: Path) -> list[RunningNode]:
-    """The nodes of this user that run on this machine, the oldest first; files of dead ones are removed on the way."""
-    found = []
+    """The nodes of this user that run on this machine and in this network, the oldest first; files of dead ones are
+    removed on the way."""
+    found, here = [], network()
     with contextlib.suppress(OSError):
         names = sorted(n for n in os.listdir(runtime / "nodes") if n.endswith(".json") and not n.startswith("."))
         for name in names[:MAX_NODES]:
             with contextlib.suppress(OSError):
                 node = _read(runtime / "nodes" / name)
-                if node is not None and node.node_id + ".json" == name:
+                is_near = node is not None and node.network in ("", here)
+                if node is not None and is_near and node.node_id + ".json" == name:
                     found.append(node)
     return sorted(found, key=lambda n: (n.started, n.node_id))
 
@@ -119,7 +133,7 @@ def _parse(raw: bytes) -> RunningNode | None:
         node = RunningNode(**{f.name: values[f.name] for f in fields(RunningNode) if f.name in values})
     except (ValueError, TypeError, RecursionError):
         return None
-    texts = (node.node_id, node.mesh_id, node.mesh_address, node.local_address, node.http_address)
+    texts = (node.node_id, node.mesh_id, node.mesh_address, node.local_address, node.http_address, node.network)
     numbers = (node.pid, node.started)
     if all(isinstance(t, str) for t in texts) and all(isinstance(n, int | float) for n in numbers):
         return node

@@ -135,7 +135,14 @@ class Mesh:
     def _here(self) -> local.RunningNode:
         info, http = self._roster.info(), self._http_address
         return local.RunningNode(
-            self.id, os.getpid(), self.mesh_id, info.address, info.local_address, self._started, http
+            self.id,
+            os.getpid(),
+            self.mesh_id,
+            info.address,
+            info.local_address,
+            self._started,
+            http,
+            local.network(),
         )
 
     async def _announce(self) -> None:

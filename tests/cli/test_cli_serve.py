@@ -35,10 +35,10 @@ class Summary:
     prefill_tokens_per_s: float = 0.0
     topics: str = ""
     local_address: str = "127.0.0.1:7420"
-    mesh_address: str = "127.0.0.1:7421"
+    mesh_address: str = "10.0.0.5:7421"
     mesh_id: str = "feedfeed"
     peers: tuple[NodeInfo, ...] = ()
-    join_line: str = "python -m node --join 127.0.0.1:7421 --token clv1-x"
+    join_line: str = "python -m node --join 10.0.0.5:7421 --token clv1-x"
     http_address: str = "127.0.0.1:7422"
     notices: tuple[str, ...] = ("mDNS is off: no network",)
 
@@ -52,6 +52,7 @@ class StandIn:
     start_s = 0.0
     stop_s = 0.0
     peers: tuple[NodeInfo, ...] = ()
+    mesh_address = "10.0.0.5:7421"
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -75,7 +76,7 @@ class StandIn:
         self.is_stopped = True
 
     def summary(self) -> Summary:
-        return Summary(peers=self.peers)
+        return Summary(peers=self.peers, mesh_address=self.mesh_address)
 
 
 @pytest.fixture
@@ -101,11 +102,19 @@ def test_banner_notices_and_a_clean_stop(run: Run, app: type[StandIn], signal_: 
     assert any("conclave-demo (a small demonstration model; for real answers: --model PATH.gguf)" in x for x in lines)
     assert any("16 sequences x 4096 tokens, 120 MB, llama, 4 candidates a prompt" in x for x in lines)
     # Piped, so it may end in a log file: the token is not in it.
-    assert "  python -m node --join 127.0.0.1:7421 --token TOKEN   (`python -m node token show` prints it)" in lines
+    assert "  python -m node --join 10.0.0.5:7421 --token TOKEN   (`python -m node token show` prints it)" in lines
     assert not any("clv1-" in line for line in lines)
     assert "  mDNS is off: no network" in lines
     assert "peer bob (bbbbbbbbbb) joined[2J" in lines
     assert len(lines) <= 17
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7421", "[::1]:7421"])
+def test_without_a_network_no_line_is_shown_that_cannot_work(run: Run, app: type[StandIn], address: str) -> None:
+    app.mesh_address = address
+    lines = run().out.splitlines()
+    assert "No other machine can join: this node is on loopback only (no network, or --interface says so)." in lines
+    assert not any("--token" in line for line in lines)
 
 
 def test_peers_are_named(run: Run, app: type[StandIn]) -> None:

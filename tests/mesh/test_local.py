@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from meshnode import until
 
 from node.errors import InvalidRequest
 from node.home import DataDir, Home, home, private_dir
-from node.mesh.local import MAX_BYTES, Presence, RunningNode, running_nodes, watch
+from node.mesh.local import MAX_BYTES, Presence, RunningNode, network, running_nodes, watch
 
 
 def node(id: str = "a" * 10, started: float = 1.0) -> RunningNode:
@@ -35,6 +36,20 @@ class TestPresence:
         b.withdraw()
         assert running_nodes(tmp_path) == []
         assert list((tmp_path / "nodes").iterdir()) == []
+
+    def test_a_node_of_another_network_namespace_is_not_here(self, tmp_path: Path) -> None:
+        """Its 127.0.0.1 is another one: containers of one user share /tmp."""
+        presence = Presence(tmp_path)
+        presence.publish(replace(node(), network="4:1"))
+        assert running_nodes(tmp_path) == []
+        assert len(list((tmp_path / "nodes").iterdir())) == 1, "it lives, so its file stays"
+        presence.publish(replace(node(), network=network()))
+        assert [n.node_id for n in running_nodes(tmp_path)] == ["a" * 10]
+        presence.withdraw()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="there are namespaces on Linux only")
+    def test_namespaces_have_names(self) -> None:
+        assert network() == network() != ""
 
     def test_a_killed_node_is_gone(self, tmp_path: Path) -> None:
         code = (
