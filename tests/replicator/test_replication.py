@@ -83,7 +83,8 @@ async def test_both_sides_of_a_partition_went_on_and_agree_afterwards(tmp_path: 
         await one.settled()
         assert one.store.version("t") == Version(1, 2, two.id)
         assert texts(one) == texts(two)
-        await soon(lambda: two.store.log("t").branches() and one.store.log("t").branches(), "the branch is on both")
+        both = [node.store.log("t") for node in (one, two)]  # the last turn of it comes last
+        await soon(lambda: all(Version(0, 3, one.id) in log.branches() for log in both), "the branch is on both")
         for node in (one, two):
             log = node.store.log("t")
             assert log.branches() == [Version(0, 3, one.id)], "what one said alone is kept, on both"
