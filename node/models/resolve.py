@@ -42,7 +42,7 @@ def resolve(
     BackendError if the file is broken.
     """
     environ = os.environ if environ is None else environ
-    if model == "bundled" or (model == "auto" and room is None):
+    if model in ("bundled", BUNDLED.stem) or (model == "auto" and room is None):
         return _bundled()
     if model == "auto":
         assert room is not None
@@ -76,8 +76,11 @@ def _bundled() -> ModelFile:
 
 
 def _file(path: Path, name: str = "") -> ModelFile:
+    """A file, by the name that `models list` has for it: what is typed for it is what it is called everywhere."""
     head = split.read(path)
-    return ModelFile(split.parts(path)[0], head.name or name, False, head)
+    stem = split.stem(path.name) if path.suffix == ".gguf" else ""  # Ollama's blobs are named by a hash
+    called = "".join(c for c in (name or stem)[:128] if c.isprintable())
+    return ModelFile(split.parts(path)[0], called or head.name, False, head)
 
 
 def _named(model: str, here: list[Local]) -> ModelFile:
@@ -87,7 +90,8 @@ def _named(model: str, here: list[Local]) -> ModelFile:
         found = library.matching(entry.name, here)
     if found:
         # Of several quantizations the largest: it is the best, and someone fetched it for that.
-        return _file(max(found, key=lambda m: m.size).path)
+        best = max(found, key=lambda m: m.size)
+        return _file(best.path, best.name)
     if entry is not None:
         raise NotFound(
             f"{entry.name} is not on this machine: `python -m node models pull {entry.name}` fetches it "

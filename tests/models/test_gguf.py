@@ -244,7 +244,10 @@ def test_what_model_takes(tmp_path: Path) -> None:
     path.write_bytes(file_of())
     file = resolve.resolve(str(path))
     assert (file.path, file.is_demo) == (path, False)
-    assert file.name == file.head.name
+    assert file.name == "tiny" != file.head.name, "as `models list` has it"
+    odd = path.rename(tmp_path / "ti\x1bny\udcff.gguf")
+    assert resolve.resolve(str(odd)).name == "tiny", "others see it"
+    assert resolve.resolve("conclave-demo") == resolve.resolve("bundled")
     for model in ("https://example.org/x.gguf", "no-such-model"):
         with pytest.raises(InvalidRequest, match="--model"):
             resolve.resolve(model)
