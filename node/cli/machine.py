@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from node.cli.check import FAIL, GIB, OK, WARN, Check
-from node.core.plan import plan
+from node.core.plan import plan, tokens_per_s
+from node.hardware.bandwidth import read_bytes_per_s
 from node.hardware.gpu import Gpu
 from node.hardware.machine import Machine
 from node.hardware.rooms import rooms
@@ -65,18 +66,21 @@ def backend_on_gpu(machine: Machine, has_gpu: bool) -> Iterator[Check]:
         )
 
 
-def planned(machine: Machine) -> Check:
-    """What this machine is good for."""
-    room, _ = rooms(machine)
+def planned(machine: Machine, reads: Callable[[int], float] = read_bytes_per_s) -> Check:
+    """What this machine is good for; `reads` measures how fast so many threads read memory."""
+    room, main = rooms(machine)
     if room is None:
         return Check("plan", WARN, "the system does not say how much memory there is", "models plan --memory SIZE")
-    made = plan(catalogue.shapes(), catalogue.classes(), room)
+    speed = reads(machine.cpu.threads) if room is main and machine.cpu else 0.0
+    made = plan(catalogue.shapes(), catalogue.classes(), room, bytes_per_s=speed)
     if made is None:
         return Check("plan", WARN, f"no model of the catalogue fits {room.usable / GIB:.1f} GiB", "end other programs")
     takes = made.fit
+    about, _ = tokens_per_s(takes.shape, speed)
+    rate = f", about {about:.0f} tokens/s" if about else ""
     return Check(
         "plan",
         OK,
         f"{room.usable / GIB:.1f} GiB may be used ({room.rule}): {takes.shape.name} {takes.shape.quantization}, "
-        f"{takes.slots} slots of {takes.context} tokens, {takes.candidates} candidates; `models plan` says why",
+        f"{takes.slots} slots of {takes.context} tokens, {takes.candidates} candidates{rate}; `models plan` says why",
     )

@@ -6,15 +6,16 @@ import json
 import os
 import sys
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from node.cli import pull
+from node.cli import pull, render
 from node.cli.parser import nearest
-from node.core.plan import GIB, Fit, Plan, Room, fit, gpu_room, plan, shared, together
+from node.core.plan import GIB, Fit, Plan, Room, budget, fit, gpu_room, plan, shared, together, tokens_per_s
 from node.core.quantization import QUANTIZATIONS
 from node.core.shape import Shape
 from node.errors import InvalidRequest, NotFound
+from node.hardware.bandwidth import read_bytes_per_s
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.home import home
@@ -23,6 +24,7 @@ from node.models.catalogue import Entry
 from node.models.shape import shape
 
 ACTIONS = ("list", "plan", "pull", "rm")
+MIB = 1 << 20
 
 
 def run(options: Namespace) -> int:
@@ -67,9 +69,9 @@ def _plan(options: Namespace, room: Room, main: Room | None) -> int:
                 f"{wanted.name} {wanted.quantization} does not fit: {wanted.weight_bytes / GIB:.1f} GiB of weights, "
                 f"KV and buffers beside them, and {room.usable / GIB:.1f} GiB may be used ({room.rule})"
             )
-        made: Plan | None = Plan(room, found, 0, 0, None, (f"{room.name}: {room.rule}",))
+        made: Plan | None = Plan(room, found, 0, 0, None, (budget(room),), _reads(room, main))
     else:
-        made = plan(catalogue.shapes(), catalogue.classes(), room, swa_full=swa_full)
+        made = plan(catalogue.shapes(), catalogue.classes(), room, swa_full=swa_full, bytes_per_s=_reads(room, main))
     if options.json:
         print(json.dumps(as_json(made, room), ensure_ascii=False, indent=2))
     elif made is not None:
@@ -80,13 +82,20 @@ def _plan(options: Namespace, room: Room, main: Room | None) -> int:
     return 0
 
 
+def _reads(room: Room, main: Room | None) -> float:
+    """Bytes a second at which weights are read, where the processor of this machine does it; 0: not known."""
+    cpu = detect().cpu if room is main else None
+    return read_bytes_per_s(cpu.threads) if cpu else 0.0
+
+
 def _shape_of(name: str) -> Shape:
     """The shape of a file, of a model on this machine, or of one of the catalogue (NAME or NAME:QUANT)."""
     base, _, quantization = name.partition(":")
     entry = catalogue.find(base)
     if entry is None or not quantization:
         try:
-            return shape(resolve.resolve(name).head)
+            file = resolve.resolve(name)
+            return replace(shape(file.head), name=file.name)
         except NotFound:
             if entry is None:
                 raise
@@ -111,6 +120,7 @@ def as_json(made: Plan | None, room: Room) -> dict[str, object]:
             "seed_instances": made.copies,
             "seed_instance_bytes": made.copy_bytes,
             "bigger": _fit_json(made.bigger) if made.bigger else None,
+            "tokens_per_s": round(tokens_per_s(made.fit.shape, made.bytes_per_s)[0], 1) or None,
             "why": list(made.why),
         },
         "memory": memory,
@@ -138,13 +148,18 @@ def lines(made: Plan) -> list[str]:
     out = [made.why[0]]
     if made.copies:
         out.append(
-            f"the original design: {made.copies} full copies of {made.fit.shape.name} {made.fit.shape.quantization}, "
+            f"a process each:      {made.copies} full copies of {made.fit.shape.name} {made.fit.shape.quantization}, "
             f"{made.copy_bytes / GIB:.1f} GiB each"
         )
-    out.append(f"Conclave:            {describe(made.fit)}")
+    out.append(f"Conclave:            {describe(made.fit)}{_speed(made.fit, made)}")
     if made.bigger:
-        out.append(f"or a bigger model:   {describe(made.bigger)}")
+        out.append(f"or a bigger model:   {describe(made.bigger)}{_speed(made.bigger, made)}")
     return out + [f"  because {reason}" for reason in made.why[1:]]
+
+
+def _speed(found: Fit, made: Plan) -> str:
+    about, most = tokens_per_s(found.shape, made.bytes_per_s)
+    return f", about {about:.0f} tokens/s, {most:.0f} at most" if about >= 1 else ", under 1 token/s" if about else ""
 
 
 def describe(found: Fit) -> str:
@@ -162,7 +177,8 @@ def describe(found: Fit) -> str:
 
 
 def _list(options: Namespace, room: Room) -> int:
-    here = library.find(os.environ, home().data)
+    demo = library.Local(resolve.BUNDLED.stem, resolve.BUNDLED, resolve.BUNDLED.stat().st_size, "bundled")
+    here = [*library.find(os.environ, home().data), demo]
     on_gpu = room.where == "gpu"
     known = [(entry, fit(entry.shape("Q4_K_M"), room.usable, on_gpu=on_gpu)) for entry in catalogue.entries()]
     if options.json:
@@ -177,11 +193,16 @@ def _list(options: Namespace, room: Room) -> int:
             )
         )
         return 0
-    head = ("NAME", "Q4_K_M", "FITS HERE", "CONTEXT", "WINDOW", "TOOLS", "LICENCE")
+    to = render.console(sys.stdout)
+    to.print("on this machine (--model NAME):")
+    local = [(each.name, _size(each.size), each.place, str(each.path)) for each in here]
+    render.table(to, ("name", "size", "from", "file"), local, right=(1,), spare=(2,))
+    to.print(f"\nto be had (models pull NAME); what fits {room.usable / GIB:.1f} GiB here:")
+    head = ("name", "Q4_K_M", "slots x tokens", "trained for", "window", "tools", "licence")
     rows = [
         (
             entry.name,
-            f"{entry.shape('Q4_K_M').weight_bytes / 1e9:.1f} GB",
+            _size(entry.shape("Q4_K_M").weight_bytes),
             f"{found.slots} x {found.context}" if found else "too big",
             f"{entry.facts.context // 1024}k",
             str(entry.facts.window or "-"),
@@ -190,14 +211,12 @@ def _list(options: Namespace, room: Room) -> int:
         )
         for entry, found in known
     ]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
-    if here:
-        print("\non this machine:")
-    for each in here:
-        print(f"  {each.name}  {each.size / 1e9:.2f} GB  {each.place}  {each.path}")
+    render.table(to, head, rows, right=(1,), spare=(4, 6, 5, 3))
     return 0
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
 
 
 def _entry_json(entry: Entry, found: Fit | None) -> dict[str, object]:
@@ -222,6 +241,8 @@ def _entry_json(entry: Entry, found: Fit | None) -> dict[str, object]:
 def _remove(name: str, *, sure: bool) -> int:
     here = library.find(os.environ, home().data)
     found = [m for m in here if str(m.path) == name] or library.matching(name, here)
+    if not found and name in ("bundled", resolve.BUNDLED.stem):
+        raise InvalidRequest("the bundled model is part of Conclave: it goes with that")
     if not found:
         raise NotFound(f"{name!r} is not on this machine: `models list` shows what is")
     if len(found) > 1:
@@ -237,7 +258,7 @@ def _remove(name: str, *, sure: bool) -> int:
         each.unlink(missing_ok=True)
         if real != each:
             real.unlink(missing_ok=True)  # the hub's cache keeps the bytes elsewhere and links to them
-    print(f"{model.name} is removed: {model.size / 1e9:.2f} GB")
+    print(f"{model.name} is removed: {_size(model.size)}")
     return 0
 
 
@@ -245,7 +266,7 @@ def _confirmed(model: library.Local) -> bool:
     """A person is asked; a script that says `rm` means it."""
     if not sys.stdin.isatty():
         return True
-    question = f"Remove {model.name}, {model.size / 1e9:.2f} GB ({model.path})? [y/N] "
+    question = f"Remove {model.name}, {_size(model.size)} ({model.path})? [y/N] "
     try:
         print(question, end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")

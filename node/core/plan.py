@@ -24,6 +24,12 @@ TABLE = ((24, "14B", "Q4_K_M"), (16, "7B", "Q4_K_M"), (8, "3B", "Q6_K"))
 ABOVE = ((96, "70B", "Q4_K_M"), (48, "32B", "Q4_K_M"))
 BELOW = ((4, "1.5B", "Q6_K"), (0, "0.5B", "Q8_0"))
 MOST_COPIES = 4
+# Slower than people read (250 words a minute) nobody waits for an answer.
+READABLE = 5.0  # tokens a second
+# Of the speed at which a processor reads memory, decoding has had half: 42.5 tokens/s with 0.53 GB of weights, on two
+# cores that read 46 GB/s (scripts/bench/RESULTS.md has the first figure).
+SHARE = 0.5
+IN_CACHES = 128 << 20  # bytes of weights that may stay in a processor's caches: memory does not decide then
 _BIGGER = 1.2  # times the parameters, for a model to be worth the name
 _NEARLY = 0.9  # a machine "with 16 GB" shows 14.9 to 16 GiB
 
@@ -90,7 +96,8 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to load: `fit`, and `copies` full ones of the same model by the original design. `why` explains it."""
+    """What to load: `fit`, beside `copies` full ones of the same model, as a process each would take. `why` explains,
+    `bytes_per_s` is how fast the processor reads weights, 0 where that is not known."""
 
     room: Room
     fit: Fit
@@ -98,6 +105,19 @@ class Plan:
     copy_bytes: int
     bigger: Fit | None
     why: tuple[str, ...]
+    bytes_per_s: float = 0.0
+
+
+def tokens_per_s(shape: Shape, bytes_per_s: float) -> tuple[float, float]:
+    """About how many tokens a second one candidate is written with, and how many at most; zeros if that is not known.
+    Each token takes the weights of the model, or of the experts in use, from memory once."""
+    most = bytes_per_s / shape.read_bytes if shape.read_bytes > IN_CACHES else 0.0
+    return SHARE * most, most
+
+
+def budget(room: Room) -> str:
+    """What a model may take of a room, for a person."""
+    return f"{room.name}: {room.usable / GIB:.1f} GiB may be used: {room.rule}"
 
 
 def fit(
@@ -184,12 +204,23 @@ def shared(
     return replace(found, gpu_layers=layers) if on_main <= main.usable else None
 
 
-def plan(shapes: Iterable[Shape], classes: dict[str, str], room: Room, *, swa_full: bool = True) -> Plan | None:
-    """What to load in a room, of models by their class (name -> class); None if nothing fits."""
+def plan(
+    shapes: Iterable[Shape],
+    classes: dict[str, str],
+    room: Room,
+    *,
+    swa_full: bool = True,
+    bytes_per_s: float = 0.0,
+) -> Plan | None:
+    """What to load in a room, of models by their class (name -> class); None if nothing fits.
+
+    Where it is known how fast weights are read (`bytes_per_s`), as for a processor, what fits and would be too slow to
+    be read along is passed over.
+    """
     offers = list(shapes)
     on_gpu = room.where == "gpu"
     nominal = room.total / GIB / _NEARLY
-    why = [f"{room.name}: {room.usable / GIB:.1f} GiB may be used: {room.rule}"]
+    why = [budget(room)]
     for least, size, quantization in (*ABOVE, *TABLE, *BELOW):
         if nominal < least:
             continue
@@ -197,21 +228,39 @@ def plan(shapes: Iterable[Shape], classes: dict[str, str], room: Room, *, swa_fu
             if classes.get(shape.name) != size or shape.quantization != quantization:
                 continue
             found = fit(shape, room.usable, on_gpu=on_gpu, swa_full=swa_full)
+            if found is not None and least and is_slow(shape, bytes_per_s):
+                about, _ = tokens_per_s(shape, bytes_per_s)
+                why.append(f"{shape.name} {quantization} fits, but would write about {about:.1f} tokens/s")
+                break
             if found is not None:
                 each = copy_bytes(shape)
                 copies = min(room.usable // each, MOST_COPIES)
-                bigger = _bigger(offers, found, room, swa_full)
-                return Plan(room, found, copies, each, bigger, (*why, *_reasons(found, copies, each, least, swa_full)))
+                bigger = _bigger(offers, found, room, swa_full, bytes_per_s)
+                why += _reasons(found, copies, each, least, swa_full)
+                if bytes_per_s:
+                    why.append(
+                        f"a token takes {shape.read_bytes / GIB:.1f} GiB of weights from memory, which this machine "
+                        f"reads with {bytes_per_s / 1e9:.0f} GB/s (measured just now; decoding gets half of it or more)"
+                    )
+                return Plan(room, found, copies, each, bigger, tuple(why), bytes_per_s)
             why.append(f"{shape.name} {quantization} does not fit: {shape.weight_bytes / GIB:.1f} GiB of weights")
             break
     return None
 
 
-def _bigger(offers: list[Shape], found: Fit, room: Room, swa_full: bool) -> Fit | None:
+def is_slow(shape: Shape, bytes_per_s: float) -> bool:
+    """Whether a model is known to write slower than people read."""
+    about, _ = tokens_per_s(shape, bytes_per_s)
+    return 0 < about < READABLE
+
+
+def _bigger(offers: list[Shape], found: Fit, room: Room, swa_full: bool, bytes_per_s: float) -> Fit | None:
     """The model with the most parameters that fits beside `LEAST_SLOTS` contexts; on a GPU, with all its layers."""
     best: Fit | None = None
     for shape in offers:
         if shape.quantization != "Q4_K_M" or shape.parameters < _BIGGER * found.shape.parameters:
+            continue
+        if is_slow(shape, bytes_per_s):
             continue
         other = fit(shape, room.usable, on_gpu=room.where == "gpu", swa_full=swa_full)
         if other is not None and (best is None or shape.parameters > best.shape.parameters):
@@ -221,12 +270,11 @@ def _bigger(offers: list[Shape], found: Fit, room: Room, swa_full: bool) -> Fit 
 
 def _reasons(found: Fit, copies: int, each: int, least: int, swa_full: bool) -> list[str]:
     shape, takes = found.shape, found.need
-    by = "the original table" if least in (row[0] for row in TABLE) else "our table"
     lines = [
-        f"{shape.name} {shape.quantization} by {by} for {least} GiB and more"
+        f"{shape.name} {shape.quantization} is what we take with {least} GiB of memory and more"
         if least
-        else f"{shape.name} {shape.quantization}: the smallest",
-        f"full copies of {each / GIB:.1f} GiB each: {copies}",
+        else f"{shape.name} {shape.quantization} is the smallest",
+        f"{copies} processes with a model each would take {each / GIB:.1f} GiB each",
         f"weights once: {takes.weights / GIB:.1f} GiB, KV {takes.kv / GIB:.1f} GiB ({found.slots} x {found.context} "
         f"tokens, {found.kv_type}), buffers {(takes.compute + takes.output) / GIB:.1f} GiB",
     ]

@@ -85,7 +85,17 @@ def shape(name: str, facts: Facts, quantization: str, parameters: int = 0) -> Sh
         is_tied=f.is_tied,
         parameters=parameters or f.parameters,
         experts_used=f.experts_used,
+        idle_bytes=_idle(f, quantization),
     )
+
+
+def _idle(f: Facts, quantization: str) -> int:
+    """Bytes of the experts that a token does not use."""
+    if not f.experts:
+        return 0
+    of_experts = [(key, matrix) for key, matrix in f.matrices().items() if key.startswith("ffn")]
+    total = sum(_bytes(*m, _type(key, i, f.layers, quantization)) for key, m in of_experts for i in range(f.layers))
+    return total * (f.experts - f.experts_used) // f.experts
 
 
 def _type(key: str, layer: int, layers: int, quantization: str) -> str:

@@ -42,6 +42,14 @@ class Shape:
     copies_input: bool = False  # tied, and these are held twice: as they are for reading, repacked for computing
     parameters: int = 0  # 0: not known
     experts_used: int = 0
+    idle_bytes: int | None = 0  # weights of experts that a token does not use; None: not known
+
+    @property
+    def read_bytes(self) -> int:
+        """Weights that are read for each token of one candidate; 0 if that is not known."""
+        if self.idle_bytes is None:
+            return 0
+        return sum(self.layer_bytes) - self.idle_bytes + self.output_bytes + (self.input_bytes if self.is_tied else 0)
 
     @property
     def weight_bytes(self) -> int:

@@ -77,6 +77,7 @@ def shape(head: Gguf, features: Collection[str] = ()) -> Shape:
         is_tied=head.is_tied,
         copies_input=head.is_tied and any(f in features for f in _REPACKED.get(head.input_type, ())),
         experts_used=used,
+        idle_bytes=None if used else 0,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from fakenode import Run
 
 from node import cli
+from node.cli.models import _size
 from node.models.resolve import BUNDLED
 
 
@@ -40,7 +41,7 @@ def test_plan_for_people(run: Run) -> None:
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0] == "a GPU of 24 GiB: 21.6 GiB may be used: 90 % of the GPU's memory"
-    assert lines[1].startswith("the original design: 2 full copies of Qwen2.5-14B-Instruct Q4_K_M, 9.2 GiB each")
+    assert lines[1].startswith("a process each:      2 full copies of Qwen2.5-14B-Instruct Q4_K_M, 9.2 GiB each")
     assert lines[2].startswith("Conclave:            Qwen2.5-14B-Instruct Q4_K_M once, 16 slots of 4096 tokens")
     assert lines[3].startswith("or a bigger model:   ")
     assert all(line.startswith("  because ") for line in lines[4:])
@@ -55,7 +56,9 @@ def test_plan_for_several_gpus_and_for_this_machine(run: Run) -> None:
 
 def test_plan_for_a_model(run: Run) -> None:
     done = run("models", "plan", str(BUNDLED), "--json")
-    assert json.loads(done.out)["plan"]["model"] == "Conclave demo"
+    assert json.loads(done.out)["plan"]["model"] == "conclave-demo"
+    done = run("models", "plan", str(BUNDLED), "--memory", "8GiB")
+    assert done.out.splitlines()[0] == "a GPU of 8 GiB: 7.2 GiB may be used: 90 % of the GPU's memory"
     done = run("models", "plan", "qwen3-8b:q8_0", "--memory", "16GiB", "--json")
     assert json.loads(done.out)["plan"]["quantization"] == "Q8_0"
     done = run("models", "plan", "llama-3.3-70b", "--memory", "24GiB")
@@ -73,12 +76,18 @@ def test_list(run: Run, no_models: Path) -> None:
     done = run("models", "--memory", "8GiB")
     assert "Qwen2.5-7B-Instruct" in done.out
     assert "too big" in done.out
-    assert f"own  0.00 GB  llama.cpp  {file}" in done.out
+    lines = done.out.splitlines()
+    assert lines[0] == "on this machine (--model NAME):"
+    assert lines[1].split() == ["name", "size", "from", "file"]
+    assert lines[2].split() == ["own", *_size(BUNDLED.stat().st_size).split(), "llama.cpp", str(file)]
+    assert lines[3].split()[-2:] == ["bundled", str(BUNDLED)], "with --model conclave-demo it is started"
+    assert lines[5] == "to be had (models pull NAME); what fits 7.2 GiB here:"
+    assert "GB" not in done.out.replace("GiB", ""), "one unit everywhere"
     answer = json.loads(run("models", "list", "--json").out)
     assert {"name", "parameters", "licence", "context", "window", "template", "tools", "source"} <= set(
         answer["catalogue"][0]
     )
-    assert [m["name"] for m in answer["here"]] == ["own"]
+    assert [m["name"] for m in answer["here"]] == ["own", "conclave-demo"]
     done = run("models", "rm", "own")
     assert done.code == 2
     assert "belongs to llama.cpp: remove it there" in done.err

@@ -1,4 +1,6 @@
-"""The plan: the table of the original design, ours beside it, and what holds of every plan."""
+"""The plan: the table of memory sizes, ours beside it, and what holds of every plan."""
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from node.core import plan as planning
 from node.core.plan import CONTEXT, GIB, LEAST_SLOTS, Room, fit, gpu_room, memory_room, offloaded, shared, together
 from node.core.quantization import QUANTIZATIONS, Facts, shape
 from node.core.shape import Shape, kv_bytes, need, padded
+from node.models import catalogue
 
 QWEN_7B = Facts(28, 3584, 28, 4, 128, 18944, 152064, 32768)
 QWEN_14B = Facts(48, 5120, 40, 8, 128, 13824, 152064, 32768)
@@ -110,3 +113,30 @@ def test_sizes_of_files_that_are_known() -> None:
     sizes = [round(shape("", qwen3_14b, q).weight_bytes / 1e9, 1) for q in QUANTIZATIONS]
     assert sizes == [9.0, 12.1, 15.7]
     assert round(shape("", QWEN_7B, "Q4_K_M").weight_bytes / 1e9, 2) == 4.68
+
+
+def test_a_processor_gets_a_model_that_writes_as_fast_as_people_read() -> None:
+    """What fits and is too slow is passed over, and said; a GPU's memory is not asked for its speed."""
+    room = planning.memory_room("a processor", 32 * GIB, 30 * GIB)
+    by_memory = planning.plan(catalogue.shapes(), catalogue.classes(), room)
+    slow = planning.plan(catalogue.shapes(), catalogue.classes(), room, bytes_per_s=40e9)
+    fast = planning.plan(catalogue.shapes(), catalogue.classes(), room, bytes_per_s=400e9)
+    assert by_memory is not None
+    assert slow is not None
+    assert fast is not None
+    assert (by_memory.fit, by_memory.bigger) == (fast.fit, fast.bigger)
+    assert slow.fit.shape.weight_bytes < by_memory.fit.shape.weight_bytes
+    about, most = planning.tokens_per_s(slow.fit.shape, 40e9)
+    assert planning.READABLE <= about < most
+    assert f"{by_memory.fit.shape.name} Q4_K_M fits, but would write about 2.3 tokens/s" in slow.why
+    assert any("40 GB/s" in line for line in slow.why)
+    crawling = planning.plan(catalogue.shapes(), catalogue.classes(), room, bytes_per_s=1e9)
+    assert crawling is not None
+    assert crawling.fit.shape.name == "Qwen2.5-0.5B-Instruct", "the smallest is never passed over"
+
+
+def test_of_a_mixture_a_token_reads_the_experts_that_it_uses() -> None:
+    [mixed] = [e for e in catalogue.entries() if e.facts.experts]
+    shape = mixed.shape("Q4_K_M")
+    assert 0.05 < shape.read_bytes / shape.weight_bytes < 0.2, "3 of 30 billion"
+    assert planning.tokens_per_s(replace(shape, idle_bytes=None), 1e9) == (0.0, 0.0), "what is not known is not said"
