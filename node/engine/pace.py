@@ -8,6 +8,7 @@ rows that decoding alone has had, one for a prompt's token.
 from __future__ import annotations
 
 from collections import deque
+from statistics import median
 
 # While one prompt is computed, those who write may wait this many times as long for their next token. Each further
 # request that waits adds as much again: a larger piece of a prompt delays the writers now and not in all, while the
@@ -21,6 +22,9 @@ LEAST_ROOM = 8
 FIRST_ROOM = 64
 # Batches of up to so many sequences take about as long as one alone; their speed is what a node says of itself.
 SMALL_BATCH = 4
+# Their mean over so long is one figure. Steps of a tiny model take 0.2 ms, and twenty times as long while another
+# program has one of the cores (the threads of a step wait for each other): single ones say nothing.
+WINDOW_S = 0.05
 # Of a batch of at least this many prompt rows and next to no others the speed of prefilling is measured.
 MEASURED_ROWS = 64
 # Bursts of other programs on the machine make single steps many times longer: what is slower than before counts little.
@@ -33,13 +37,16 @@ class Pace:
     def __init__(self, prefill_s: float, *, is_measured: bool = False) -> None:
         self.prefill_s = prefill_s  # a prompt's token
         self._is_guess = not is_measured
-        self.steps: deque[float] = deque(maxlen=64)  # small decode steps, lately
+        self._windows: deque[float] = deque(maxlen=32)  # the mean of small decode steps, over WINDOW_S each
+        self._steps, self._steps_s = 0, 0.0  # of the window that is being filled
         self._decode: dict[int, float] = {}  # by rows
 
     @property
     def small_step_s(self) -> float:
-        """Seconds of a small decode step, the lower quartile of the last ones; 0: not measured."""
-        return sorted(self.steps)[len(self.steps) // 4] if self.steps else 0.0
+        """Seconds of a small decode step, the median over windows of decode time; 0: not measured."""
+        if not self._windows:
+            return self._steps_s / self._steps if self._steps else 0.0
+        return median(self._windows)
 
     def saw(self, writing: int, prompt: int, seconds: float) -> None:
         """A step of `writing` rows that decode and `prompt` rows of prompts took so long."""
@@ -48,7 +55,10 @@ class Pace:
         if not prompt:
             self._decode[writing] = _smooth(self._decode.get(writing), seconds)
             if writing <= SMALL_BATCH:
-                self.steps.append(seconds)
+                self._steps, self._steps_s = self._steps + 1, self._steps_s + seconds
+                if self._steps_s >= WINDOW_S:
+                    self._windows.append(self._steps_s / self._steps)
+                    self._steps, self._steps_s = 0, 0.0
         elif prompt >= MEASURED_ROWS and writing <= 1:
             share = 1.0 if self._is_guess else 0.3
             self.prefill_s += share * (seconds / prompt - self.prefill_s)

@@ -81,3 +81,20 @@ def test_guesses_never_make_fewer_tokens_a_second(rows: int, most: int, chance: 
     if more:
         gained = sum(chance**i for i in range(1, more + 1))
         assert (rows + gained) / pace.step_s(rows + more) > rows / pace.step_s(rows)
+
+
+def test_the_speed_of_a_small_step_is_steady() -> None:
+    """A burst of quick steps, or of slow ones, shorter than a window changes nothing; time counts, not steps."""
+    pace = Pace(1e-3)
+    for _ in range(3):
+        pace.saw(1, 0, 0.002)
+    assert pace.small_step_s == 0.002, "before a window is full, the mean of what there is"
+    for _ in range(2000):
+        pace.saw(1, 0, 0.002)
+    for _ in range(64):
+        pace.saw(1, 0, 0.0001)
+    pace.saw(4, 0, 0.5)
+    assert abs(pace.small_step_s - 0.002) < 1e-6
+    for _ in range(800):
+        pace.saw(1, 0, 0.005)
+    assert abs(pace.small_step_s - 0.005) < 1e-6, "what lasts is believed"
