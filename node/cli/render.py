@@ -172,12 +172,9 @@ def votes(to: Console, response: generate_pb2.GenerateResponse, names: Mapping[s
     for cluster in outcome.clusters:
         share = cluster.weight / total if total else 0.0
         is_winner = outcome.winner in cluster.members
-        # A key that is the text itself was lowered and stripped for comparing: the text reads better.
-        is_text = _letters(cluster.medoid) == _letters(cluster.key)
-        answer = one_line(cluster.medoid if is_text else cluster.key) or "(empty)"
         rows.append(
             (
-                Text(answer, style="bold green" if is_winner else ""),
+                Text(answer(cluster.key, cluster.medoid), style="bold green" if is_winner else ""),
                 str(cluster.count),
                 _bar(share, is_winner) if to.is_terminal else f"{share:.2f}",
                 _members(cluster.members, nodes),
@@ -185,6 +182,12 @@ def votes(to: Console, response: generate_pb2.GenerateResponse, names: Mapping[s
         )
     table(to, ("answer", "votes", "share", "candidates"), rows, right=(1,))
     facts(to, _facts(response, names))
+
+
+def answer(key: str, text: str) -> str:
+    """A candidate's answer in a line: its key, or the text where that is the key before it was lowered and stripped for
+    comparing."""
+    return one_line(text if _letters(text) == _letters(key) else key) or "(empty)"
 
 
 def _letters(text: str) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group
@@ -66,7 +65,7 @@ async def answer(
 ) -> generate_pb2.GenerateResponse:
     """Ask, and show what comes while it comes. Raises ConclaveError."""
     try:
-        more = generate_pb2.Wishes(progress=True)
+        more = generate_pb2.Wishes(progress=True, leader=True)
         async with contextlib.aclosing(client.stream(wish, options.timeout or TIMEOUT_S, more)) as events:
             async for event in events:
                 if isinstance(event, Moved):
@@ -110,7 +109,8 @@ class View:
     def _begin(self) -> None:
         self._planned = 0
         self._texts: dict[int, str] = {}
-        self._answers: dict[int, str] = {}
+        self._finished: dict[int, str] = {}
+        self._leader: generate_pb2.Leader | None = None
         self._reading: generate_pb2.Progress | None = None
         self._started = self._said = time.monotonic()
 
@@ -150,8 +150,10 @@ class View:
                 # White space at the end waits: the finished answer may come without it.
                 self._paper.write(render.clean(self._texts[id]).rstrip())
         elif kind == "candidate":
-            self._answers[event.candidate.id] = event.candidate.answer or event.candidate.text
+            self._finished[event.candidate.id] = event.candidate.text
             self._texts.pop(event.candidate.id, None)
+        elif kind == "leader":
+            self._leader = event.leader
 
     def finish(self, response: generate_pb2.GenerateResponse) -> None:
         """Print the answer, or what is still missing of it."""
@@ -183,19 +185,22 @@ class View:
 
     def _picture(self) -> Group:
         seconds = f"{time.monotonic() - self._started:.0f} s"
-        parts = [f"{len(self._answers)}/{self._planned} candidates" if self._planned else "waiting", seconds]
-        if self._answers:
-            leading, count = Counter(self._answers.values()).most_common(1)[0]
-            parts.insert(1, f"leading: {render.one_line(leading)} ({count})")
+        parts = [f"{len(self._finished)}/{self._planned} candidates" if self._planned else "waiting", seconds]
+        leading = self._finished.get(self._leader.candidate_id, "") if self._leader else ""
+        if self._leader and leading:
+            parts.insert(
+                1, f"leading with {self._leader.share:.0%}: {render.answer(self._leader.answer or leading, leading)}"
+            )
         first = Text(" · ".join(parts))
-        if self._reading and not self._texts and not self._answers and time.monotonic() - self._started > READING_S:
+        if self._reading and not self._texts and not self._finished and time.monotonic() - self._started > READING_S:
             share = self._reading.computed_tokens / max(self._reading.prompt_tokens, 1)
             first = Text.assemble(bar(share), f" {_read(self._reading)} · {seconds}")
         first.no_wrap, first.overflow = True, "ellipsis"
         lines = [first]
-        if self._texts:
-            writing = max(list(self._texts.values()), key=len)
-            tail = render.clean(writing).splitlines()[-PREVIEW_LINES:]
+        # Who leads is what the answer will be, unless that changes; before there is one, who has written most.
+        if leading or self._texts:
+            shown = leading or max(list(self._texts.values()), key=len)
+            tail = render.clean(shown).splitlines()[-PREVIEW_LINES:]
             lines += [Text("  " + line, style="dim", no_wrap=True, overflow="ellipsis") for line in tail]
         return Group(Spinner("dots", text=lines[0]), *lines[1:])
 

@@ -9,8 +9,10 @@ import socket
 import grpc
 import pytest
 from fakenode import THERE, FakeNode, Run, nobody
+from rich.console import Console
 
 from node.cli import render, turn
+from node.cli.turn import View
 from node.errors import NoQuorum
 from node.v1 import generate_pb2, types_pb2
 
@@ -227,3 +229,32 @@ def test_verbose_shows_where(run: Run) -> None:
     assert done.code == 1
     assert "Traceback" in done.err
     assert done.err.splitlines()[-1].startswith("error: no node answers")
+
+
+def test_while_a_vote_goes_on_the_leader_is_shown_as_it_will_be_answered() -> None:
+    """Not the key that it is compared by, nor what some other candidate writes meanwhile."""
+    view = View(quiet=True)
+    events = [
+        generate_pb2.StreamResponse(plan=generate_pb2.Plan(shares=[generate_pb2.Share(candidates=[1, 2, 3])])),
+        generate_pb2.StreamResponse(token=generate_pb2.Token(candidate_id=3, text="xx yy zz " * 9)),
+    ]
+    for event in events:
+        view.on_event(event)
+    assert "xx yy zz" in _lines(view)[1], "before anybody leads, who has written most"
+    for id, text, key in ((1, "Noted.", "noted"), (2, "So 12+8=20.\nanswer: 20", "20")):
+        view.on_event(generate_pb2.StreamResponse(candidate=types_pb2.Candidate(id=id, text=text, answer=key)))
+        leader = generate_pb2.Leader(candidate_id=id, answer=key, share=1 / id, finished=id)
+        view.on_event(generate_pb2.StreamResponse(leader=leader))
+        seen = _lines(view)
+        if id == 1:
+            assert "1/3 candidates · leading with 100%: Noted. ·" in seen[0]
+            assert seen[1:] == ["  Noted."]
+    assert "2/3 candidates · leading with 50%: 20 ·" in seen[0]
+    assert seen[1:] == ["  So 12+8=20.", "  answer: 20"]
+
+
+def _lines(view: View) -> list[str]:
+    drawn = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    with drawn.capture() as capture:
+        drawn.print(view._picture())
+    return [line.rstrip() for line in capture.get().splitlines()]
