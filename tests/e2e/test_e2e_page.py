@@ -37,6 +37,8 @@ def window(windows: Callable[[], Browser]) -> Browser:
 
 def open_page(window: Browser, node: Node, width: int = 1280, scheme: str = "dark") -> None:
     window.look(width, 860, scheme)
+    window.go(f"http://{node.http_address}/health")
+    window.run("localStorage.clear()")  # no conversation of another test goes on
     window.log()  # of the page before
     window.go(f"http://{node.http_address}/")
     window.wait(
@@ -137,6 +139,30 @@ def test_a_long_prompt_is_seen_to_be_read(window: Browser, own: Swarm) -> None:
     assert "of 2,5" in window.texts(".reading")[0]
     window.wait(IDLE, "the answer is there")
     assert window.texts(".reading") == []
+    assert window.log() == []
+
+
+def test_a_conversation_goes_on_at_the_next_visit_and_from_the_list(window: Browser, fakes: Nodes) -> None:
+    node = fakes[1][0]
+    open_page(window, node)
+    ideas = window.texts("#ideas button")
+    assert all(idea.endswith("?") for idea in ideas), "they are whole"
+    ask(window, "the first")
+    window.wait(IDLE, "the answer is there")
+    window.go(f"http://{node.http_address}/")
+    window.wait("return document.querySelectorAll('.turn .answer').length", "what was said is there again")
+    assert window.texts(".asked") == ["the first"]
+    ask(window, "the second")
+    window.wait(f"return document.querySelectorAll('.turn .answer').length == 2 && (() => {{{IDLE}}})()", "it goes on")
+    assert len([t for t in node.client.status().topics if t.version.turn == 2]) == 1, "as the same topic"
+    window.run("document.getElementById('fresh').click()")
+    assert window.texts(".asked") == []
+    window.go(f"http://{node.http_address}/")
+    window.wait("return document.querySelectorAll('#topics button').length", "the topics are listed")
+    assert window.texts(".asked") == [], "a new one was begun"
+    window.run("document.querySelector('#topics button').click()")
+    window.wait("return document.querySelectorAll('.turn .answer').length == 2", "the one that was used last opens")
+    assert window.texts(".asked") == ["the first", "the second"]
     assert window.log() == []
 
 

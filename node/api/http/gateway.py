@@ -140,6 +140,7 @@ def _app(here: Here, look: Look) -> Starlette:
         "/embeddings": Embeddings(here),
     }
     gets = {"/models": look.models, "/models/{name:path}": look.model, "/status": look.status, "/health": look.health}
+    gets["/topics/{name:path}"] = look.topic
     gets |= {"/responses/{id}": stored.get, "/responses/{id}/input_items": stored.input_items}
     description = openapi.document(here.version)
 

@@ -10,12 +10,13 @@ from google.protobuf import json_format
 from starlette.requests import Request
 from starlette.responses import Response
 
-from node import metrics
+from node import metrics, wire
 from node.api.http import names
 from node.api.http.here import Here
 from node.api.status import status_pb
 from node.errors import NotFound
 from node.types import NodeState
+from node.v1 import kvsync_pb2, types_pb2
 
 _encode = msgspec.json.encode
 _POLICY = (
@@ -74,6 +75,16 @@ class Look:
             always_print_fields_with_no_presence=True,
         )
         return _json(found)
+
+    async def topic(self, request: Request) -> Response:
+        """A conversation that this node holds, as KVSync.Show tells it. Raises NotFound."""
+        held = self._here.store.get(wire.name("topic", request.path_params["name"]))
+        messages = [wire.message_pb(m) for m in held.messages]
+        shown = kvsync_pb2.ShowResponse(
+            info=types_pb2.TopicInfo(topic=held.name, version=wire.version_pb(held.version), tokens=held.tokens),
+            messages=messages,
+        )
+        return _json(json_format.MessageToDict(shown, preserving_proto_field_name=True))
 
     async def page(self, request: Request) -> Response:
         """The page for people, and its parts."""

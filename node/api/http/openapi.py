@@ -20,6 +20,10 @@ _GETS = {
     "/health": ("Whether the node serves", "application/json"),
     "/metrics": ("Prometheus' text format", "text/plain"),
 }
+_NAMED = {
+    "/v1/models/{name}": ("model", "One name of a model", "No such model"),
+    "/v1/topics/{name}": ("topic", "A conversation that this node holds", "No such topic"),
+}
 _STORED = {
     "GET /v1/responses/{id}": ("get", "response", "A response that is remembered"),
     "DELETE /v1/responses/{id}": ("delete", "delete_response", "Forget a response"),
@@ -86,19 +90,20 @@ def document(version: str) -> bytes:
             }
         }
     paths["/health"]["get"]["responses"]["503"] = _answer("It stops", "application/json")
-    paths["/v1/models/{name}"] = {
-        "get": {
-            "summary": "One name of a model",
-            "operationId": "model",
-            "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
-            "responses": {
-                "200": _answer("The model", "application/json"),
-                "401": _error("An API key is wanted"),
-                "403": _error("Another site's page"),
-                "404": _error("No such model"),
-            },
+    for path, (name, summary, missing) in _NAMED.items():
+        paths[path] = {
+            "get": {
+                "summary": summary,
+                "operationId": name,
+                "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
+                "responses": {
+                    "200": _answer(summary, "application/json"),
+                    "401": _error("An API key is wanted"),
+                    "403": _error("Another site's page"),
+                    "404": _error(missing),
+                },
+            }
         }
-    }
     for path, (verb, name, summary) in _STORED.items():
         operation: dict[str, Any] = {
             "summary": summary,

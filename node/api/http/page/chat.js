@@ -27,10 +27,45 @@ export class Chat {
     this.topic = `page-${Math.random().toString(36).slice(2, 8)}`;
   }
 
+  // A visit goes on with the conversation of the last one, if the node still holds it.
+  resume(topics) {
+    if (this.hasBegun) return;
+    this.hasBegun = true;
+    const last = recall();
+    if (last && topics.some((t) => t.topic === last)) this.open(last);
+  }
+
+  async open(topic) {
+    this.stop?.abort();
+    const answer = await this.call(`/v1/topics/${encodeURIComponent(topic)}`);
+    if (!answer.ok) return; // forgotten meanwhile: the list will say so
+    const { messages = [] } = await answer.json();
+    this.topic = topic;
+    this.messages = messages.map(({ role, content = "", tool_calls, tool_call_id }) => ({
+      role,
+      content,
+      ...(tool_calls && { tool_calls: tool_calls.map(({ id, ...f }) => ({ id, type: "function", function: f })) }),
+      ...(tool_call_id && { tool_call_id }),
+    }));
+    remember(topic);
+    $("welcome").hidden = true;
+    $("turns").replaceChildren($("welcome"));
+    let turn = null;
+    for (const { role, content } of this.messages) {
+      if (role === "user" || !turn) {
+        turn = new Turn(role === "user" ? content : "", this.mesh);
+        $("turns").append(turn.box);
+      }
+      if (role === "assistant" && content) turn.write(content);
+    }
+    turn?.box.scrollIntoView({ block: "end" });
+    $("prompt").focus({ preventScroll: true });
+  }
+
   async start() {
     const prompt = $("prompt");
     for (const idea of IDEAS) {
-      const button = element("button", "", idea.length > 64 ? `${idea.slice(0, 63)}…` : idea);
+      const button = element("button", "", idea);
       button.type = "button";
       button.addEventListener("click", () => this.ask(idea));
       $("ideas").append(button);
@@ -60,6 +95,7 @@ export class Chat {
     $("fresh").addEventListener("click", () => {
       this.stop?.abort();
       this.fresh();
+      remember("");
       $("turns").replaceChildren($("welcome"));
       $("welcome").hidden = false;
       prompt.focus();
@@ -73,6 +109,7 @@ export class Chat {
 
   async ask(text) {
     if (this.stop) return;
+    this.hasBegun = true;
     $("welcome").hidden = true;
     $("prompt").value = "";
     $("prompt").style.height = "auto";
@@ -86,6 +123,7 @@ export class Chat {
     try {
       const answer = await this.answer(text, turn);
       this.messages.push({ role: "user", content: text }, { role: "assistant", content: answer });
+      remember(this.topic);
     } catch (error) {
       turn.fail(error.name === "AbortError" ? "stopped" : error.message);
     } finally {
@@ -117,6 +155,23 @@ export class Chat {
       if (told && !told.event) turn.decide(told);
     }
     return turn.finish();
+  }
+}
+
+// The topic that this browser had open last; none where it keeps nothing.
+function recall() {
+  try {
+    return localStorage.getItem("topic") ?? "";
+  } catch {
+    return "";
+  }
+}
+
+function remember(topic) {
+  try {
+    localStorage.setItem("topic", topic);
+  } catch {
+    // the next visit begins anew
   }
 }
 

@@ -50,6 +50,7 @@ function show(status) {
   $("pulse").className = "";
   mesh.update(status);
   showSlots(status.slots);
+  chat.resume(status.topics);
   showTopics(status.topics, mesh.names);
 }
 
@@ -61,8 +62,13 @@ function showSlots({ used, free, parked }) {
   $("slots-said").textContent = `${used} used, ${free} free, ${parked} parked`;
 }
 
+let listed = "";
+
 function showTopics(topics, names) {
   const box = $("topics");
+  const now = JSON.stringify([topics, [...names], chat.topic]);
+  if (now === listed) return; // what is pointed at stays where it is
+  listed = now;
   if (!topics.length) {
     box.replaceChildren(element("p", "", "None yet: a conversation becomes one."));
     return;
@@ -71,15 +77,21 @@ function showTopics(topics, names) {
   const row = (kind, cells) => {
     const tr = document.createElement("tr");
     for (const cell of cells) {
-      const made = element(kind, "", String(cell));
-      made.title = String(cell);
+      const made = element(kind, "", cell instanceof Node ? "" : String(cell));
+      if (cell instanceof Node) made.append(cell);
+      made.title = made.textContent;
       tr.append(made);
     }
     table.append(tr);
   };
-  row("th", ["topic", "turn", "tokens", "held by"]);
-  for (const t of topics.slice(-12).reverse()) {
-    row("td", [t.topic, t.version?.turn ?? 0, t.tokens, t.replicas.map((r) => names.get(r) ?? r).join(", ") || "–"]);
+  row("th", ["topic", "version", "tokens", "held by"]);
+  const latest = [...topics].sort((a, b) => Number(b.made_ms ?? 0) - Number(a.made_ms ?? 0));
+  for (const t of latest.slice(0, 12)) {
+    const open = element("button", t.topic === chat.topic ? "open" : "", t.topic);
+    open.type = "button";
+    open.addEventListener("click", () => chat.open(t.topic));
+    const held = t.replicas.map((r) => (names.get(r) ?? r) + (t.away?.includes(r) ? " (away)" : ""));
+    row("td", [open, t.version?.turn ?? 0, t.tokens, held.join(", ") || "–"]);
   }
   box.replaceChildren(table);
 }
