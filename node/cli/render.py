@@ -129,8 +129,8 @@ def table(
     order: a column less is read more easily than words in pieces."""
     numbers = set(right)
     if to.is_terminal:
-        cells = [[c if isinstance(c, Text) else Text(c) for c in row] for row in rows]
-        widths = [max(len(header), *(r[i].cell_len for r in cells), 0) for i, header in enumerate(headers)]
+        texts = [[c if isinstance(c, Text) else Text(c) for c in row] for row in rows]
+        widths = [max(len(header), *(r[i].cell_len for r in texts), 0) for i, header in enumerate(headers)]
         kept = list(range(len(headers)))
         for column in spare:
             if sum(widths[i] + GAP for i in kept) - GAP <= to.width:
@@ -139,7 +139,7 @@ def table(
         made = Table(box=None, padding=(0, GAP, 0, 0), header_style="bold", pad_edge=False)
         for i in kept:
             made.add_column(headers[i], justify="right" if i in numbers else "left", overflow="fold")
-        for row in cells:
+        for row in texts:
             made.add_row(*(row[i] for i in kept))
         to.print(made, soft_wrap=False)
         return

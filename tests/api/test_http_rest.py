@@ -370,7 +370,7 @@ async def test_health_metrics_status_and_the_description() -> None:
         assert (status["nodes"][0]["name"], status["slots"]["free"], status["topics"][0]["topic"]) == ("me", 16, "t")
         held = (await node.get("/v1/topics/t")).json
         assert [m["role"] for m in held["messages"]] == ["user", "assistant"]
-        assert (held["messages"][0]["content"], held["info"]["version"]["turn"]) == ("hi", 1)
+        assert (held["messages"][0]["content"], held["info"]["version"]["turn"]) == ("hi", "1")
         assert (await node.get("/v1/topics/u")).status == 404
         found = await node.get("/metrics")
         assert found.headers["content-type"].startswith("text/plain; version=0.0.4")

@@ -111,7 +111,7 @@ def test_a_person_is_asked_before_a_model_is_removed(
         monkeypatch.setattr("sys.stdin", Terminal(typed))
         assert cli.main(("models", "rm", "own")) == code
         said = capsys.readouterr().err
-        assert f"Remove own, 0.00 GB ({file})? [y/N]" in said
+        assert f"Remove own, {_size(BUNDLED.stat().st_size)} ({file})? [y/N]" in said
         assert "nothing was removed" in said
         assert file.exists()
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))

@@ -83,7 +83,7 @@ def test_pull_list_and_remove(command: Command, server: Hub) -> None:
     assert (code, again) == (0, out)
     assert not [r for r in server.requests[asked:] if r[0] == "GET" and r[1].endswith(".gguf")], "fetched twice"
     code, out, _ = command.run("list")
-    assert f"tiny-Q4_K_M  {len(MODEL) / 1e9:.2f} GB  hugging face  {path}" in out
+    assert f"{len(MODEL) / (1 << 20):.1f} MiB  hugging face  {path}" in out
     code, _, err = command.run("pull", f"hf:{REPO}:Q8_0", HF_HUB_OFFLINE="1")
     assert code == 1
     assert err.strip() == (
