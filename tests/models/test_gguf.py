@@ -232,7 +232,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         gguf.read(tmp_path / "nowhere.gguf")
     with pytest.raises(NotFound, match="no path"):
         gguf.read(tmp_path / "nul\0.gguf")
-    with pytest.raises(BackendError, match="no regular file"):
+    with pytest.raises(BackendError, match="is a directory: --model takes a GGUF file"):
         gguf.read(tmp_path)
     os.mkfifo(tmp_path / "pipe.gguf")
     with pytest.raises(BackendError, match="no regular file"):
