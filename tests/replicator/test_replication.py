@@ -479,9 +479,9 @@ async def test_a_disk_that_takes_nothing_is_said_until_it_does(tmp_path: Path, m
             broken.setattr("node.store.files._write", full)
             result = await one.say("my boat is called Argo")
             await one.settled()
-            assert "durability: token logs cannot be written" in " ".join(durability(result))
+            assert "durability: conversations cannot be written" in " ".join(durability(result))
             assert [p.split(" (")[0] for p in one.store.problems] == [
-                "token logs cannot be written",
+                "conversations cannot be written",
                 "KV snapshots cannot be written",
             ]
         result = await one.say("what is my boat called?")
