@@ -182,7 +182,7 @@ def test_a_good_file_is_tried_once(own: Swarm, tmp_path: Path) -> None:
     ("model", "code", "why"),
     [
         ("/nowhere/model.gguf", 1, "does not exist"),
-        ("/tmp/", 1, "no regular file"),
+        ("/tmp/", 1, "is a directory"),
         ("some-name", 2, "models list"),
         ("hf:someone", 2, "hf:OWNER/NAME"),
     ],
