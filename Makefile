@@ -5,16 +5,19 @@ ARGS ?=
 BENCHES := kernels candidates stream topics clients draft votes mesh sampling gateway sync failover
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check proto model bench clean setup setup-dev
+.PHONY: help run test test-rpc check proto model bench clean setup setup-dev
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: setup ## set up, start a node, ask it a question (ARGS="--port 9000 …" goes to the node)
+run: setup ## set up, start a node, ask it a question (ARGS="--port 9000 …" goes to the node; RPC=1: see README, --pool)
 	@$(VENV) scripts/first_run.py $(ARGS)
 
 test: setup-dev ## run the tests (ARGS="-k name" goes to pytest; "-n 0": one after the other)
 	@$(VENV) -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+test-rpc: setup-dev ## run the tests of --pool, on a llama.cpp with RPC that is built once, beside the one in .venv
+	@PYTHONPATH="$$($(VENV) scripts/rpc.py)" $(VENV) -m pytest tests/pool tests/e2e/test_e2e_pool.py $(ARGS)
 
 check: setup-dev ## lint, types, generated code, proto rules, layers
 	@$(VENV) scripts/check.py

@@ -28,26 +28,37 @@ from node.api import http, rpc
 from node.api.http.here import Here
 from node.api.kvsync import KVSyncServicer
 from node.api.models import ModelsServicer
+from node.api.pool import PoolServicer
 from node.api.seam import Seam
 from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config
 from node.coordinator import Coordinator
 from node.core import meaning
 from node.core.block import Codec
+from node.core.members import Change
 from node.core.placement import default_candidates
 from node.core.plan import SLOTS
 from node.engine.engine import Engine
 from node.engine.face import EngineFace
 from node.engine.shelf import Shelf
-from node.errors import InvalidRequest, NotReady
+from node.errors import ConclaveError, InvalidRequest, NotReady
 from node.home import DataDir, home
 from node.mesh.identity import Identity, load_node_id, load_old_token, load_token
 from node.mesh.interfaces import announced
 from node.mesh.mesh import Mesh
 from node.models.shared import Shared
+from node.pool.borrower import Borrower
+from node.pool.lender import Lender
 from node.replicator import Options, Replicator
 from node.store import Blocks, Standings, Store
 from node.types import EarlyStop, NodeInfo, NodeState, SamplingParams, Strategy
-from node.v1 import generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2_grpc, models_pb2_grpc, vote_pb2_grpc
+from node.v1 import (
+    generate_pb2_grpc,
+    kvsync_pb2_grpc,
+    mesh_pb2_grpc,
+    models_pb2_grpc,
+    pool_pb2_grpc,
+    vote_pb2_grpc,
+)
 
 log = logging.getLogger(__name__)
 
@@ -82,16 +93,25 @@ class Summary:
     join_line: str
     http_address: str
     notices: tuple[str, ...]
+    spread: tuple[str, ...]
+    lends_bytes: int
 
 
 class Node:
-    """A node of the mesh. `start` raises ConclaveError with one line for a person; `stop` may always be called."""
+    """A node of the mesh. `start` raises ConclaveError with one line for a person; `stop` may always be called.
+
+    `on_notice` hears of what a person should know, `on_line` at once of what a long start is about. `failed` is set to
+    why the node cannot go on, if that happens.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self.on_notice: Callable[[str], None] = lambda _: None
+        self.on_line: Callable[[str], None] = lambda _: None
         # What is being fetched or loaded, and how much of it is (0..1); from any thread.
         self.on_progress: Callable[[str, float], None] = lambda what, share: None
+        self.failed: asyncio.Future[ConclaveError] = asyncio.get_running_loop().create_future()
+        self._borrower: Borrower | None = None
         self._undo = contextlib.AsyncExitStack()
         self._started = False
         self._stopped = False
@@ -140,6 +160,8 @@ class Node:
             join_line=f"python -m node --join {self._mesh_address} --token {self._token}",
             http_address=self._http_address,
             notices=tuple(self._mesh.notices),
+            spread=tuple(str(share) for share in self._borrower.shares) if self._borrower else (),
+            lends_bytes=self._lender.bytes,
         )
 
     # ---- start ------------------------------------------------------------------------------------------------------
@@ -161,6 +183,7 @@ class Node:
         self._engine = await self._make_engine(data.path)
         self._undo.push_async_callback(self._engine.close)
         await self._engine.start()
+        self._lender = await self._make_lender()
         self._store = await _store(data.path, self._identity.node_id)
         self._undo.callback(self._store.close)
         self._mesh = Mesh(
@@ -175,6 +198,7 @@ class Node:
         self._replicator = await self._replication(data.path)
         self._undo.push_async_callback(self._replicator.stop)
         self._mesh.on_change(self._replicator.on_change)
+        self._mesh.on_change(self._on_change)
         self._coordinator = Coordinator(
             self._identity.node_id,
             self._engine,
@@ -278,9 +302,17 @@ class Node:
 
             options = remote.options(config.url, config.model, config.slots or SLOTS, config.ctx, config.queue)
             return remote.RemoteEngine(options, node=self._identity.node_id)
+        if config.borrow != "no" and config.backend in ("auto", "llama"):
+            self._borrower = self._make_borrower()
+            self._undo.push_async_callback(self._borrower.close)
         return Engine(
             await backends.make(
-                config, directory, lambda line: self.on_notice(line), self.on_progress, self._from_peers
+                config,
+                directory,
+                lambda line: self.on_notice(line),
+                self.on_progress,
+                self._from_peers,
+                self._borrower,
             ),
             node=self._identity.node_id,
             queue_limit=config.queue,
@@ -305,6 +337,35 @@ class Node:
             interfaces=config.interfaces,
             join=config.join,
         )
+
+    def _make_borrower(self) -> Borrower:
+        config = self._config
+        return Borrower(
+            self._identity,
+            backends.llama_version(),
+            join=config.join,
+            runtime=home().runtime,
+            interfaces=config.interfaces,
+            tell=lambda line: self.on_line(line),
+            lost=self._on_lost,
+        )
+
+    def _on_lost(self, error: ConclaveError) -> None:
+        """A part of the model is gone, and llama.cpp waits for it."""
+        if isinstance(self._engine, Engine):
+            self._engine.abandon(error)
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+    async def _make_lender(self) -> Lender:
+        lent, threads = 0, 0
+        if self._config.pool:
+            lent, threads = await asyncio.to_thread(backends.lendable, self._config, self.on_notice)
+        return Lender(lent, threads, backends.llama_version())
+
+    def _on_change(self, change: Change) -> None:
+        if change.info.state is NodeState.DEAD:
+            self._lender.forget(change.info.id)
 
     def _bind(self) -> None:
         """Take both ports before the model is loaded, so that a taken one is said at once."""
@@ -360,6 +421,7 @@ class Node:
         shared = Shared(os.environ, home().data)
         self._undo.callback(shared.close)
         models_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(shared), self._mesh_server)
+        pool_pb2_grpc.add_PoolServicer_to_server(PoolServicer(self._lender), self._mesh_server)
 
     async def _open(self, server: grpc.aio.Server, *, is_mesh: bool) -> health.aio.HealthServicer:
         servicer = rpc.serve_health_and_reflection(server, is_mesh=is_mesh)
@@ -395,6 +457,9 @@ class Node:
             decode_tokens_per_s=self._engine.decode_tokens_per_s,
             version=__version__,
             local_address=self._local_address,
+            lends_bytes=self._lender.bytes,
+            lent_to=self._lender.lent_to,
+            borrows_from=tuple(s.node for s in self._borrower.shares if s.node) if self._borrower else (),
         )
 
 

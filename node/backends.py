@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib.metadata
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from node.config import Config
-from node.core.plan import LEAST_SLOTS, SLOTS, Fit, Room, fit, shared
-from node.core.shape import Shape
+from node.core.plan import GIB, LEAST_SLOTS, SLOTS, Fit, Room, fit, shared
+from node.core.shape import CONTEXT, Shape, cells_for, kv_bytes_per_cell
 from node.engine import trial
 from node.engine.backend import Backend
 from node.engine.fake import FakeBackend, FakeSpec
@@ -18,6 +20,7 @@ from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.models import resolve
 from node.models.shape import is_repacked, shape
+from node.pool.borrower import Borrower, Wanted
 
 
 async def make(
@@ -26,12 +29,15 @@ async def make(
     notice: Callable[[str], None],
     progress: Callable[[str, float], None] = lambda what, share: None,
     fetch: Callable[[str], Awaitable[Path | None]] | None = None,
+    borrower: Borrower | None = None,
 ) -> Callable[[], Backend]:
     """How to load what the configuration asks for; the file is checked here, the loading comes later. Raises
     ConclaveError.
 
     `directory` is where the node remembers what it checked; `notice` hears of a download, `progress` how far it is, and
     then how far the loading is. A name that is not on this machine is given to `fetch`, which may bring its file.
+
+    What does not fit here is spread over nodes that the `borrower` finds.
     """
     if config.backend == "fake":
         spec = FakeSpec.parse(config.model)
@@ -51,6 +57,11 @@ async def make(
     found = None if file.is_demo else _fit(config, shape(file.head, () if on_gpu else features), room, main)
     gpu_layers = found.gpu_layers if config.gpu_layers < 0 and on_gpu and found else config.gpu_layers
     slots, context = _sizes(config, found, is_demo=file.is_demo)
+    spread: llamacpp.Spread | None = None
+    if borrower is not None and room is not None and ((found is None and not file.is_demo) or config.borrow == "even"):
+        wanted = shape(file.head, () if on_gpu else features)
+        if lenders := await _borrow(config, wanted, slots, context, room, borrower, notice):
+            spread = llamacpp.Spread(wanted.layers, tuple(llamacpp.Lender(*each) for each in lenders))
     rotated = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "")  # whether quantized K and V are, which no state says
     kv = (config.kv_type, "flash-attention", *(["small window"] if config.swa == "small" else []), rotated)
     options = llamacpp.LlamaOptions(
@@ -68,10 +79,12 @@ async def make(
         gpu_layers=gpu_layers,
         is_demo=file.is_demo,
         mmap=on_gpu or not is_repacked(file.head, features),
+        spread=spread,
     )
     if not file.is_demo:
         what = f"trying {options.name}, which is new here"
-        await trial.ensure(options, directory, llamacpp.STATE_FORMAT, lambda share: progress(what, share))
+        version = llamacpp.STATE_FORMAT + (", spread" if spread else "")
+        await trial.ensure(options, directory, version, lambda share: progress(what, share))
     return lambda: llamacpp.LlamaBackend(options, lambda share: progress(f"loading {options.name}", share))
 
 
@@ -89,6 +102,38 @@ async def _file(
         if path is None:
             raise
     return await asyncio.to_thread(resolve.resolve, str(path), None, room, notice)
+
+
+async def _borrow(
+    config: Config,
+    wanted: Shape,
+    slots: int,
+    context: int,
+    room: Room,
+    borrower: Borrower,
+    notice: Callable[[str], None],
+) -> tuple[tuple[str, int], ...]:
+    """(endpoint, layers) of each lender; none where nobody lends enough and the model is tried here all the same.
+    Raises ConclaveError if it was asked for."""
+    from node.engine import llamacpp
+
+    is_wish = config.borrow == "even"
+    here = f"{wanted.name} is more than this machine should hold ({room.usable / GIB:.1f} GiB: {room.rule})"
+    if not llamacpp.has_rpc():
+        hint = (
+            "llama-cpp-python was built without RPC, so no other node's memory can be used: `make run RPC=1` builds it"
+        )
+        notice(f"--borrow even: {hint}" if is_wish else f"{here}; {hint}")
+        return ()
+    context = context or min(CONTEXT, wanted.context or CONTEXT)
+    cells = cells_for(slots, context, kv_bytes_per_cell(wanted, config.kv_type))
+    try:
+        return await borrower.borrow(Wanted(wanted, cells, slots, config.kv_type, room.usable, even=is_wish))
+    except NotFound as e:
+        if is_wish:
+            raise
+        notice(f"{here}, and is loaded here all the same: {e.message}")
+        return ()
 
 
 def _fit(config: Config, wanted: Shape, room: Room | None, main: Room | None) -> Fit | None:
@@ -109,6 +154,36 @@ def _sizes(config: Config, found: Fit | None, *, is_demo: bool) -> tuple[int, in
     if found is None:
         return config.slots or LEAST_SLOTS, config.ctx
     return config.slots or found.slots, config.ctx or found.context
+
+
+def llama_version() -> str:
+    """The version of llama.cpp with its binding, which borrowers and lenders must share; empty if there is none.
+    Nothing is loaded for it."""
+    try:
+        return f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def lendable(config: Config, notice: Callable[[str], None]) -> tuple[int, int]:
+    """What --pool lends, in bytes, and the threads that compute on it; 0 where llama.cpp cannot.
+
+    Raises InvalidRequest."""
+    has_rpc = False
+    with contextlib.suppress(ImportError, OSError):
+        from node.engine import llamacpp
+
+        has_rpc = llamacpp.has_rpc()
+    if not has_rpc:
+        notice("--pool lends nothing: llama-cpp-python was built without RPC: `make run RPC=1` builds it")
+        return 0, 0
+    machine = detect()
+    room, _ = rooms(machine, has_gpu=llamacpp.has_gpu())
+    if room is None:
+        raise InvalidRequest("the system does not say how much memory it has: state what to lend, as in --pool 4")
+    if config.pool_bytes > room.total:
+        raise InvalidRequest(f"--pool {config.pool}: {room.name} has {room.total / GIB:.1f} GiB in all")
+    return config.pool_bytes or room.usable, config.threads or (machine.cpu.threads if machine.cpu else 1)
 
 
 def _is_directory(model: str) -> bool:

@@ -7,6 +7,7 @@ TOML key `mesh_port`.
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -26,9 +27,9 @@ ALL_REPLICAS = 1 << 16
 BACKENDS = ("auto", "llama", "mlx", "openai", "fake")
 
 
-def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
-    """A field with what the command line needs to describe it."""
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str = "", bare: str = "") -> Any:
+    """A field with what the command line needs to describe it; `bare` is its value when the flag stands alone."""
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "bare": bare})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,17 @@ class Config:
         choices=SWA,
     )
     threads: int = _option(0, "threads that compute; 0: one for each physical core", metavar="N")
+    pool: str = _option(
+        "",
+        "lend memory of this machine to nodes of the mesh, for models too big for one: GiB, or auto (what is free)",
+        metavar="GIB|auto",
+        bare="auto",
+    )
+    borrow: str = _option(
+        "auto",
+        "memory of nodes with --pool: for a model that does not fit here (auto), never (no), or in equal parts (even)",
+        choices=("auto", "no", "even"),
+    )
     gpu_layers: int = _option(-1, "layers on the GPU; -1: all, where llama.cpp was built for one", metavar="N")
     port: int | None = _option(
         None, f"local listener for clients (default {DEFAULT_PORT} or the next free)", metavar="PORT"
@@ -130,6 +142,11 @@ class Config:
         return ALL_REPLICAS if self.replicas == "all" else int(self.replicas)
 
     @property
+    def pool_bytes(self) -> int:
+        """`pool` in bytes; 0 for none, and for auto."""
+        return 0 if self.pool in ("", "auto") else int(float(self.pool) * (1 << 30))
+
+    @property
     def interfaces(self) -> tuple[str, ...]:
         """The addresses of `interface`; empty means all."""
         return tuple(i.strip() for i in self.interface.split(",") if i.strip())
@@ -162,7 +179,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         raise InvalidRequest(f"{values[unknown[0]][1]} is not an option; options are {', '.join(sorted(known))}")
     checked: dict[str, Any] = {}
     for name, (value, source) in values.items():
-        if name == "replicas" and type(value) is int:  # a number in the file
+        if name in ("replicas", "pool") and type(value) in (int, float):  # a number in the file
             value = str(value)
         checked[name] = _typed(value, source, is_int=str(known[name].type).startswith("int"))
         choices = known[name].metadata["choices"]
@@ -215,6 +232,8 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
             )
     if c.replicas != "all" and not (c.replicas.isdecimal() and c.replicas.isascii() and int(c.replicas) <= 64):
         raise InvalidRequest(f"{sources.get('replicas', 'replicas')} is {c.replicas!r}: it must be 0 to 64, or all")
+    if c.pool not in ("", "auto") and not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", c.pool):
+        raise InvalidRequest(f"{sources.get('pool', 'pool')} is {c.pool!r}: it must be a number of GiB, or auto")
     _check_http(c, sources)
     if c.backend != "auto" and (c.backend == "openai") != bool(c.url):
         missing = "--url is for --backend openai" if c.url else "say with --url which server, as http://HOST:PORT/v1"

@@ -303,6 +303,8 @@ class NodeInfo:
     """A node as it describes itself to its peers. `load` is the share of its sequences in use, 0..1.
 
     `address` is HOST:PORT of its mesh listener. `round_trip_ms` is what the describing node measured, 0 for itself.
+    `lends_bytes` of its memory are for other nodes' models, now for that of the node `lent_to`; its own model is spread
+    over the nodes `borrows_from` too.
     """
 
     id: str
@@ -320,6 +322,9 @@ class NodeInfo:
     incarnation: int = 0
     version: str = ""
     local_address: str = ""
+    lends_bytes: int = 0
+    lent_to: str = ""
+    borrows_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ VALUES: dict[str, tuple[object, str, str]] = {
     "swa": ("small", "full", '"small"'),
     "threads": (3, "4", "5"),
     "gpu_layers": (0, "-1", "5"),
+    "pool": ("4", "auto", '"1.5"'),
+    "borrow": ("even", "no", '"auto"'),
     "port": (7001, "7002", "7003"),
     "mesh_port": (7001, "7002", "7003"),
     "http_port": (7001, "7002", "7003"),

@@ -21,7 +21,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "v1",
         "wire",
         "engine mesh store hardware models",
-        "download",
+        "download pool",
         "replicator backends",
         "coordinator",
         "api",

@@ -44,6 +44,18 @@ def test_the_wheel_key_follows_what_shapes_the_wheel(monkeypatch: pytest.MonkeyP
     assert len(set(keys)) == len(keys)
 
 
+def test_rpc_is_a_flag_that_comes_and_goes() -> None:
+    """With the user's own flags kept; without a word it stays as it was."""
+    cuda = "-DGGML_CUDA=on"
+    assert wheel.with_rpc(cuda, "") == cuda
+    built = wheel.with_rpc(cuda, "1")
+    assert built.split() == [cuda, "-DGGML_RPC=ON", "-DGGML_RPC_RDMA=OFF"]
+    assert wheel.with_rpc(built, "1") == wheel.with_rpc(built, "") == built
+    assert wheel.with_rpc(built, "0") == cuda
+    with pytest.raises(console.SetupError, match="write RPC=1"):
+        wheel.with_rpc("", "yes")
+
+
 def _put_wheel() -> Path:
     folder = paths.WHEELS / wheel.key()
     folder.mkdir(parents=True)

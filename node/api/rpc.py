@@ -31,6 +31,7 @@ from node.v1 import (
     mesh_pb2,
     mesh_pb2_grpc,
     models_pb2,
+    pool_pb2,
     types_pb2,
     vote_pb2,
     vote_pb2_grpc,
@@ -44,7 +45,8 @@ _SERVICES = tuple(
     for file, name in ((generate_pb2, "Generate"), (kvsync_pb2, "KVSync"), (mesh_pb2, "Mesh"))
 )
 _FOR_PEERS = tuple(
-    file.DESCRIPTOR.services_by_name[name].full_name for file, name in ((models_pb2, "Models"), (vote_pb2, "Vote"))
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file, name in ((models_pb2, "Models"), (pool_pb2, "Pool"), (vote_pb2, "Vote"))
 )
 
 
@@ -187,7 +189,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
 
 def services(*, is_mesh: bool) -> tuple[str, ...]:
-    """Names of what a listener serves: Models and Vote are for peers."""
+    """Names of what a listener serves: Models, Pool and Vote are for peers."""
     return (*_SERVICES, *_FOR_PEERS) if is_mesh else _SERVICES
 
 

@@ -40,6 +40,8 @@ class Seam(grpc.aio.ServerInterceptor):
             return cast("_Handler", handler._replace(unary_unary=_unary(handler.unary_unary)))
         if handler.stream_unary is not None:
             return cast("_Handler", handler._replace(stream_unary=_unary(handler.stream_unary)))
+        if handler.stream_stream is not None:
+            return cast("_Handler", handler._replace(stream_stream=_stream(handler.stream_stream)))
         return cast("_Handler", handler._replace(unary_stream=_stream(handler.unary_stream)))
 
 

@@ -61,11 +61,22 @@ class _Parser(argparse.ArgumentParser):
         raise InvalidRequest(f"{said}{' ' if said.endswith('?') else '; '}`{self.prog} --help` lists what there is")
 
     def value(
-        self, flag: str, help: str, metavar: str, read: Reader | None, *, variable: str = "", short: str = ""
+        self,
+        flag: str,
+        help: str,
+        metavar: str,
+        read: Reader | None,
+        *,
+        variable: str = "",
+        short: str = "",
+        bare: str = "",
     ) -> None:
-        """An option with a value."""
+        """An option with a value, which is `bare` when it stands alone."""
         name = flag.removeprefix("--").replace("-", "_")
-        self.group.add_argument(*([short] if short else []), flag, metavar=metavar, help=help.replace("%", "%%"))
+        alone: dict[str, Any] = {"nargs": "?", "const": bare} if bare else {}
+        self.group.add_argument(
+            *([short] if short else []), flag, metavar=metavar, help=help.replace("%", "%%"), **alone
+        )
         self.readers[name] = (flag, variable or f"{VARIABLE}{name.upper()}", read)
 
     def switch(self, flag: str, help: str, *, short: str = "") -> None:
@@ -214,7 +225,8 @@ def _serve(p: _Parser) -> None:
         metavar = "|".join(choices) if choices else f.metadata["metavar"]
         default = "" if f.default in ("", None, 0, -1) else f" (default {f.default})"
         # Unread: `config.load` checks it, whichever of its four sources it came from.
-        p.value(f"--{f.name.replace('_', '-')}", f.metadata["help"] + default, metavar, None)
+        flag = f"--{f.name.replace('_', '-')}"
+        p.value(flag, f.metadata["help"] + default, metavar, None, bare=f.metadata["bare"])
     _verbose(p)
 
 

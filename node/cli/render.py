@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -307,6 +307,14 @@ def count_of_tokens(count: int) -> str:
     return f"{count} token{'' if count == 1 else 's'}"
 
 
+def _pooled(nodes: Iterable[types_pb2.NodeInfo], names: Mapping[str, str]) -> Iterator[str]:
+    """Who lends memory to whom."""
+    for n in nodes:
+        if n.lends_bytes and n.state != "dead":
+            to = f"to {names.get(n.lent_to, one_line(n.lent_to))}" if n.lent_to else "(to nobody now)"
+            yield f"{names[n.id]} lends {n.lends_bytes / (1 << 30):.1f} GiB {to}"
+
+
 def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
     """Nodes, topics and slots, as one node sees them."""
     names = labels(response.nodes)
@@ -357,6 +365,7 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
         [
             ("slots", f"{s.used} used, {s.parked} parked, {s.free} free"),
             ("speed", _speed(response)),
+            ("pool", "; ".join(_pooled(response.nodes, names))),
             ("topics", "" if response.topics else "none"),
             ("mesh", one_line(response.mesh_id)),
             ("version", one_line(response.version)),

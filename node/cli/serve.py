@@ -51,6 +51,7 @@ async def _serve(chosen: Config) -> int:
     node = Node(chosen)
     early: list[str] = []
     node.on_notice = early.append
+    node.on_line = _say
     node.on_progress = progress = Progress(sys.stdout)
     start = asyncio.create_task(node.start())
     stopped = asyncio.create_task(stop.wait())
@@ -63,8 +64,10 @@ async def _serve(chosen: Config) -> int:
             summary = node.summary()
             _banner(summary, early)
             peers = asyncio.create_task(_follow(node, Peers(summary.peers)))
-            await stopped
+            await asyncio.wait((stopped, node.failed), return_when=asyncio.FIRST_COMPLETED)
             peers.cancel()
+            if node.failed.done():
+                raise node.failed.result()
         _say("stopping (^C again to stop at once)")
         start.cancel()
         await asyncio.wait((start,), timeout=STOP_S)
@@ -72,6 +75,11 @@ async def _serve(chosen: Config) -> int:
     finally:
         stopped.cancel()
         await _end(node)
+        if node.failed.done():
+            # Native code waits for a machine that is gone, and would abort() if it were let go in order.
+            with contextlib.suppress(OSError, ValueError):
+                print(f"error: {render.one_line(node.failed.result().message, 400)}", file=sys.stderr, flush=True)
+            os._exit(FAILED)
 
 
 class Peers:
@@ -166,6 +174,8 @@ def _print_banner(s: Summary, early: list[str]) -> None:
             ("  http", f"http://{s.http_address}  (the page; OpenAI's API under /v1)" if s.http_address else ""),
             ("  mesh", f"{s.mesh_address}, mesh {s.mesh_id}"),
             ("  peers", peers or "none yet"),
+            ("  spread", "; ".join(s.spread)),
+            ("  lends", f"{s.lends_bytes / (1 << 30):.1f} GiB to nodes of this mesh (--pool)" if s.lends_bytes else ""),
         ],
     )
     for notice in dict.fromkeys((*s.notices, *early)):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 UBATCH = 512
 SPARE = 1  # sequence beside those of candidates: it shares a range that is exported
+CONTEXT = 4096  # tokens a sequence, where nobody says
+_KV_BUDGET = 512 << 20  # bytes of KV that may be reserved so that every sequence can be full at once
 _PAD = 256  # cells: llama.cpp pads n_ctx to this
 _F32, _F16 = 4, 2
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # a value; ggml's block_q8_0 is 32 values in 34 bytes
@@ -75,6 +77,12 @@ class Need:
 def padded(cells: int) -> int:
     """Cells that llama.cpp reserves when so many are asked for."""
     return -(-cells // _PAD) * _PAD
+
+
+def cells_for(sequences: int, context: int, row: int, planned: int = 0) -> int:
+    """The KV cache's size in tokens, `row` bytes each: what was `planned`, or room for all sequences to be full if it
+    is not too much, and for four in any case."""
+    return min(sequences * context, planned or max(4 * context, _KV_BUDGET // max(row, 1)))
 
 
 def kv_bytes_per_cell(shape: Shape, kv_type: str, *, layer: int | None = None) -> int:

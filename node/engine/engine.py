@@ -63,6 +63,7 @@ class Engine:
         self._backend: Backend | None = None
         self._scheduler: Scheduler | None = None
         self._closed = False
+        self._ready: asyncio.Future[None] | None = None
         self._load = Load()
         self.decode_tokens_per_s = 0.0
         self.speeds = Speeds()
@@ -73,7 +74,7 @@ class Engine:
     async def start(self) -> None:
         """Load the model and measure its speed. Raises what the backend's constructor raises."""
         self._loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = self._loop.create_future()
+        ready = self._ready = self._loop.create_future()
         self._thread = threading.Thread(target=self._main, args=(ready,), name="decode", daemon=True)
         self._thread.start()
         await ready
@@ -228,6 +229,15 @@ class Engine:
         self._closed = True
         self._commands.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def abandon(self, error: ConclaveError) -> None:
+        """The model is lost while native code may be waiting for it for ever: whoever waits here hears of it, and the
+        decode thread is left where it is."""
+        self._closed = True
+        if self._ready is not None:
+            _resolve(self._ready, None, error)
+        for job, stream in self._streams.items():
+            stream.put_nowait(Failed(job, error))
 
     # ---- the decode thread ------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from node.v1 import (
     mesh_pb2,
     mesh_pb2_grpc,
     models_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
     vote_pb2,
     vote_pb2_grpc,
 )
@@ -133,11 +135,15 @@ class Peer:
             self._bulk = self._open()
         return self._bulk
 
+    def carry(self, requests: AsyncIterator[pool_pb2.CarryRequest]) -> AsyncGenerator[pool_pb2.CarryResponse, None]:
+        """A loan of the peer's memory, for as long as it is iterated over."""
+        return self.stream(pool_pb2_grpc.PoolStub(self._channel).Carry, requests, None)
+
     async def stream(
-        self, method: Callable[..., grpc.aio.UnaryStreamCall[Any, Any]], request: object, timeout_s: float
+        self, method: Callable[..., grpc.aio.Call], request: object, timeout_s: float | None
     ) -> AsyncGenerator[Any, None]:
         """A streaming call of one of the stubs, such as `peer.kvsync.Pull`. Closing the iterator cancels it."""
-        call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
+        call: Any = None
         try:
             while True:
                 async with self._translated(own_timeout=True):

@@ -856,6 +856,9 @@ class NodeInfo(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     LOCAL_ADDRESS_FIELD_NUMBER: _builtins.int
+    LENDS_BYTES_FIELD_NUMBER: _builtins.int
+    LENT_TO_FIELD_NUMBER: _builtins.int
+    BORROWS_FROM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id; lasts as long as its data directory."""
     address: _builtins.str
@@ -886,6 +889,14 @@ class NodeInfo(_message.Message):
     """Version of the program."""
     local_address: _builtins.str
     """HOST:PORT of its local listener for clients (plaintext, loopback only)."""
+    lends_bytes: _builtins.int
+    """Memory that it lends to other nodes (`--pool`), in bytes. 0: none."""
+    lent_to: _builtins.str
+    """Id of the node that it is lent to now. Default: to none."""
+    @_builtins.property
+    def borrows_from(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the nodes whose memory its model is spread over, besides its own. Default: none."""
+
     def __init__(
         self,
         *,
@@ -904,10 +915,13 @@ class NodeInfo(_message.Message):
         incarnation: _builtins.int = ...,
         version: _builtins.str = ...,
         local_address: _builtins.str = ...,
+        lends_bytes: _builtins.int = ...,
+        lent_to: _builtins.str = ...,
+        borrows_from: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "backend", b"backend", "decode_tokens_per_s", b"decode_tokens_per_s", "fingerprint", b"fingerprint", "free_sequences", b"free_sequences", "id", b"id", "incarnation", b"incarnation", "load", b"load", "local_address", b"local_address", "model", b"model", "name", b"name", "round_trip_ms", b"round_trip_ms", "sequences", b"sequences", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "backend", b"backend", "borrows_from", b"borrows_from", "decode_tokens_per_s", b"decode_tokens_per_s", "fingerprint", b"fingerprint", "free_sequences", b"free_sequences", "id", b"id", "incarnation", b"incarnation", "lends_bytes", b"lends_bytes", "lent_to", b"lent_to", "load", b"load", "local_address", b"local_address", "model", b"model", "name", b"name", "round_trip_ms", b"round_trip_ms", "sequences", b"sequences", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

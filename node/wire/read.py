@@ -42,6 +42,8 @@ MAX_NAME_BYTES = 256
 MAX_RULES_BYTES = 1 << 16  # of a JSON schema or a grammar, which native code takes apart
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit
+MAX_LENT_BYTES = 1 << 50
+MAX_LENDERS = 64
 MAX_TURN = 1 << 53  # of a version: beyond any count of turns, and far from where a uint64 ends
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -325,4 +327,7 @@ def node_info(pb: types_pb2.NodeInfo) -> NodeInfo:
         incarnation=pb.incarnation,
         version=shown(pb.version, 32),
         local_address=shown(pb.local_address, 256),
+        lends_bytes=min(pb.lends_bytes, MAX_LENT_BYTES),
+        lent_to=shown(pb.lent_to, 64),
+        borrows_from=tuple(shown(each, 64) for each in pb.borrows_from[:MAX_LENDERS]),
     )

@@ -216,6 +216,9 @@ def node_info_pb(n: NodeInfo) -> types_pb2.NodeInfo:
         incarnation=n.incarnation,
         version=n.version,
         local_address=n.local_address,
+        lends_bytes=n.lends_bytes,
+        lent_to=n.lent_to,
+        borrows_from=n.borrows_from,
     )
 
 

@@ -129,6 +129,7 @@ def set_up(dev: bool) -> None:
     if "CMAKE_ARGS" not in os.environ:
         # Who once built for a GPU means it for the next `make` as well. An empty CMAKE_ARGS goes back.
         os.environ["CMAKE_ARGS"] = str(_stamp().get("cmake_args", ""))
+    os.environ["CMAKE_ARGS"] = wheel.with_rpc(os.environ["CMAKE_ARGS"], os.environ.get("RPC", ""))
     if _is_done(_wanted(dev), _stamp()):
         return
     with paths.lock(f"root-{paths.root_id()}", "Another set-up is running here: waiting for it."):

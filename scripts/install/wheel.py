@@ -25,6 +25,9 @@ CONSTRAINTS = paths.ROOT / "scripts" / "constraints.txt"
 FLAGS = ["-DLLAVA_BUILD=OFF"]
 # What a compiler and CMake read from the environment.
 SHAPING = ("CMAKE_ARGS", "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAARCHS", "CMAKE_TOOLCHAIN_FILE")
+# llama.cpp's RPC backend, for a model that is spread over machines (`make run RPC=1`). RDMA would leave the connection
+# that we carry and encrypt for one of its own.
+RPC_FLAGS = ("-DGGML_RPC=ON", "-DGGML_RPC_RDMA=OFF")
 BUILD_BYTES = 1_000_000_000  # measured peak 0.35 GB for a CPU build; one for a GPU takes more
 
 
@@ -34,6 +37,16 @@ def version() -> str:
     if not found:
         raise SetupError(f"{CONSTRAINTS} does not pin llama-cpp-python: restore the file")
     return found[1]
+
+
+def with_rpc(cmake_args: str, rpc: str) -> str:
+    """CMAKE_ARGS with the RPC backend (`rpc` is 1), without it (0), or as they are (empty: as the last set-up)."""
+    if rpc not in ("", "0", "1"):
+        raise SetupError(f"RPC is {rpc!r}: write RPC=1 for llama.cpp's RPC backend, RPC=0 for a build without it")
+    if not rpc:
+        return cmake_args
+    kept = [word for word in cmake_args.split() if word not in RPC_FLAGS]
+    return " ".join(kept + list(RPC_FLAGS) * int(rpc))
 
 
 def _cpu() -> str:

@@ -3,6 +3,8 @@
 backend    a GGUF model as a `Backend`: weights, context, batches, sequences
 sampling   how tokens are chosen, and their probabilities
 embedding  vectors of texts, in a context of their own
+devices    GPUs, and other machines' memory
+lend       the child process that lends this machine's memory
 native     what is done once a process, and what llama.cpp said last
 """
 
@@ -15,6 +17,17 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from node.engine.llamacpp.backend import STATE_FORMAT, LlamaBackend, LlamaOptions, probe
+from node.engine.llamacpp.devices import Lender, Spread, has_rpc
 from node.engine.llamacpp.native import has_gpu, version
 
-__all__ = ["STATE_FORMAT", "LlamaBackend", "LlamaOptions", "has_gpu", "probe", "version"]
+__all__ = [
+    "STATE_FORMAT",
+    "Lender",
+    "LlamaBackend",
+    "LlamaOptions",
+    "Spread",
+    "has_gpu",
+    "has_rpc",
+    "probe",
+    "version",
+]

@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 
 from node.core import probe as kv_probe
-from node.core.shape import SPARE, UBATCH, most_outputs
+from node.core.shape import CONTEXT, SPARE, UBATCH, cells_for, most_outputs
 from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
-from node.engine.llamacpp import native
+from node.engine.llamacpp import devices, native
 from node.engine.llamacpp.embedding import Embedder
 from node.engine.llamacpp.sampling import Candidates, Chain, Logits
 from node.engine.template import ChatTemplate
@@ -34,9 +34,7 @@ from node.types import Message, SamplingParams, Tool
 STATE_FORMAT = f"llama-cpp-python {ll.__version__}"
 _KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
-_DEFAULT_CONTEXT = 4096
 _LOAD_MAPPED, _LOAD_READ = -1, 0  # llama.h: LLAMA_LOAD_MODE_AUTO, which maps where the devices can, and _NONE
-_KV_BUDGET = 512 << 20  # bytes of KV that may be reserved so that every sequence can be full at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +46,14 @@ class LlamaOptions:
     fingerprint: str
     sequences: int = 16
     context: int = 0
-    cells: int = 0  # of the KV cache; 0: what `_KV_BUDGET` allows
+    cells: int = 0  # of the KV cache; 0: what `cells_for` allows
     kv_type: str = "f16"
     swa: str = "full"  # or "small"; of models with a sliding window
     threads: int = 0
     gpu_layers: int = -1
     is_demo: bool = False
     mmap: bool = True  # False: read the file, so that no copy of repacked weights stays mapped
+    spread: devices.Spread | None = None  # over other machines, too
 
 
 class LlamaBackend:
@@ -88,8 +87,10 @@ class LlamaBackend:
         params.progress_callback = ll.llama_progress_callback(told)  # lives as long as `params`
         params.n_gpu_layers = o.gpu_layers if o.gpu_layers >= 0 else 999
         params.load_mode = _LOAD_MAPPED if o.mmap else _LOAD_READ
+        kept = devices.spread(params, o.spread) if o.spread else ()
         native.forget_errors()
         self._model = ll.llama_model_load_from_file(str(o.path).encode(), params)
+        del kept  # what params points to
         if not self._model and "tokenizer.ggml.model" in native.reason():
             raise InvalidRequest(f"{o.path} has no tokenizer: it cannot read a prompt")
         if not self._model:
@@ -125,11 +126,11 @@ class LlamaBackend:
         trained = ll.llama_model_n_ctx_train(self._model)
         if trained <= 0:
             raise BackendError(f"{o.path} is damaged: it says that it was trained for {trained} tokens")
-        context = o.context or min(_DEFAULT_CONTEXT, trained)
+        context = o.context or min(CONTEXT, trained)
         if context > trained:
             raise InvalidRequest(f"--ctx {context} is more than the {trained} tokens that the model was trained for")
         row = _kv_bytes_per_token(self._model, o.kv_type)
-        cells = min(o.sequences * context, o.cells or max(4 * context, _KV_BUDGET // max(row, 1)))
+        cells = cells_for(o.sequences, context, row, o.cells)
         params = ll.llama_context_default_params()
         params.n_ctx = cells
         # Beside those of candidates, a sequence for the exporting of a range; nobody else uses it.
@@ -386,7 +387,13 @@ class LlamaBackend:
 
 
 def probe(options: LlamaOptions, progress: Callable[[float], None] | None = None) -> None:
-    """Load a model for one sequence, compute a prompt and draw a token. Raises what `LlamaBackend` raises."""
+    """Load a model for one sequence, compute a prompt and draw a token. Raises what `LlamaBackend` raises.
+
+    Of one that is too big for this machine only the shapes, types and tokens are checked.
+    """
+    if options.spread:
+        _inspect(options.path)
+        return
     backend = LlamaBackend(replace(options, sequences=1), progress)
     try:
         prompt = backend.tokenize(backend.render([Message("user", "What is 1 + 1?")], ()))
@@ -400,6 +407,17 @@ def probe(options: LlamaOptions, progress: Callable[[float], None] | None = None
         sampler.close()
     finally:
         backend.close()
+
+
+def _inspect(path: Path) -> None:
+    native.set_up()
+    params = ll.llama_model_default_params()
+    params.n_gpu_layers, params.no_alloc, params.load_mode = 0, True, _LOAD_READ
+    native.forget_errors()
+    model = ll.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise BackendError(f"{path} could not be loaded: {native.reason()}; download it again or use another")
+    ll.llama_model_free(model)
 
 
 def _metadata(model: Any, key: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import llama_cpp as ll
 
+from node.engine.llamacpp import devices
+
 log = logging.getLogger(__name__)
 
 _last_error: list[str] = []
@@ -45,9 +47,9 @@ def version() -> str:
 
 
 def has_gpu() -> bool:
-    """Whether llama.cpp was built for a GPU, and sees one."""
+    """Whether llama.cpp was built for a GPU, and sees one. (llama_supports_gpu_offload says yes to the RPC backend.)"""
     set_up()
-    return bool(ll.llama_supports_gpu_offload())
+    return bool(devices.by_type(devices.GPU) or devices.by_type(devices.IGPU))
 
 
 @ll.llama_log_callback  # type: ignore[untyped-decorator]

@@ -1,0 +1,107 @@
+"""What this machine lends: its memory, to one borrower at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from node.errors import BackendError, ConclaveError, InvalidRequest, NotSupported, Overloaded
+from node.pool.server import CHUNK, Server
+from node.v1 import pool_pb2
+
+log = logging.getLogger(__name__)
+
+MOST_DATA = 1 << 20  # bytes a message
+
+
+class Lender:
+    """`bytes` of memory (0: nothing is lent), computed on with `threads`; borrowers must have the same `version` of
+    llama.cpp. `lent_to` is the id of the node that has it now."""
+
+    def __init__(self, bytes: int, threads: int, version: str) -> None:
+        self.bytes = bytes
+        self.lent_to = ""
+        self._threads = threads
+        self._version = version
+        self._serving: asyncio.Task[None] | None = None
+
+    def forget(self, node: str) -> None:
+        """A node is dead: what it borrowed is free again, though its connection may not have noticed."""
+        if self.lent_to == node and self._serving is not None:
+            self._serving.cancel()
+
+    async def carry(
+        self, requests: AsyncIterator[pool_pb2.CarryRequest | ConclaveError], borrower: str
+    ) -> AsyncGenerator[pool_pb2.CarryResponse, None]:
+        """One borrower's connection, from the loan it asks for to its end. Raises NotSupported, Overloaded,
+        InvalidRequest, or BackendError if the server ends first."""
+        asked = await anext(requests, None)
+        if isinstance(asked, ConclaveError):
+            raise asked
+        if asked is None or asked.WhichOneof("part") != "loan":
+            raise InvalidRequest("a loan is asked for first")
+        await self._check(asked.loan, borrower)
+        self.lent_to = borrower
+        server: Server | None = None
+        feed: asyncio.Task[None] | None = None
+        try:
+            server = await Server.start(asked.loan.bytes, self._threads)
+            yield pool_pb2.CarryResponse(lent=pool_pb2.Lent(bytes=asked.loan.bytes))
+            feed = self._serving = asyncio.create_task(_feed(server, requests))
+            while data := await _read(server):
+                yield pool_pb2.CarryResponse(data=data)
+            if not feed.done():
+                raise BackendError(f"llama.cpp's RPC server here ended the connection{server.last_words}")
+            if not feed.cancelled():
+                feed.result()  # what was wrong with what came, if anything was
+        finally:
+            self.lent_to = ""
+            if feed is not None:
+                feed.cancel()
+            if server is not None:
+                await server.stop()
+
+    async def _check(self, loan: pool_pb2.Loan, borrower: str) -> None:
+        if not self.bytes:
+            raise NotSupported("this node lends no memory: start it with --pool")
+        if loan.version != self._version:
+            raise InvalidRequest(
+                f"this node lends to {self._version}, the borrower has {loan.version[:80]!r}: install the same version"
+            )
+        if self.lent_to == borrower and self._serving is not None:  # it was restarted before its connection had ended
+            self._serving.cancel()
+            for _ in range(100):
+                if not self.lent_to:
+                    break
+                await asyncio.sleep(0.05)
+        if self.lent_to:
+            raise Overloaded(f"the memory of this node is lent to node {self.lent_to}: ask again when it is back")
+        if not 0 < loan.bytes <= self.bytes:
+            raise InvalidRequest(f"{loan.bytes} bytes are asked for, and this node lends {self.bytes}")
+
+
+async def _read(server: Server) -> bytes:
+    """What it answers; nothing when it is gone, however it went."""
+    try:
+        return await server.reader.read(CHUNK)
+    except ConnectionError:
+        return b""
+
+
+async def _feed(server: Server, requests: AsyncIterator[pool_pb2.CarryRequest | ConclaveError]) -> None:
+    """What the borrower sends goes to the server; the end of one is the end of the other."""
+    try:
+        async for request in requests:
+            if isinstance(request, ConclaveError):
+                raise request
+            if len(request.data) > MOST_DATA or request.WhichOneof("part") != "data":
+                raise InvalidRequest(f"after the loan only data is sent, at most {MOST_DATA} bytes at once")
+            server.writer.write(request.data)
+            await server.writer.drain()
+    except ConnectionError:
+        log.debug("the RPC server is gone%s", server.last_words)
+    finally:
+        with contextlib.suppress(OSError):
+            server.writer.close()
