@@ -44,7 +44,8 @@ class Borrower:
     """Borrows for one model. `join` and `interfaces` are the node's options, `runtime` is where nodes of this machine
     meet.
 
-    `tell` hears of what was planned and of why it takes a while; `lost` hears, once, why a model that is spread cannot go on.
+    `tell` hears of what was planned and of why it takes a while; `lost` hears, once, why a model that is spread cannot
+    go on.
     """
 
     def __init__(

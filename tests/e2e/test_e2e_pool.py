@@ -81,6 +81,31 @@ def test_two_nodes_answer_as_one_does(pooled: tuple[Swarm, Node, Node], model: P
 
 
 @needs_rpc
+def test_over_two_lenders_with_more_topics_than_slots(pooled: tuple[Swarm, Node, Node], model: Path) -> None:
+    """Topics that have no slot are parked, which reads their KV from all nodes and writes it back."""
+    made, lender, _ = pooled
+    made.end(pooled[2])
+    made.ready(made.start(*LENDS[:2], "--name", "attic", "--pool", "1"))
+    until(lambda: not lender.client.status().nodes[0].lent_to, "the memory is free")
+    here = made.start("--model", str(model), *SAME, "--borrow", "even", "--name", "three", "--replicas", "0")
+    alone = made.start("--model", str(model), *SAME, "--join", "none", "--name", "alone", "--replicas", "0")
+    made.ready(here, alone)
+    assert all(f"layers {layers} " in here.said() for layers in ("0 to 1 here", "2 to 3 on", "4 to 5 on"))
+    params = types_pb2.SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    for turn in range(2):
+        for topic in "abcdef":
+            texts = {
+                node.client.ask(
+                    f"{topic} says {turn}", topic=topic, append=turn > 0, candidates=1, params=params,
+                    scope=generate_pb2.SCOPE_LOCAL,
+                ).text
+                for node in (here, alone)
+            }  # fmt: skip
+            assert len(texts) == 1, texts
+    assert here.client.status().slots.parked == 6
+
+
+@needs_rpc
 def test_nothing_listens_but_the_nodes(pooled: tuple[Swarm, Node, Node]) -> None:
     """And of these only the mesh listener beyond loopback, which asks for a certificate."""
     _, lender, borrower = pooled
