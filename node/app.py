@@ -358,10 +358,10 @@ class Node:
             self.failed.set_result(error)
 
     async def _make_lender(self) -> Lender:
-        lent, threads = 0, 0
-        if self._config.pool:
-            lent, threads = await asyncio.to_thread(backends.lendable, self._config, self.on_notice)
-        return Lender(lent, threads, backends.llama_version())
+        if not self._config.pool:
+            return Lender(0, 0, "")
+        most, threads, free = await asyncio.to_thread(backends.lendable, self._config, self.on_notice)
+        return Lender(most, threads, backends.llama_version(), free)
 
     def _on_change(self, change: Change) -> None:
         if change.info.state is NodeState.DEAD:

@@ -16,6 +16,7 @@ from node.engine import trial
 from node.engine.backend import Backend
 from node.engine.fake import FakeBackend, FakeSpec
 from node.errors import BackendError, InvalidRequest, NotFound
+from node.hardware import cpu
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.models import resolve
@@ -165,8 +166,9 @@ def llama_version() -> str:
         return ""
 
 
-def lendable(config: Config, notice: Callable[[str], None]) -> tuple[int, int]:
-    """What --pool lends, in bytes, and the threads that compute on it; 0 where llama.cpp cannot.
+def lendable(config: Config, notice: Callable[[str], None]) -> tuple[int, int, Callable[[], int]]:
+    """What --pool lends at most, in bytes (0 where llama.cpp cannot), the threads that compute on it, and what of it is
+    free at the moment.
 
     Raises InvalidRequest."""
     has_rpc = False
@@ -176,14 +178,27 @@ def lendable(config: Config, notice: Callable[[str], None]) -> tuple[int, int]:
         has_rpc = llamacpp.has_rpc()
     if not has_rpc:
         notice("--pool lends nothing: llama-cpp-python was built without RPC: `make run RPC=1` builds it")
-        return 0, 0
+        return 0, 0, int
     machine = detect()
     room, _ = rooms(machine, has_gpu=llamacpp.has_gpu())
     if room is None:
         raise InvalidRequest("the system does not say how much memory it has: state what to lend, as in --pool 4")
     if config.pool_bytes > room.total:
         raise InvalidRequest(f"--pool {config.pool}: {room.name} has {room.total / GIB:.1f} GiB in all")
-    return config.pool_bytes or room.usable, config.threads or (machine.cpu.threads if machine.cpu else 1)
+    threads = config.threads or (machine.cpu.threads if machine.cpu else 1)
+    most = config.pool_bytes or room.usable
+    if room.where == "gpu":
+        return (
+            most,
+            threads,
+            lambda: most,
+        )  # asking its driver takes too long for every time that somebody wants to know
+    return most, threads, _free_memory
+
+
+def _free_memory() -> int:
+    found = cpu.detect()
+    return found.available_bytes if found else 1 << 62
 
 
 def _is_directory(model: str) -> bool:

@@ -9,7 +9,7 @@ from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from node.cli import pull, render
+from node.cli import pull, render, spread
 from node.cli.parser import nearest
 from node.core.plan import GIB, Fit, Plan, Room, budget, fit, gpu_room, plan, shared, together, tokens_per_s
 from node.core.quantization import QUANTIZATIONS
@@ -65,10 +65,7 @@ def _plan(options: Namespace, room: Room, main: Room | None) -> int:
         else:
             found = fit(wanted, room.usable, on_gpu=on_gpu, swa_full=swa_full)
         if found is None:
-            raise NotFound(
-                f"{wanted.name} {wanted.quantization} does not fit: {wanted.weight_bytes / GIB:.1f} GiB of weights, "
-                f"KV and buffers beside them, and {room.usable / GIB:.1f} GiB may be used ({room.rule})"
-            )
+            return spread.run(options, wanted, room)
         made: Plan | None = Plan(room, found, 0, 0, None, (budget(room),), _reads(room, main))
     else:
         made = plan(catalogue.shapes(), catalogue.classes(), room, swa_full=swa_full, bytes_per_s=_reads(room, main))

@@ -312,6 +312,7 @@ def _models(p: _Parser) -> None:
         "name", nargs="?", metavar="NAME", help="a model: of the list, NAME:QUANT, hf:OWNER/NAME, with plan also a file"
     )
     p.value("--memory", "plan for GPUs of this size, not for this machine", "SIZE[,SIZE]", _memory)
+    p.value("--lent", "plan NAME as if other nodes lent so much memory (--pool)", "SIZE[,SIZE]", _memory)
     p.value("--swa", "with plan: KV of sliding-window layers, as a node's --swa", "|".join(SWA), _swa)
     p.switch("--yes", "with rm: remove without asking", short="-y")
     p.switch("--json", "print it as JSON")

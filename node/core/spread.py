@@ -44,9 +44,15 @@ class Share:
         """How many."""
         return self.last - self.first
 
+    @property
+    def which(self) -> str:
+        """The layers, for a person."""
+        if self.layers < 2:
+            return f"layer {self.first}" if self.layers else "no layers"
+        return f"layers {self.first} to {self.last - 1}"
+
     def __str__(self) -> str:
-        which = f"layers {self.first} to {self.last - 1}" if self.layers else "no layers"
-        return f"{which} {f'on {self.name}' if self.node else 'here'} ({self.bytes / GIB:.2f} GiB)"
+        return f"{self.which} {f'on {self.name}' if self.node else 'here'} ({self.bytes / GIB:.2f} GiB)"
 
 
 def spread(

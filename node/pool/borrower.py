@@ -94,11 +94,10 @@ class Borrower:
 
     def _gone(self, share: Share, error: ConclaveError) -> None:
         if self._loans:
-            layers = f"layers {share.first} to {share.last - 1}"
             self._lost(
                 PeerUnavailable(
-                    f"{share.name}, which held {layers} of the model, is gone ({error.message}): this node cannot go "
-                    "on without them; start it again, and it looks for memory anew"
+                    f"{share.name}, which held {share.which} of the model, is gone ({error.message}): this node "
+                    "cannot go on without them; start it again, and it looks for memory anew"
                 )
             )
 

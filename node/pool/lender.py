@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from node.errors import BackendError, ConclaveError, InvalidRequest, NotSupported, Overloaded
 from node.pool.server import CHUNK, Server
@@ -14,18 +15,37 @@ from node.v1 import pool_pb2
 log = logging.getLogger(__name__)
 
 MOST_DATA = 1 << 20  # bytes a message
+LOOK_S = 2.0  # every peer asks several times a second what we are, and memory changes slower
 
 
 class Lender:
-    """`bytes` of memory (0: nothing is lent), computed on with `threads`; borrowers must have the same `version` of
-    llama.cpp. `lent_to` is the id of the node that has it now."""
+    """At most `most` bytes of memory (0: nothing is lent) and no more than is `free`, computed on with `threads`;
+    borrowers must have the same `version` of llama.cpp. `lent_to` is the id of the node that has it now."""
 
-    def __init__(self, bytes: int, threads: int, version: str) -> None:
-        self.bytes = bytes
+    def __init__(
+        self,
+        most: int,
+        threads: int,
+        version: str,
+        free: Callable[[], int] = lambda: 1 << 62,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.lent_to = ""
+        self._most = most
+        self._free = free
+        self._clock = clock
+        self._looked = -LOOK_S
+        self._offered = 0
         self._threads = threads
         self._version = version
         self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What is on offer; while it is lent, what was."""
+        if self._most and not self.lent_to and self._clock() - self._looked >= LOOK_S:
+            self._offered, self._looked = min(self._most, self._free()), self._clock()
+        return self._offered
 
     def forget(self, node: str) -> None:
         """A node is dead: what it borrowed is free again, though its connection may not have noticed."""

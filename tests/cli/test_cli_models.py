@@ -54,6 +54,25 @@ def test_plan_for_several_gpus_and_for_this_machine(run: Run) -> None:
     assert set(json.loads(here.out)) == {"plan", "memory"}
 
 
+def test_plan_over_nodes_for_a_model_that_is_too_big(run: Run) -> None:
+    """Who would hold what; this machine is first, and every layer is somewhere."""
+    big = ("models", "plan", "qwen3-32b", "--memory", "12GiB")
+    refused = run(*big)
+    assert refused.code == 1
+    assert "does not fit" in refused.err
+    assert "--pool can hold a part" in refused.err
+    assert run(*big, "--lent", "1GiB").code == 1
+    done = run(*big, "--lent", "4GiB,14GiB", "--json")
+    shares = json.loads(done.out)["spread"]
+    assert [s["name"] for s in shares] == ["", "lender 2"]
+    assert (shares[0]["first"], shares[1]["last"]) == (0, 64)
+    assert shares[0]["last"] == shares[1]["first"]
+    lines = run(*big, "--lent", "4GiB,14GiB").out.splitlines()
+    assert lines[2].startswith("  layers 0 to ")
+    assert " here (" in lines[2]
+    assert " to 63 on lender 2 (" in lines[3]
+
+
 def test_plan_for_a_model(run: Run) -> None:
     done = run("models", "plan", str(BUNDLED), "--json")
     assert json.loads(done.out)["plan"]["model"] == "conclave-demo"

@@ -41,6 +41,8 @@ class Summary:
     join_line: str = "python -m node --join 10.0.0.5:7421 --token clv1-x"
     http_address: str = "127.0.0.1:7422"
     notices: tuple[str, ...] = ("mDNS is off: no network",)
+    spread: tuple[str, ...] = ("layers 0 to 1 here (0.05 GiB)", "layers 2 to 3 on kitchen (0.08 GiB)")
+    lends_bytes: int = 2 << 30
 
 
 class StandIn:
@@ -57,6 +59,7 @@ class StandIn:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.on_notice: Callable[[str], None] = print
+        self.failed: asyncio.Future[ConclaveError] = asyncio.get_running_loop().create_future()
         self.is_stopped = False
         self.made.append(self)
 
@@ -105,6 +108,8 @@ def test_banner_notices_and_a_clean_stop(run: Run, app: type[StandIn], signal_: 
     assert "  python -m node --join 10.0.0.5:7421 --token TOKEN   (`python -m node token show` prints it)" in lines
     assert not any("clv1-" in line for line in lines)
     assert "  mDNS is off: no network" in lines
+    assert "  spread   layers 0 to 1 here (0.05 GiB); layers 2 to 3 on kitchen (0.08 GiB)" in lines
+    assert "  lends    2.0 GiB to nodes of this mesh (--pool)" in lines
     assert "peer bob (bbbbbbbbbb) joined[2J" in lines
     assert len(lines) <= 17
 

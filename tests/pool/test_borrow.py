@@ -1,0 +1,141 @@
+"""When a node borrows: what does not fit, or what it was told; and what it says when it cannot."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node import backends
+from node.config import Config
+from node.core.plan import GIB, Room
+from node.engine import llamacpp, trial
+from node.errors import BackendError, InvalidRequest, NotFound
+from node.pool.borrower import Wanted
+from scripts.bench.make_model import Shape, write
+
+SMALL = Shape("qwen2", layers=6, width=128, heads=4, kv_heads=2, hidden=256, vocabulary=300, context=1024)
+Make = Callable[..., Awaitable[list[str]]]
+
+
+class Borrower:
+    """Lends six layers, or nothing."""
+
+    def __init__(self, problem: str = "") -> None:
+        self.asked: list[Wanted] = []
+        self.problem = problem
+
+    async def borrow(self, wanted: Wanted) -> tuple[tuple[str, int], ...]:
+        self.asked.append(wanted)
+        if self.problem:
+            raise NotFound(self.problem)
+        return (("127.0.0.1:1", 4),)
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The options that would be loaded with."""
+    found: list[Any] = []
+
+    async def ensure(options: Any, directory: Path, version: str, progress: object) -> None:
+        found.append(options)
+
+    monkeypatch.setattr(trial, "ensure", ensure)
+    monkeypatch.setattr(llamacpp, "has_rpc", lambda: True)
+    return found
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
+    path = tmp_path / "small.gguf"
+    write(path, SMALL)
+
+    async def made(borrower: Borrower, usable: int, **config: Any) -> list[str]:
+        room = Room("memory", "a machine", 8 * GIB, usable, usable, "what others leave")
+        monkeypatch.setattr(backends, "rooms", lambda machine, has_gpu: (room, room))
+        notices: list[str] = []
+        await backends.make(
+            Config(model=str(path), **config),
+            tmp_path,
+            notices.append,
+            borrower=borrower,  # type: ignore[arg-type]
+        )
+        return notices
+
+    return made
+
+
+async def test_what_fits_is_not_borrowed_for(make: Make, loaded: list[Any]) -> None:
+    borrower = Borrower()
+    assert await make(borrower, 4 * GIB) == []
+    assert borrower.asked == []
+    assert loaded[0].spread is None
+
+
+async def test_what_does_not_fit_is_spread(make: Make, loaded: list[Any]) -> None:
+    borrower = Borrower()
+    assert await make(borrower, 1 << 20) == []
+    [wanted] = borrower.asked
+    assert (wanted.here, wanted.even, wanted.shape.layers) == (1 << 20, False, 6)
+    assert wanted.cells >= wanted.sequences * 1024
+    assert loaded[0].spread == llamacpp.Spread(6, (llamacpp.Lender("127.0.0.1:1", 4),))
+
+
+async def test_even_is_spread_though_it_fits(make: Make, loaded: list[Any]) -> None:
+    borrower = Borrower()
+    await make(borrower, 4 * GIB, borrow="even")
+    assert borrower.asked[0].even
+    assert loaded[0].spread is not None
+
+
+async def test_nobody_lends(make: Make, loaded: list[Any]) -> None:
+    """It is tried here, and said; whoever asked for it gets an error."""
+    [notice] = await make(Borrower("nobody lends"), 1 << 20)
+    assert "is more than this machine should hold" in notice
+    assert notice.endswith("and is loaded here all the same: nobody lends")
+    assert loaded[0].spread is None
+    with pytest.raises(NotFound, match="nobody lends"):
+        await make(Borrower("nobody lends"), 1 << 20, borrow="even")
+
+
+async def test_without_rpc(make: Make, loaded: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "has_rpc", lambda: False)
+    borrower = Borrower()
+    [notice] = await make(borrower, 1 << 20)
+    assert "`make run RPC=1` builds it" in notice
+    [notice] = await make(borrower, 4 * GIB, borrow="even")
+    assert notice.startswith("--borrow even: ")
+    assert borrower.asked == []
+    assert [each.spread for each in loaded] == [None, None]
+
+
+@pytest.mark.parametrize("pool", ["", "auto", "1"])
+def test_lending_without_rpc_is_a_line(monkeypatch: pytest.MonkeyPatch, pool: str) -> None:
+    monkeypatch.setattr(llamacpp, "has_rpc", lambda: False)
+    notices: list[str] = []
+    assert backends.lendable(Config(pool=pool), notices.append)[0] == 0
+    assert notices == ["--pool lends nothing: llama-cpp-python was built without RPC: `make run RPC=1` builds it"]
+
+
+def test_what_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said, or what a model might take; no more than there is."""
+    monkeypatch.setattr(llamacpp, "has_rpc", lambda: True)
+    room = Room("memory", "a machine", 8 * GIB, 5 * GIB, 4 * GIB, "half of the memory")
+    monkeypatch.setattr(backends, "rooms", lambda machine, has_gpu: (room, room))
+    assert backends.lendable(Config(pool="auto"), print)[0] == 4 * GIB
+    most, threads, free = backends.lendable(Config(pool="1.5", threads=3), print)
+    assert (most, threads) == (int(1.5 * GIB), 3)
+    assert 0 < free() < 1 << 50
+    with pytest.raises(InvalidRequest, match=r"a machine has 8\.0 GiB in all"):
+        backends.lendable(Config(pool="9"), print)
+
+
+def test_a_model_that_is_spread_is_inspected_without_being_loaded(tmp_path: Path) -> None:
+    """It may be too big for the trial of others, and damaged all the same."""
+    path = tmp_path / "small.gguf"
+    write(path, SMALL)
+    over = llamacpp.Spread(6, (llamacpp.Lender("127.0.0.1:1", 4),))
+    llamacpp.probe(llamacpp.LlamaOptions(path, "small", "fp", spread=over))
+    path.write_bytes(path.read_bytes()[:-70_000])
+    with pytest.raises(BackendError, match="could not be loaded"):
+        llamacpp.probe(llamacpp.LlamaOptions(path, "small", "fp", spread=over))
