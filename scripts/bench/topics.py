@@ -180,7 +180,8 @@ def parked(path: Path, kind: str, topics: int, messages: int, first: int) -> dic
     memory = max(topics * cells * 12_288 >> 20, 1)
     context = longest(kind, 2 * topics, 2 * messages, first)
     node = ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(context), "--draft", "0")
-    limited = (*node, "--kv-memory", str(memory), "--kv-disk", "0")
+    # Snapshots on disk would bring back what either lets go of.
+    limited = (*node, "--kv-memory", str(memory), "--kv-disk", "0", "--disk-budget", "0")
     slots = ("-c", str(context * topics), "-np", str(topics), "-no-kvu")
     with (
         running.node(*limited) as ours,
