@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 ARGS ?=
-BENCHES := kernels candidates stream topics clients draft votes mesh sampling gateway sync failover pool
+BENCHES := kernels candidates stream topics clients draft votes ensemble mesh sampling gateway sync failover pool
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-rpc check proto model bench clean setup setup-dev

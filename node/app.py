@@ -137,6 +137,8 @@ class Node:
         """What the banner says, as of now."""
         info, engine = self._engine.info, self._engine
         peers = tuple(p.info for p in self._mesh.peers())
+        same = sum(p.fingerprint == info.fingerprint for p in peers)
+        guests = len(peers) - same if self._config.ensemble == "auto" else 0
         return Summary(
             node_id=self._identity.node_id,
             name=self._name,
@@ -146,7 +148,7 @@ class Node:
             fingerprint=info.fingerprint,
             sequences=info.sequences,
             ctx=info.context,
-            candidates=self._config.candidates or default_candidates(1 + len(peers)),
+            candidates=self._config.candidates or default_candidates(1 + same, guests),
             memory_mb=psutil.Process().memory_info().rss >> 20,
             decode_tokens_per_s=engine.decode_tokens_per_s,
             prefill_tokens_per_s=1 / engine.speeds.prefill_s if engine.speeds.is_measured else 0.0,

@@ -51,7 +51,7 @@ class Config:
     strategy: str = _option("auto", "how votes are counted", choices=tuple(Strategy))
     ensemble: str = _option(
         "auto",
-        "auto: nodes with other models vote too, weighted by their record; off: only nodes of this model",
+        "auto: on what is asked here, nodes with other models vote too, weighted by their record; off: they do not",
         choices=("auto", "off"),
     )
     early_stop: str = _option(

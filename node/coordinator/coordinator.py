@@ -107,7 +107,7 @@ class Coordinator:
         self._running[request.request_id] = (request, answer)
         result: GenerateResult | None = None
         outcome, error, started = "left", "", time.monotonic()
-        model = self._local.engine.info.name
+        model = request.model or self._local.engine.info.name
         span = traced.started(request, model, self._place.id)
         try:
             turn = Turn(self._place, request, deadline, wishes, span)

@@ -75,7 +75,8 @@ def lineup(place: Place, request: GenerateRequest) -> Lineup:
         speed = {p.id: p.info.decode_tokens_per_s for p in peers}
         home = max(members.values(), key=lambda m: speed[m.id]).fingerprint
     standing = _standings(place, members)
-    count = request.candidates or placement.default_candidates(len(members))
+    own = sum(m.fingerprint == home for m in members.values())
+    count = request.candidates or placement.default_candidates(own, len(members) - own)
     engine = place.local.engine
     speeds = {p.id: (p.info.decode_tokens_per_s, p.info.free_sequences) for p in peers}
     speeds[place.id] = (engine.decode_tokens_per_s, engine.free_sequences)

@@ -33,9 +33,11 @@ class Participant:
     weight: float = 1.0
 
 
-def default_candidates(participants: int) -> int:
-    """Candidates of a request that does not say."""
-    return min(CANDIDATES_A_NODE * max(participants, 1), MOST_BY_DEFAULT)
+def default_candidates(participants: int, guests: int = 0) -> int:
+    """Candidates of a request that does not say: for each node of the model that is asked, and for as many of other
+    models, `guests`, at the most, or the former would have more to compute for having guests."""
+    own = max(participants, 1)
+    return min(CANDIDATES_A_NODE * (own + min(guests, own)), MOST_BY_DEFAULT)
 
 
 def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int]:

@@ -76,13 +76,12 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Answered:
-    """One problem, answered: whether right, tokens of all candidates, candidates of the other model and its weight
-    against the better one's (0: it did not vote)."""
+    """One problem, answered: whether right, candidates of the other model, and what those of the model asked and of the
+    other weighed (0: it did not vote)."""
 
     right: bool
-    tokens: int
     guests: int
-    weights: tuple[float, float]  # of the model asked, of the other
+    weights: tuple[float, float]
 
 
 @contextmanager
@@ -119,7 +118,6 @@ def ask(node: running.Node, row: Row, problem: Problem, seed: int) -> Answered:
     weights = {m.model: m.weight for m in answer.outcome.models}
     return Answered(
         winner.answer == str(problem.answer),
-        answer.usage.candidate_tokens,
         sum(c.model != own for c in answer.candidates),
         (weights.get(own, 1.0), next((w for m, w in weights.items() if m != own), 0.0)),
     )

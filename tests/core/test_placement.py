@@ -118,6 +118,13 @@ def test_nothing_to_share_is_a_defect() -> None:
 def test_default_candidates() -> None:
     assert [default_candidates(n) for n in (0, 1, 2, 3, 40)] == [4, 4, 8, 12, 12]
     assert default_candidates(1) == CANDIDATES_A_NODE
+    assert [default_candidates(n, g) for n, g in ((1, 1), (1, 9), (2, 1), (3, 3))] == [8, 8, 12, 12]
+    assert (
+        share(
+            default_candidates(1, 9), [Participant("me", 1, 16), *(Participant(str(i), 1, 16, True) for i in range(9))]
+        )["me"]
+        == CANDIDATES_A_NODE
+    ), "guests are no burden to who is asked"
     assert default_candidates(1000) == MOST_BY_DEFAULT
 
 
