@@ -9,6 +9,7 @@ import pytest
 from scripted import Script, ScriptedPeer, Swarm, dies, events, hangs, request, says, sends, swarm
 
 from node import wire
+from node.api.http import votes
 from node.coordinator import Planned
 from node.core.record import LEAST, Record
 from node.engine.fake import FakeSpec
@@ -58,6 +59,7 @@ async def test_another_model_votes_too() -> None:
         pb = wire.response_pb(result)
         assert [m.model for m in pb.outcome.models] == ["fake", "other"]
         assert pb.candidates[7].model == "other"
+        assert [m["model"] for m in votes.outcome(result)["models"]] == ["fake", "other"], "over HTTP too"
 
 
 async def test_who_may_be_a_guest() -> None:

@@ -35,6 +35,7 @@ def outcome(result: GenerateResult) -> dict[str, Any]:
         "candidates": [candidate(c, result.answers.get(c.id, "")) for c in result.candidates],
         "lost": [{"node": x.node, "reason": x.reason, "candidates": x.candidates} for x in o.lost],
         "warnings": o.warnings,
+        "models": [{"model": m.model, "weight": m.weight, "candidates": m.candidates} for m in o.models],
         "candidate_tokens": u.candidates,
         "timings": {
             "queue_ms": round(t.queue_ms, 3),
