@@ -56,7 +56,8 @@ def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int
     measured = [min(p.speed, FAST_ENOUGH) for p in participants if p.speed > 0]
     usual = sum(measured) / len(measured) if measured else 1.0
     speed = {p.id: min(p.speed, FAST_ENOUGH) if p.speed > 0 else usual for p in participants}
-    worth = {p.id: speed[p.id] * p.weight for p in participants}
+    # Not 0, which a speed that a peer states and a small weight could make.
+    worth = {p.id: max(speed[p.id] * p.weight, 1e-9) for p in participants}
     guests = {p.id for p in participants if p.is_guest}
     for_guests = candidates // 2
     out = {p.id: 0 for p in participants}

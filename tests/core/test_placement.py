@@ -106,6 +106,7 @@ def test_guests_by_speed_and_weight() -> None:
     assert shared(8, (10, 1 / 16), (10, 1)) == [4, 4], "the poorer model is asked for half all the same"
     assert shared(9, (10, 1), (10, 1), (10, 0.3)) == [5, 3, 1]
     assert shared(1, (1, 1), (400, 1)) == [1, 0]
+    assert sum(shared(8, (5e-324, 0.5), (5e-324, 0.5))) == 8, "a speed that no node has"
 
 
 def test_nothing_to_share_is_a_defect() -> None:
