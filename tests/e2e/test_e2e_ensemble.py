@@ -126,7 +126,7 @@ def test_records_are_kept_through_a_kill_and_a_file_that_is_broken(mesh: Mesh) -
     held = records()
     assert len(held) == len(nodes)
     assert min(held.values()) >= 3
-    file = made.home / "llama" / "models.json"
+    file = made.home / "llama" / "standings.json"
     until(lambda: file.exists() and len(json.loads(file.read_text())["models"]) == len(held), "the record is written")
     until(lambda: sum(m["votes"] for m in json.loads(file.read_text())["models"]) == sum(held.values()), "all of it")
     llama.signal(signal.SIGKILL)
