@@ -134,7 +134,7 @@ async def test_weights_decide_and_a_peer_of_our_model_weighs_what_we_do() -> Non
 
 
 async def test_what_is_learnt_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "models.json"
+    path = tmp_path / "standings.json"
     async with swarm(standings=Standings(path), **ALL) as made:
         guest(made, "a", says("41", "42"))
         guest(made, "b", says("42"), "third")

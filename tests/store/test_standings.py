@@ -12,7 +12,7 @@ from node.store.standings import MOST_MODELS, Standings
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "models.json"
+    path = tmp_path / "standings.json"
     made = Standings(path)
     made.put({"a": Record(3, 2.5, 9, -0.25), "b": Record(7, 1, 4, -1.5)}, {"a": "Ä model", "b": "other"})
     made.save()
@@ -21,7 +21,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert [(k.fingerprint, k.name) for k in again.list()] == [("b", "other"), ("a", "Ä model")]
     assert again.get(["a", "never met"]) == {"a": Record(3, 2.5, 9, -0.25), "never met": Record()}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert os.listdir(tmp_path) == ["models.json"]
+    assert os.listdir(tmp_path) == ["standings.json"]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_not_ours_begins_anew(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "models.json"
+    path = tmp_path / "standings.json"
     path.write_text(text)
     made = Standings(path)
     assert made.list() == []
@@ -59,7 +59,7 @@ def test_a_file_that_is_not_ours_begins_anew(tmp_path: Path, text: str) -> None:
 
 
 def test_a_disk_that_takes_nothing_costs_nothing_but_the_file(tmp_path: Path) -> None:
-    made = Standings(tmp_path / "nowhere" / "models.json")
+    made = Standings(tmp_path / "nowhere" / "standings.json")
     made.put({"a": Record(1, 1)}, {})
     made.save()
     assert made.get(["a"]) == {"a": Record(1, 1)}
