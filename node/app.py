@@ -133,10 +133,15 @@ class Node:
             await rpc.set_serving(self._mesh_health, is_mesh=True, serving=False)
             await self._undo.aclose()
 
+    @property
+    def peers(self) -> tuple[NodeInfo, ...]:
+        """The other nodes of the mesh that are alive, as of now."""
+        return tuple(p.info for p in self._mesh.peers())
+
     def summary(self) -> Summary:
         """What the banner says, as of now."""
         info, engine = self._engine.info, self._engine
-        peers = tuple(p.info for p in self._mesh.peers())
+        peers = self.peers
         same = sum(p.fingerprint == info.fingerprint for p in peers)
         guests = len(peers) - same if self._config.ensemble == "auto" else 0
         return Summary(

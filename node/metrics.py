@@ -57,7 +57,7 @@ FIRST_TOKEN_SECONDS = _histogram(
     "time_to_first_token_seconds", "From a request's arrival to its first text.", _FIRST_TOKEN_S
 )
 INTER_TOKEN_SECONDS = _histogram(
-    "inter_token_latency_seconds", "Between two texts of a request that is being written.", _INTER_TOKEN_S
+    "inter_token_latency_seconds", "Between two texts of a request that is being read as it is written.", _INTER_TOKEN_S
 )
 
 # ---- votes -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from node.mesh.identity import peer_id
 from node.mesh.mesh import Mesh
 from node.replicator import Travels
 from node.store import Standings, Store
-from node.types import Ballot, GenerateRequest
+from node.types import GenerateRequest
 from node.v1 import (
     generate_pb2,
     generate_pb2_grpc,
@@ -113,13 +113,11 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
             )
         ) as events:
             async for event in events:
-                if isinstance(event, Ballot):
-                    yield vote_pb2.PollResponse(ballot=wire.ballot_pb(event))
-                elif isinstance(event, Wrote):
+                if isinstance(event, Wrote):
                     token = generate_pb2.Token(candidate_id=event.candidate, text=event.text)
                     yield vote_pb2.PollResponse(token=token)
                 else:
-                    yield vote_pb2.PollResponse(tally=wire.tally_pb(event))
+                    yield wire.polled_pb(event.ballots, event.tally)
 
     async def Decide(self, request: vote_pb2.DecideRequest, context: _Context) -> vote_pb2.DecideResponse:
         """The outcome of another node's vote."""

@@ -107,7 +107,7 @@ def _name(peer: NodeInfo) -> str:
 async def _follow(node: Node, peers: Peers) -> None:
     while True:
         await asyncio.sleep(EVERY_S)
-        for line in peers.seen(node.summary().peers):
+        for line in peers.seen(node.peers):
             _say(line)
 
 

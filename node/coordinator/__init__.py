@@ -11,7 +11,7 @@ ballot is made here from the candidate's text; what a peer claims of its key, we
 """
 
 from node.coordinator.coordinator import Coordinator
-from node.coordinator.events import NO_WISHES, Counted, Event, Leads, Planned, Progressed, Voted, Wishes, Wrote
+from node.coordinator.events import NO_WISHES, Counted, Event, Leads, Planned, Polled, Progressed, Voted, Wishes, Wrote
 
 __all__ = [
     "NO_WISHES",
@@ -20,6 +20,7 @@ __all__ = [
     "Event",
     "Leads",
     "Planned",
+    "Polled",
     "Progressed",
     "Voted",
     "Wishes",

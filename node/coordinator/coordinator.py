@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from node import metrics, tracing
 from node.coordinator import claims, late, topics, traced
 from node.coordinator.claims import Claim, Claims
-from node.coordinator.events import NO_WISHES, Event, Wishes, Wrote
+from node.coordinator.events import NO_WISHES, Event, Polled, Wishes, Wrote
 from node.coordinator.local import VOTING, LocalPhase, ballot, written
 from node.coordinator.place import Peers, Place
 from node.coordinator.turn import Turn
@@ -25,7 +25,7 @@ from node.engine.face import EngineFace
 from node.errors import ConclaveError, InvalidRequest, NotFound, Overloaded
 from node.replicator import Replicator
 from node.store import Standings, Store
-from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Tally, Version
+from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Version
 
 log = logging.getLogger(__name__)
 
@@ -197,8 +197,8 @@ class Coordinator:
         fingerprint: str = "",
         *,
         texts: bool = False,
-    ) -> AsyncGenerator[Wrote | Ballot | Tally, None]:
-        """The local phase for another node's vote: a ballot as each candidate finishes, then the tally.
+    ) -> AsyncGenerator[Wrote | Polled, None]:
+        """The local phase for another node's vote: ballots as candidates finish, with the last of them the tally.
 
         With `texts` also what candidates write. Raises NotFound if it wants candidates of a model, by its fingerprint,
         that is not the one of this node.
@@ -207,16 +207,22 @@ class Coordinator:
         if fingerprint not in ("", info.fingerprint):
             raise NotFound(f"this node has another model by now, {info.name!r}")
         ballots: list[Ballot] = []
+        sent, open_ = 0, len(candidates)
         job_id = f"{coordinator}/{request.request_id}/{secrets.token_hex(4)}"
         values = {"conclave.request_id": request.request_id, "conclave.node": self._place.id}
         span = tracing.start("poll", values, tracing.SERVER)
         try:
-            running = self._local.run(job_id, request, candidates, deadline, wave, span)
+            running = self._local.run(job_id, request, candidates, deadline, wave, span, is_polled=not texts)
             async with contextlib.aclosing(running) as events:
                 async for event in events:
-                    if isinstance(event, scheduler.Done) and event.candidate.finish_reason in VOTING:
-                        ballots.append(ballot(event.candidate, request))
-                        yield ballots[-1]
+                    if isinstance(event, scheduler.Done):
+                        open_ -= 1
+                        if event.candidate.finish_reason in VOTING:
+                            ballots.append(ballot(event.candidate, request))
+                        # A message costs both ends more than a ballot: those that are there together go together.
+                        if open_ and not event.more and ballots[sent:]:
+                            yield Polled(tuple(ballots[sent:]))
+                            sent = len(ballots)
                     elif texts and isinstance(event, scheduler.Text):
                         for wrote in written(event):
                             yield wrote
@@ -225,9 +231,9 @@ class Coordinator:
             raise
         finally:
             span.end()
-            self._ended(request, job_id)
+            self._ended(request, job_id, texts=texts)
             _tell("poll", request, coordinator=coordinator, candidates=len(candidates), finished=len(ballots))
-        yield consensus.tally(ballots, request.strategy, len(candidates))
+        yield Polled(tuple(ballots[sent:]), consensus.tally(ballots, request.strategy, len(candidates)))
 
     def decide(self, topic: str, version: Version, request_id: str = "", winner: int = 0) -> tuple[bool, Version]:
         """The outcome of another node's vote: if the winner was ours, its KV is kept. `winner` is its id.
@@ -249,10 +255,12 @@ class Coordinator:
         if model not in ("", name):
             raise NotFound(f"model {model!r} is not loaded here; this node has {name!r}")
 
-    def _ended(self, request: GenerateRequest, job_id: str) -> None:
-        """A poll is over. For a topic, `decide` says who won; otherwise the prompt is what may be of use again."""
+    def _ended(self, request: GenerateRequest, job_id: str, *, texts: bool) -> None:
+        """A poll is over. For a topic, `decide` says who won; otherwise the prompt is what may be of use again, and where
+        nobody reads along the engine keeps it by itself."""
         if not request.topic:
-            self._local.engine.commit(job_id)
+            if texts:
+                self._local.engine.commit(job_id)
             return
         self._polled[request.request_id] = job_id
         while len(self._polled) > REMEMBERED_POLLS:

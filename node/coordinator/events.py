@@ -41,6 +41,14 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
+class Polled:
+    """Candidates for another node's vote that finished together; `tally`, with the last of them: the local phase."""
+
+    ballots: tuple[Ballot, ...]
+    tally: Tally | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Progressed:
     """A part of the prompt is computed on this node: so many of its tokens, of which `cached` were held."""
 

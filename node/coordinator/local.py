@@ -38,20 +38,23 @@ class LocalPhase:
         deadline: float | None,
         wave: int = 0,
         span: tracing.Span = tracing.OFF,
+        *,
+        is_polled: bool = False,
     ) -> AsyncGenerator[scheduler.Event, None]:
         """The engine's events for candidates of a request, with tool calls read; `span` is what it is part of. Raises
         ConclaveError.
 
-        Whoever runs a job says in the end who won it (`Engine.commit`).
+        With `is_polled` they are for another node's vote: text comes only with the candidates that ended. Whoever runs
+        a job says in the end who won it (`Engine.commit`), but one that is polled without a topic.
         """
-        counted, phases = _Counted(), Phases(span)
+        counted, phases = _Counted(is_polled=is_polled), Phases(span)
         prompt = await self._prompt(request)
         if request.topic and self._warm is not None:
             await self._warm(request.topic, prompt)
         seed = request.params.seed
         seed = secrets.randbits(63) if seed is None else seed
         job = scheduler.job(job_id, prompt, candidates, request.params, seed, deadline, request.topic, wave)
-        job = replace(job, messages=request.messages, tools=request.tools, is_raw=request.is_raw)
+        job = replace(job, messages=request.messages, tools=request.tools, is_raw=request.is_raw, is_polled=is_polled)
         try:
             async with contextlib.aclosing(self.engine.run(job)) as events:
                 async for event in events:
@@ -76,13 +79,14 @@ class LocalPhase:
 class _Counted:
     """What the metrics learn from one job of this node's engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_polled: bool) -> None:
+        self._is_polled = is_polled
         self._started = time.monotonic()
         self._last_text: float | None = None
 
     def see(self, event: scheduler.Event) -> None:
         """Count an event."""
-        if isinstance(event, scheduler.Text):
+        if isinstance(event, scheduler.Text) and not self._is_polled:
             now = time.monotonic()
             if self._last_text is None:
                 metrics.FIRST_TOKEN_SECONDS.observe(now - self._started)
@@ -96,6 +100,8 @@ class _Counted:
             metrics.PROMPT_TOKENS.inc(event.prompt)
             metrics.CACHED_TOKENS.inc(event.cached)
             metrics.QUEUE_SECONDS.observe(event.queue_ms / 1e3)
+            if self._is_polled:  # the first token is drawn with it
+                metrics.FIRST_TOKEN_SECONDS.observe(time.monotonic() - self._started)
 
 
 def written(text: scheduler.Text) -> list[Wrote]:

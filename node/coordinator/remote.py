@@ -8,7 +8,7 @@ part, so that it costs the rest of its ballots and nothing else.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from node import wire
@@ -26,56 +26,65 @@ MAX_TOKEN_BYTES = 256
 MAX_TEXT_BYTES = 1 << 20
 
 
-async def run(
-    peer: Peer,
-    member: Member,
-    request: GenerateRequest,
-    coordinator: str,
-    timeout_s: float | None,
-    wave: int = 0,
-    *,
-    texts: bool = False,
-) -> AsyncGenerator[Ballot | Wrote | str, None]:
-    """The ballots of a member, our peer, as they come; last, a warning if its tally does not add up with them. Raises
-    ConclaveError.
-
-    With `texts` also what its candidates write, for people to watch: what counts is the ballot.
-    """
-    ids = member.candidates
-    wish = vote_pb2.PollRequest(
+def wish(request: GenerateRequest, coordinator: str, *, texts: bool) -> vote_pb2.PollRequest:
+    """What is asked of every peer; candidates, wave and fingerprint are each one's own."""
+    return vote_pb2.PollRequest(
         request_id=request.request_id,
         topic=request.topic,
         messages=[wire.message_pb(m) for m in request.messages],
         tools=[wire.tool_pb(t) for t in request.tools],
         params=wire.params_pb(request.params),
-        candidates=ids,
         strategy=request.strategy.value,
         coordinator=coordinator,
-        wave=wave,
         texts=texts,
-        fingerprint=member.fingerprint,
     )
-    room = dict.fromkeys(ids, most_bytes(request)) if texts else {}
+
+
+async def run(
+    peer: Peer,
+    member: Member,
+    request: GenerateRequest,
+    of_all: vote_pb2.PollRequest,
+    timeout_s: float | None,
+    wave: int = 0,
+) -> AsyncGenerator[Ballot | Wrote | str, None]:
+    """The ballots of a member, our peer, as they come; last, a warning if its tally does not add up with them. Raises
+    ConclaveError.
+
+    `of_all` is its `wish`. With texts also what its candidates write, for people to watch: what counts is the ballot.
+    """
+    ids = member.candidates
+    asked = vote_pb2.PollRequest(candidates=ids, wave=wave, fingerprint=member.fingerprint)
+    asked.MergeFrom(of_all)
+    room = dict.fromkeys(ids, most_bytes(request)) if asked.texts else {}
     ballots: dict[int, Ballot] = {}
-    async with contextlib.aclosing(peer.poll(wish, timeout_s)) as events:
+    async with contextlib.aclosing(peer.poll(asked, timeout_s)) as events:
         async for event in events:
-            if event.HasField("ballot"):
-                candidate = replace(wire.candidate(event.ballot.candidate), node=peer.id, model=member.model)
+            sent, tally = _told(event)
+            for each in sent:
+                candidate = replace(wire.candidate(each.candidate), node=peer.id, model=member.model)
                 if candidate.id not in ids or candidate.id in ballots:
                     raise InvalidRequest(f"it sent candidate {candidate.id}, which it was not asked for or had sent")
                 ballots[candidate.id] = ballot(checked(candidate, request), request)
                 yield ballots[candidate.id]
-            elif event.HasField("token"):
+            if event.HasField("token"):
                 said = event.token
                 left = room.get(said.candidate_id, 0) - len(said.text.encode())
                 # What nobody asked for, what comes after its ballot and what is too long is not shown.
                 if said.candidate_id not in ballots and left >= 0 and said.text:
                     room[said.candidate_id] = left
                     yield Wrote(said.candidate_id, said.text)
-            elif event.HasField("tally"):  # the last event, by contract
-                if problem := _problem(event.tally, request, ballots):
+            if tally is not None:  # with the last event, by contract
+                if problem := _problem(tally, request, ballots):
                     yield f"the tally of node {peer.id} was not used: {problem}"
                 return
+
+
+def _told(event: vote_pb2.PollResponse) -> tuple[Sequence[types_pb2.Ballot], types_pb2.Tally | None]:
+    """The ballots of an event, and the tally if it has it."""
+    if event.HasField("ballots"):
+        return event.ballots.ballots, event.ballots.tally if event.ballots.HasField("tally") else None
+    return [event.ballot] if event.HasField("ballot") else [], event.tally if event.HasField("tally") else None
 
 
 def checked(candidate: Candidate, request: GenerateRequest) -> Candidate:

@@ -100,6 +100,7 @@ class Turn:
         self._shares: dict[str, tuple[int, ...]] = {}
         # An id of this attempt alone: an earlier one of the same request may still be ending in the engine.
         self._job = f"{place.id}/{request.request_id}/{secrets.token_hex(4)}"
+        self._wish = vote_pb2.PollRequest()
         self._patience: float | None = None
         self._overloaded = False
         self._partial: list[Candidate] = []
@@ -169,6 +170,7 @@ class Turn:
         return self._request
 
     def _start(self) -> None:
+        self._wish = remote.wish(self._request, self._p.id, texts=self._wishes.peers)
         parts: dict[str, _Work] = {
             member.id: self._run_local if member.peer is None else partial(self._run_peer, member.peer, member)
             for member in self._lineup.members.values()
@@ -216,7 +218,7 @@ class Turn:
     async def _run_peer(self, peer: Peer, member: Member) -> None:
         left = None if self._deadline is None else max(self._deadline - self._p.clock(), 0.001)
         wave = self._wave(peer.id)
-        events = remote.run(peer, member, self._request, self._p.id, left, wave, texts=self._wishes.peers)
+        events = remote.run(peer, member, self._request, self._wish, left, wave)
         values = {"conclave.node": peer.id, "conclave.candidates.planned": len(member.candidates)}
         with self._span.block("poll", values, tracing.CLIENT):
             await self._take_in(events)

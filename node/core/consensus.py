@@ -254,7 +254,8 @@ class Vote:
         if reachable == 0 or (self._strict and reachable < self._needed):
             self._state = VoteState.LOST
             return
-        if outstanding and not self._early:
+        # Counting has a cost for each ballot of each vote; by quality nothing is settled before the end.
+        if outstanding and (not self._early or self.strategy is Strategy.QUALITY):
             return
         clusters = self.tally().clusters
         weights = {each: self._standings[each].weight for each in self._planned}

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from node.core import numbers
 
@@ -124,6 +125,11 @@ def asked(question: str) -> Asked:
     """Read from a question whether it offers lettered options, asks for a number, or demands an `answer:` line."""
     if len(question) > _QUESTION_HEAD + _QUESTION_TAIL:
         question = f"{question[:_QUESTION_HEAD]}\n{question[-_QUESTION_TAIL:]}"
+    return _asked(question)
+
+
+@lru_cache(maxsize=64)  # every candidate of a vote asks it again
+def _asked(question: str) -> Asked:
     question = numbers.plain_digits(question)
     line = _ASKS_FOR_LINE.search(question) is not None
     offered = _options(question)

@@ -219,8 +219,13 @@ class Members:
 
     # ---- what to do ----
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody is in doubt and there is nothing to tell: then `due` has only the regular beats to say."""
+        return not (self._checks or self._suspects or self._rumours)
+
     def due(self, now: float) -> Due:
-        """What to do now; call it every 100 ms or so."""
+        """What to do now; call it every 100 ms or so, and half as often while it `is_quiet`."""
         probe = tuple(sorted(self._checks))
         self._checks.clear()
         if now >= self._next_probe:

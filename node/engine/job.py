@@ -15,7 +15,9 @@ class Job:
 
     `topic` names the conversation whose KV it goes on from and which its KV is kept for; empty: none is named, and the
     longest equal prefix of any is used. With `wave`, so many candidates begin at first, the rest when these have all
-    but ended, unless they are cancelled before: a vote that is decided by then has spent nothing on them.
+    but ended, unless they are cancelled before: a vote that is decided by then has spent nothing on them. With
+    `is_polled` the candidates are for another node's vote, and nobody reads them as they are written: there are no
+    `Text` events, each of which would wake the event loop, and without a topic no `commit` is waited for.
     """
 
     id: str
@@ -25,6 +27,7 @@ class Job:
     deadline: float | None = None
     topic: str = ""
     wave: int = 0
+    is_polled: bool = False
     # What the prompt was made from, for an engine elsewhere, which makes its own tokens of it.
     messages: tuple[Message, ...] = ()
     tools: tuple[Tool, ...] = ()
@@ -70,6 +73,7 @@ class Done:
 
     job: str
     candidate: Candidate
+    more: int = 0  # of the same job that ended in the same step and follow at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,9 @@ def job(
     deadline: float | None = None,
     topic: str = "",
     wave: int = 0,
+    *,
+    is_polled: bool = False,
 ) -> Job:
     """A job whose candidates have seeds derived from one."""
-    return Job(id, tuple(prompt), tuple((c, derive_seed(seed, c)) for c in candidates), params, deadline, topic, wave)
+    seeds = tuple((c, derive_seed(seed, c)) for c in candidates)
+    return Job(id, tuple(prompt), seeds, params, deadline, topic, wave, is_polled)

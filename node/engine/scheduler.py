@@ -309,15 +309,17 @@ class Scheduler:
             events.append(Prefilling(job.id, request.computed, request.cached, len(job.prompt)))
         pieces: list[tuple[int, str]] = []
         logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = []
-        done: list[Event] = []
+        done: list[Done] = []
         for branch in list(request.branches):
             if branch.row >= 0:
                 done += self._advance(request, branch, pieces)
                 branch.row = -1
                 if branch.logprobs is not None and (news := branch.logprobs.news()):
                     logprobs.append((branch.id, news))
-        if pieces or logprobs:
+        if (pieces or logprobs) and not request.job.is_polled:
             events.append(Text(request.job.id, tuple(pieces), tuple(logprobs)))
+        if len(done) > 1:
+            done = [replace(each, more=len(done) - 1 - i) for i, each in enumerate(done)]
         return events + done + (self._settle(request) if done else [])
 
     def _prefilled(self, request: Request) -> Event:
@@ -327,7 +329,7 @@ class Scheduler:
         queued, computed = request.admitted - request.submitted, self._clock() - request.admitted
         return Prefilled(request.job.id, tokens, request.cached, queued * 1e3, computed * 1e3)
 
-    def _advance(self, request: Request, branch: Branch, pieces: list[tuple[int, str]]) -> list[Event]:
+    def _advance(self, request: Request, branch: Branch, pieces: list[tuple[int, str]]) -> list[Done]:
         """Draw a candidate's next token, and one more after each that was guessed right."""
         computed = branch.position + 1 + len(branch.guessed)
         reason = self._draw(request, branch, pieces)
@@ -352,7 +354,7 @@ class Scheduler:
 
     # ---- ends -------------------------------------------------------------------------------------------------------
 
-    def _finish(self, request: Request, branch: Branch, reason: FinishReason) -> Event:
+    def _finish(self, request: Request, branch: Branch, reason: FinishReason) -> Done:
         request.branches.remove(branch)
         branch.sampler.close()
         self._keep_kv(request, branch, reason)
@@ -428,6 +430,8 @@ class Scheduler:
             self._queue.remove(request)
             return
         self._ended.add(request, self._clock())
+        if request.job.is_polled and not request.job.topic:
+            self.commit(request.job.id)  # only for a topic somebody says who won
 
     def _fail(self, request: Request, error: ConclaveError) -> list[Event]:
         """A job is over and its KV is not to be trusted."""

@@ -77,6 +77,7 @@ class Slots:
         self._memory = memory
         self._shelf = shelf
         self._slots: dict[str, _Slot] = {}
+        self._resident: set[str] = set()  # those in the context: few, where there may be thousands in memory
         self._uses: dict[str, tuple[float, int]] = {}
         self._turn = 0
         self.speeds = speeds or Speeds()
@@ -92,7 +93,7 @@ class Slots:
     @property
     def resident(self) -> int:
         """Topics in the context."""
-        return sum(held.is_resident for held in self._held())
+        return len(self._resident)
 
     @property
     def parked(self) -> int:
@@ -102,7 +103,7 @@ class Slots:
     @property
     def idle_cells(self) -> int:
         """KV cells of topics in the context."""
-        return sum(len(held.tokens) for held in self._held() if held.is_resident)
+        return sum(len(self._slots[topic].held.tokens) for topic in self._resident)
 
     def match(self, topic: str, prompt: Sequence[int]) -> Match | None:
         """Where a prompt should begin."""
@@ -143,6 +144,7 @@ class Slots:
         interval = slots.interval_after(interval, last, self._turn)
         self._pool.cells -= len(tokens)
         self._slots[topic] = _Slot(Held(topic, tokens, True, interval=interval, used=self._turn), sequence)
+        self._resident.add(topic)
 
     def forget(self, topic: str) -> None:
         """Let go of all that is held for a topic."""
@@ -191,7 +193,7 @@ class Slots:
             return len(self._pool.free) >= sequences and self._pool.cells >= cells
 
         if not enough():
-            for held in slots.leave_context(self._held(), self._turn, self.speeds):
+            for held in self._leaving():
                 if held.topic != spare:
                     self._park(held.topic)
                 if enough():
@@ -202,7 +204,7 @@ class Slots:
         """Put one topic out of the context if idle ones take too many cells. Says whether it did."""
         if self.idle_cells <= IDLE_CELLS:
             return False
-        order = slots.leave_context(self._held(), self._turn, self.speeds)
+        order = self._leaving()
         # A single topic longer than the limit stays: it is most likely the one that goes on.
         if len(order) < 2:
             return False
@@ -218,6 +220,7 @@ class Slots:
             return target, match.length if self._backend.fork(slot.sequence, target, match.length) else 0
         sequence = slot.sequence
         self._remember(self._slots.pop(slot.held.topic))
+        self._resident.discard(slot.held.topic)
         self._pool.cells += len(slot.held.tokens)
         if not self._backend.truncate(sequence, match.length):
             self._backend.drop(sequence)
@@ -262,6 +265,9 @@ class Slots:
 
     def _held(self) -> Iterator[Held]:
         return (slot.held for slot in self._slots.values())
+
+    def _leaving(self) -> list[Held]:
+        return slots.leave_context((self._slots[topic].held for topic in self._resident), self._turn, self.speeds)
 
     def _touch(self, slot: _Slot) -> None:
         interval = slots.interval_after(slot.held.interval, slot.held.used, self._turn)
@@ -311,6 +317,7 @@ class Slots:
             del self._uses[next(iter(self._uses))]
 
     def _leave_context(self, slot: _Slot) -> None:
+        self._resident.discard(slot.held.topic)
         self._backend.drop(slot.sequence)
         self._pool.free.append(slot.sequence)
         self._pool.cells += len(slot.held.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from node.core.slots import MIN_SHARED
 from node.engine.backend import Backend
 from node.engine.request import PROMPT_ONLY, Request
 from node.engine.slots import UNNAMED, Pool, Slots
@@ -44,12 +45,14 @@ class Undecided:
         if request is None:
             return
         self._pool.cells += request.cells
+        name = request.job.topic or topic
         chosen = winner if winner in request.kept else next(iter(request.kept), None)
         for candidate, (sequence, tokens) in request.kept.items():
             if candidate == chosen != winner:
                 tokens = tokens[: len(request.job.prompt)]
-            if candidate == chosen and self._backend.truncate(sequence, len(tokens)):
-                self._slots.keep(request.job.topic or topic or f"{UNNAMED}{request.job.id}", sequence, tokens)
+            is_of_use = bool(name) or len(tokens) >= MIN_SHARED  # others could not begin from it
+            if candidate == chosen and is_of_use and self._backend.truncate(sequence, len(tokens)):
+                self._slots.keep(name or f"{UNNAMED}{request.job.id}", sequence, tokens)
             else:
                 self._backend.drop(sequence)
                 self._pool.free.append(sequence)

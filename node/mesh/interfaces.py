@@ -55,6 +55,17 @@ def announced(interfaces: Sequence[str] = ()) -> list[str]:
     return [str(ip) for ip in [ip for ip in ips if not ip.is_loopback] or loopback[:1]][:MAX_ADDRESSES] or ["127.0.0.1"]
 
 
+def is_ours(address: str) -> bool:
+    """Whether this machine has the IP address of HOST:PORT: only that can be bound. 20 µs, where `still` takes 500."""
+    try:
+        ip = ipaddress.ip_address((split_address(address) or ("", 0))[0])
+        with socket.socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as s:
+            s.bind((str(ip), 0))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def still(address: str, interfaces: Sequence[str] = ()) -> str:
     """The HOST:PORT that others should dial from now on, where it was `address` until now.
 

@@ -20,7 +20,7 @@ from node.mesh import local
 from node.mesh.caller import Caller
 from node.mesh.discovery import Discovery, Found
 from node.mesh.identity import Identity
-from node.mesh.interfaces import still
+from node.mesh.interfaces import is_ours, still
 from node.mesh.peer import Peer
 from node.mesh.prober import Prober
 from node.mesh.roster import MAX_NEWS, PROTOCOL, Roster, caller
@@ -28,7 +28,7 @@ from node.types import NodeInfo
 from node.v1 import mesh_pb2
 
 GOODBYE_S = 0.5
-ADDRESS_S = 1.0  # A look costs half a millisecond; a new lease must show before the node is held for dead.
+ADDRESS_S = 1.0  # A new lease must show before the node is held for dead.
 
 
 class Mesh:
@@ -162,6 +162,8 @@ class Mesh:
         while True:
             await asyncio.sleep(ADDRESS_S)
             old = self._roster.info().address
+            if is_ours(old):
+                continue
             new = await asyncio.to_thread(still, old, self._interfaces)
             if new == old:
                 continue

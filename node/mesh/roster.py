@@ -139,9 +139,8 @@ class Roster:
             self.strangers(change.info)  # It is back, others say: only who is called can be probed.
         if change.kind is Kind.UPDATED and id in self.peers and self.peers[id].address != change.info.address:
             self.strangers(change.info)  # It moved.
-        if change.kind in (Kind.SUSPECTED, Kind.REFUTED):
-            self.wake.set()
         if change.kind is not Kind.UPDATED:
+            self.wake.set()  # It is told at once.
             _log.info("node %s: %s", id, change.kind)
         for callback in self.callbacks:
             try:
@@ -191,20 +190,6 @@ def caller(pb: types_pb2.NodeInfo, peer_identity: str) -> NodeInfo:
 
 
 def checked(pb: types_pb2.NodeInfo) -> NodeInfo | None:
-    """What a peer says of a node, bounded; None if it cannot be of one. Control characters would reach a terminal."""
+    """What a peer says of a node, bounded and safe to show; None if it cannot be of one."""
     info = wire.node_info(pb)
-    if not NODE_ID.fullmatch(info.id) or not is_address(info.address):
-        return None
-
-    def clean(text: str) -> str:
-        return "".join(c for c in text if c.isprintable())
-
-    return replace(
-        info,
-        name=clean(info.name),
-        model=clean(info.model),
-        fingerprint=clean(info.fingerprint),
-        backend=clean(info.backend),
-        version=clean(info.version),
-        local_address=clean(info.local_address),
-    )
+    return info if NODE_ID.fullmatch(info.id) and is_address(info.address) else None

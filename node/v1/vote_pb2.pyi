@@ -102,6 +102,7 @@ class PollResponse(_message.Message):
     BALLOT_FIELD_NUMBER: _builtins.int
     TALLY_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    BALLOTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ballot(self) -> _types_pb2.Ballot:
         """A candidate finished."""
@@ -114,22 +115,57 @@ class PollResponse(_message.Message):
     def token(self) -> _generate_pb2.Token:
         """A candidate wrote; only if asked for, and of no weight: what counts is the ballot."""
 
+    @_builtins.property
+    def ballots(self) -> Global___Ballots:
+        """Candidates that finished together, in the place of a message each; with the last of them, the tally."""
+
     def __init__(
         self,
         *,
         ballot: _types_pb2.Ballot | None = ...,
         tally: _types_pb2.Tally | None = ...,
         token: _generate_pb2.Token | None = ...,
+        ballots: Global___Ballots | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot", "event", b"event", "tally", b"tally", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot", "ballots", b"ballots", "event", b"event", "tally", b"tally", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot", "event", b"event", "tally", b"tally", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballot", b"ballot", "ballots", b"ballots", "event", b"event", "tally", b"tally", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["ballot", "tally", "token"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["ballot", "tally", "token", "ballots"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___PollResponse: _TypeAlias = PollResponse  # noqa: Y015
+
+@_typing.final
+class Ballots(_message.Message):
+    """Candidates that finished in one decode step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALLOTS_FIELD_NUMBER: _builtins.int
+    TALLY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ballots(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Ballot]:
+        """A ballot each."""
+
+    @_builtins.property
+    def tally(self) -> _types_pb2.Tally:
+        """The whole local phase, if it is over. Default: it is not."""
+
+    def __init__(
+        self,
+        *,
+        ballots: _abc.Iterable[_types_pb2.Ballot] | None = ...,
+        tally: _types_pb2.Tally | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tally", b"tally"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots", "tally", b"tally"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ballots: _TypeAlias = Ballots  # noqa: Y015
 
 @_typing.final
 class DecideRequest(_message.Message):

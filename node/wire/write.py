@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from node.types import (
     Ballot,
     Candidate,
@@ -22,7 +24,7 @@ from node.types import (
     TopicInfo,
     Version,
 )
-from node.v1 import generate_pb2, types_pb2
+from node.v1 import generate_pb2, types_pb2, vote_pb2
 
 
 def message_pb(m: Message) -> types_pb2.Message:
@@ -130,6 +132,12 @@ def cluster_pb(c: Cluster) -> types_pb2.Cluster:
         quality=c.medoid.quality,
         mean_logprob=c.medoid.candidate.mean_logprob,
     )
+
+
+def polled_pb(ballots: Sequence[Ballot], tally: Tally | None) -> vote_pb2.PollResponse:
+    """Ballots that came together, and the tally with the last of them, for the wire."""
+    told = vote_pb2.Ballots(ballots=map(ballot_pb, ballots), tally=None if tally is None else tally_pb(tally))
+    return vote_pb2.PollResponse(ballots=told)
 
 
 def tally_pb(t: Tally) -> types_pb2.Tally:

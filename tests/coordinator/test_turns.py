@@ -16,7 +16,7 @@ from node.core.log import Entry, Reply
 from node.engine import scheduler
 from node.engine.fake import FakeSpec
 from node.errors import BackendError, InvalidRequest, Overloaded
-from node.types import EarlyStop, GenerateRequest, GenerateResult, Message, Strategy, Tally, Version
+from node.types import EarlyStop, GenerateRequest, GenerateResult, Message, Strategy, Version
 
 SLOW = FakeSpec(answers=("one two three four",), tokens_per_s=100)
 
@@ -293,13 +293,24 @@ async def test_leaving_a_stream_after_any_event_leaks_nothing(after: int) -> Non
 async def test_the_local_phase_for_another_node() -> None:
     async with swarm(FakeSpec(answers=("42",))) as made:
         asked = request()
-        got = [e async for e in made.coordinator.poll(asked, [7, 3], "b")]
-        assert sorted(e.candidate.id for e in got[:-1]) == [3, 7]  # type: ignore[union-attr]
-        assert isinstance(got[-1], Tally)
-        assert (got[-1].planned, got[-1].finished, got[-1].clusters[0].members) == (2, 2, (3, 7))
-        wire.tally_pb(got[-1])
-        again = [e async for e in made.coordinator.poll(asked, [7, 3], "b")]
-        assert len(again) == 3, "the same wish again is a new one"
+        [got] = [e async for e in made.coordinator.poll(asked, [7, 3], "b")]
+        assert sorted(b.candidate.id for b in got.ballots) == [3, 7]
+        assert got.tally is not None
+        assert (got.tally.planned, got.tally.finished, got.tally.clusters[0].members) == (2, 2, (3, 7))
+        assert len(wire.polled_pb(got.ballots, got.tally).ballots.ballots) == 2
+        [again] = [e async for e in made.coordinator.poll(asked, [7, 3], "b")]
+        assert len(again.ballots) == 2, "the same wish again is a new one"
+
+
+async def test_ballots_go_when_their_candidates_end_and_together_if_they_end_together() -> None:
+    async with swarm(FakeSpec(answers=("42", "42 42 42 42"))) as made:
+        asked = request(params={"seed": 1})
+        got = [e async for e in made.coordinator.poll(asked, range(1, 9), "b")]
+        assert len(got) == 2, "the short ones together, then the long ones with the tally"
+        short, long = ({b.candidate.text for b in e.ballots} for e in got)
+        assert (short, long) == ({"42"}, {"42 42 42 42"})
+        assert [e.tally is None for e in got] == [True, False]
+        assert sorted(b.candidate.id for e in got for b in e.ballots) == list(range(1, 9))
 
 
 async def test_a_poll_that_is_left_frees_its_sequences() -> None:

@@ -16,7 +16,7 @@ from node.core import consensus
 from node.core.consensus import Vote
 from node.engine.fake import FakeSpec
 from node.errors import BackendError, DeadlineExceeded, InvalidRequest, NoQuorum, NotFound, Overloaded
-from node.types import Ballot, EarlyStop, FinishReason, GenerateResult, Scope, Strategy, Tool
+from node.types import EarlyStop, FinishReason, GenerateResult, Scope, Strategy, Tool
 from node.v1 import types_pb2, vote_pb2
 
 ALL = {"early_stop": EarlyStop.OFF}  # every candidate votes
@@ -298,10 +298,7 @@ async def test_a_decision_stops_every_node_within_a_step() -> None:
             poll = other.coordinator.poll(wire.poll_request(wish), list(wish.candidates), "me", None, wish.wave)
             async with contextlib.aclosing(poll) as events:
                 async for event in events:
-                    if isinstance(event, Ballot):
-                        yield vote_pb2.PollResponse(ballot=wire.ballot_pb(event))
-                    else:
-                        yield vote_pb2.PollResponse(tally=wire.tally_pb(event))
+                    yield wire.polled_pb(event.ballots, event.tally)
 
         made.join("a", script)
         at_decision: list[int] = []

@@ -99,8 +99,18 @@ class TestPresence:
         started = time.monotonic()
         await until(lambda: seen == [node()], 2)
         assert time.monotonic() - started < 1
+        other = Presence(tmp_path)
+        other.publish(node("b" * 10))
+        await until(lambda: len(seen) == 2, 2)
+        os.utime(tmp_path / "nodes", (time.time() - 60, time.time() - 60))
+        await asyncio.sleep(1.2)  # it has looked at that
+        started = time.monotonic()
+        other.publish(replace(node("b" * 10), http_address="127.0.0.1:1"))
+        await until(lambda: len(seen) == 3, 2)
+        assert time.monotonic() - started < 1
         task.cancel()
         presence.withdraw()
+        other.withdraw()
 
 
 class TestHome:
