@@ -256,8 +256,8 @@ class Coordinator:
             raise NotFound(f"model {model!r} is not loaded here; this node has {name!r}")
 
     def _ended(self, request: GenerateRequest, job_id: str, *, texts: bool) -> None:
-        """A poll is over. For a topic, `decide` says who won; otherwise the prompt is what may be of use again, and where
-        nobody reads along the engine keeps it by itself."""
+        """A poll is over. For a topic, `decide` says who won; otherwise the prompt is what may be of use again, and
+        where nobody reads along the engine keeps it by itself."""
         if not request.topic:
             if texts:
                 self._local.engine.commit(job_id)
