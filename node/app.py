@@ -423,7 +423,8 @@ class Node:
                 links=self._replicator.links,
             )
             mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
-            kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(self._replicator, is_mesh=is_mesh), server)
+            sync = KVSyncServicer(self._replicator, is_mesh=is_mesh, won=self._coordinator.won)
+            kvsync_pb2_grpc.add_KVSyncServicer_to_server(sync, server)
         vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(self._coordinator), self._mesh_server)
         shared = Shared(os.environ, home().data)
         self._undo.callback(shared.close)

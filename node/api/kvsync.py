@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,15 +19,23 @@ if TYPE_CHECKING:  # generic in the stubs only
 
 
 class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
-    """All of it for peers (`is_mesh`); List, Show and Forget for clients."""
+    """All of it for peers (`is_mesh`); List, Show and Forget for clients.
 
-    def __init__(self, replicator: Replicator, *, is_mesh: bool) -> None:
+    `won` is told the ids of the request and the winner when another node's turn comes, which is its vote's outcome.
+    """
+
+    def __init__(
+        self, replicator: Replicator, *, is_mesh: bool, won: Callable[[str, int], None] = lambda *_: None
+    ) -> None:
         self._replicator = replicator
         self._is_mesh = is_mesh
+        self._won = won
 
     async def Append(self, request: kvsync_pb2.AppendRequest, context: _Context) -> kvsync_pb2.AppendResponse:
         """A turn."""
         self._for_peers()
+        if request.version.node_id == peer_id(context.auth_context()):
+            self._won(request.request_id, request.reply.winner)
         with tracing.span("append", kind=tracing.SERVER):
             return await self._replicator.append(request)
 

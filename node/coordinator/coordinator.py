@@ -240,10 +240,14 @@ class Coordinator:
 
         Says whether the topic is held at this version (its log comes by KVSync.Append), and the version held.
         """
-        if (job_id := self._polled.pop(request_id, None)) is not None:
-            self._local.engine.commit(job_id, winner)
+        self.won(request_id, winner)
         held = self._place.store.version(topic)
         return held >= version, held
+
+    def won(self, request_id: str, winner: int) -> None:
+        """Another node's vote is over: KV of the candidate that won is kept, if it was written here."""
+        if (job_id := self._polled.pop(request_id, None)) is not None:
+            self._local.engine.commit(job_id, winner)
 
     def is_busy(self, topic: str) -> bool:
         """Whether a turn of this topic runs or waits here."""

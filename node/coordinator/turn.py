@@ -106,6 +106,7 @@ class Turn:
         self._partial: list[Candidate] = []
         self._warnings: list[str] = []
         self._tokens = 0
+        self._kept_by: set[str] = set()
         self._prefilled: scheduler.Prefilled | None = None
         self._first_token: float | None = None
 
@@ -411,13 +412,15 @@ class Turn:
             p.store.add_replica(topic, version, p.id)
             return replace(result, version=version)
         version = p.replicator.next_version(topic)
+        self._kept_by = p.replicator.holders(topic)
         with self._span.block("append"):
             warnings = await p.replicator.keep(topic, topics.entry(p.store, self._request, result, version))
         outcome = replace(result.outcome, warnings=(*result.outcome.warnings, *warnings))
         return replace(result, version=version, outcome=outcome)
 
     def _tell(self, result: GenerateResult) -> None:
-        """Tell who took part the outcome, in the background: the client does not wait for them."""
+        """Tell who took part the outcome, in the background: the client does not wait for them. Who keeps the topic has
+        it with the turn."""
         if not result.topic:
             return
         news = vote_pb2.DecideRequest(
@@ -427,7 +430,7 @@ class Turn:
             winner=result.outcome.winner,
         )
         for member in self._lineup.members.values():
-            if member.peer is not None:
+            if member.peer is not None and member.id not in self._kept_by:
                 task = asyncio.create_task(self._decide(member.peer, news))
                 self._p.background.add(task)
                 task.add_done_callback(self._p.background.discard)

@@ -15,12 +15,13 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
+from node import metrics
 from node.core.slots import Speeds
 from node.engine import calibration
 from node.engine.backend import Backend, ModelInfo
 from node.engine.face import Load
 from node.engine.pace import SMALL_BATCH
-from node.engine.scheduler import PROMPT_ONLY, Ended, Event, Failed, Job, Scheduler
+from node.engine.scheduler import PROMPT_ONLY, Done, Ended, Event, Failed, Job, Scheduler
 from node.engine.shelf import Shelf
 from node.errors import BackendError, ConclaveError, NotReady
 from node.types import Message, Tool
@@ -322,6 +323,9 @@ class Engine:
             stream = self._streams.get(event.job)
             if stream is not None:
                 stream.put_nowait(event)
+            elif isinstance(event, Done):  # the job was left, and stopped; what it had written was spent all the same
+                metrics.GENERATED_TOKENS.inc(event.candidate.tokens)
+                metrics.CANDIDATES.labels(event.candidate.finish_reason.value).inc()
 
 
 def _submit(scheduler: Scheduler, job: Job) -> list[Event]:

@@ -119,6 +119,10 @@ class Replicator:
         """The version that a turn made here has."""
         return self.turns.next_version(topic)
 
+    def holders(self, topic: str) -> set[str]:
+        """Ids of the peers that get a topic's next turn (`keep`)."""
+        return {peer.id for peer in self.turns.holders(topic)}
+
     async def keep(self, topic: str, entry: Entry) -> tuple[str, ...]:
         """Keep a turn, here and elsewhere; returns when it may be answered, with warnings for a person."""
         return await self.turns.keep(topic, entry)

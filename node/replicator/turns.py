@@ -154,7 +154,19 @@ class Turns:
             self._store.add_replica(topic, entry.version, entry.version.node_id)
             if entry.forgotten:
                 self._on_forgotten(topic)
+            else:
+                self._tell_losers(topic, entry)
         return kept.taken, kept.on_disk, self._store.version(topic)
+
+    def _tell_losers(self, topic: str, entry: Entry) -> None:
+        """Who made a turn that is a branch by now may be no keeper, and who makes the next ones may not know of it. We
+        know of both and tell it, or it would hold what it said alone for the last word."""
+        held = self._store.log(topic)
+        told = {self._id, *(e.version.node_id for e in held.path()[-MAX_ASKED:])}
+        losers = {version.node_id for version in held.branches()} - told
+        for peer in self._mesh.peers() if losers else ():
+            if peer.id in losers:
+                self._spawn(_finish(asyncio.ensure_future(self.send(peer, topic, entry))))
 
     # ---- newer turns from peers ----
 

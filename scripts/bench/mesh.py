@@ -1,10 +1,12 @@
 """What the mesh costs and gives: a vote's overhead by number of nodes, two nodes against one, joining, noticing deaths.
 
-    python scripts/bench/mesh.py [--nodes 2,8,32] [--rounds 40] [--quick] [--json]
+    python scripts/bench/mesh.py [--nodes 2,8,32] [--rounds 40] [--model bundled] [--quick] [--json]
 
-Overhead: the fake backend as fast as it goes, one candidate a node, every ballot waited for; the floor is the same
-number of candidates on the node that is asked, alone, in turns with it (A B A B). All nodes share this machine's cores.
-Two nodes against one: the bundled model, each node pinned to a core, 32 candidates of 48 tokens. Joining and dying:
+Overhead: the fake backend as fast as it goes, one candidate a node, every ballot waited for; beside it the same number
+of candidates on the node that is asked, alone, in turns with it (A B A B). All nodes share this machine's cores. The
+floor is that of `wire_floor.py`: a bare gRPC stream to as many servers. And what a node costs that has nothing to do.
+Two nodes against one: the bundled model, or `--model PATH.gguf`, each node pinned to a core, 32 candidates of 48 tokens
+(`--tokens`, `--candidates`). Joining and dying:
 eight hosts on a switch (network namespaces, as root; left out elsewhere), mDNS alone; a host is dead when all others
 hold it for dead after its cable is out, so that no connection is closed.
 """
@@ -23,13 +25,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import psutil
 from chaos.lan import Lan, unavailable
 from chaos.swarm import Swarm, until
 
 from node.mesh.identity import new_token
 from node.v1 import generate_pb2, types_pb2
 from scripts.bench import running
+from scripts.bench.wire_floor import floor
 
+IDLE_S = 5.0
 FAKE = ("--backend", "fake", "--model", "fake:answers=answer: 42", "--slots", "64")
 
 
@@ -67,27 +72,37 @@ def mesh(count: int, *flags: str, pinned: bool = False) -> Iterator[list[running
         yield nodes
 
 
-def overhead(count: int, rounds: int) -> tuple[float, float, float]:
-    """Milliseconds of a vote over the mesh and on one node, and the median of the differences of pairs."""
+def cpu_s(node: running.Node) -> float:
+    """CPU seconds that a node has used."""
+    times = psutil.Process(node.process.pid).cpu_times()
+    return times.user + times.system
+
+
+def overhead(count: int, rounds: int) -> tuple[float, float, float, float]:
+    """Milliseconds of a vote over the mesh and on one node, and the median of the differences of pairs; and what a node
+    takes that has nothing to do, in percent of a core."""
     with mesh(count, *FAKE) as nodes:
+        before = [cpu_s(node) for node in nodes]
+        time.sleep(IDLE_S)
+        idle = statistics.median(cpu_s(n) - was for n, was in zip(nodes, before, strict=True)) / IDLE_S * 100
         for _ in range(5):
             ask(nodes[0], count)
             ask(nodes[0], count, local=True)
         pairs = [(ask(nodes[0], count) * 1e3, ask(nodes[0], count, local=True) * 1e3) for _ in range(rounds)]
     a, b = zip(*pairs, strict=True)
-    return statistics.median(a), statistics.median(b), statistics.median(x - y for x, y in pairs)
+    return statistics.median(a), statistics.median(b), statistics.median(x - y for x, y in pairs), idle
 
 
-def two_over_one(rounds: int, tokens: int) -> list[float]:
+def two_over_one(rounds: int, tokens: int, name: str, candidates: int) -> list[float]:
     """Candidates a second of two nodes over those of one."""
     ratios = []
-    model = ("--model", "bundled", "--threads", "1", "--early-stop", "off")
+    model = ("--model", name, "--threads", "1", "--early-stop", "off")
     for _ in range(rounds):
         took = []
         for count in (1, 2):
             with mesh(count, *model, pinned=True) as nodes:
                 ask(nodes[0], 16, tokens=4)
-                took.append(statistics.median(ask(nodes[0], 32, tokens=tokens) for _ in range(3)))
+                took.append(statistics.median(ask(nodes[0], candidates, tokens=tokens) for _ in range(3)))
         ratios.append(took[0] / took[1])
     return ratios
 
@@ -128,20 +143,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", default="2,8,32")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--model", default="bundled", help="for two nodes against one")
+    parser.add_argument("--tokens", type=int, default=0, help="of a candidate, for two nodes against one; 0: 48")
+    parser.add_argument("--candidates", type=int, default=32, help="for two nodes against one")
     parser.add_argument("--quick", action="store_true", help="2 and 8 nodes, few rounds")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     counts = [2, 8] if args.quick else [int(n) for n in args.nodes.split(",")]
     rounds = 10 if args.quick else args.rounds
-    rows, over = [], {}
+    rows, over, floors = [], {}, {}
     for count in counts:
-        a, b, extra = overhead(count, rounds)
+        a, b, extra, idle = overhead(count, rounds)
+        floors[str(count)] = round(floor(count, rounds), 2)
         over[str(count)] = round(extra, 2)
-        rows.append([count, f"{a:.1f}", f"{b:.1f}", f"{extra:.1f}", f"{extra / count:.2f}"])
-    running.table([["nodes", "vote over the mesh, ms", "on one node, ms", "extra, ms", "extra a node, ms"], *rows])
-    ratios = two_over_one(1 if args.quick else 3, 24 if args.quick else 48)
+        each, least = f"{extra / count:.2f}", f"{floors[str(count)] / count:.2f}"
+        rows.append([count, f"{a:.1f}", f"{b:.1f}", f"{extra:.1f}", each, least, f"{idle:.1f}"])
+    head = (
+        "nodes",
+        "over the mesh, ms",
+        "on one node, ms",
+        "extra, ms",
+        "extra a node, ms",
+        "floor a node, ms",
+        "idle, % of a core",
+    )
+    running.table([head, *rows])
+    tokens = args.tokens or (24 if args.quick else 48)
+    ratios = two_over_one(1 if args.quick else 3, tokens, args.model, args.candidates)
     print(f"\ntwo nodes over one, candidates a second: {' '.join(f'{r:.2f}' for r in ratios)}")
-    figures: dict[str, object] = {"overhead_ms": over, "two_nodes_over_one": statistics.median(ratios)}
+    figures: dict[str, object] = {
+        "overhead_ms": over,
+        "floor_ms": floors,
+        "two_nodes_over_one": statistics.median(ratios),
+    }
     if reason := unavailable():
         print(f"joining and dying were not measured: {reason}")
     else:

@@ -1,10 +1,12 @@
-"""Rounds of chaos: `python scripts/chaos [--rounds 60] [--seed 1] [--json]`. Linux, as root; needs ip, nft and tc.
+"""Rounds of chaos: `python scripts/chaos [--rounds 60] [--seed 1] [--json]`. Linux, as root; needs ip, nft, tc and cc.
 
 Each round breaks one thing, by a schedule that follows from the seed: a node killed or stopped, a cable out, the
-network in two, 5 % of all packets lost, 5 Mbit/s; while clients ask random nodes. After the repair it is checked that
-every call ended within its deadline and a second, that every answer is one that its candidates gave, that votes are the
-pooled votes of the ballots that arrived, that all nodes hold each other for alive within 5 s, and that no sequence is
-still in use. Ends with 1 if something was wrong.
+network in two, 5 % of all packets lost, 5 Mbit/s, a wall clock up to half an hour behind or two ahead; while clients
+ask random nodes, two of them with topics that they go on with, and the same request elsewhere where it failed. After
+the repair it is checked that every call ended within its deadline and a second, that every answer is one that its
+candidates gave, that votes are the pooled votes of the ballots that arrived, that all nodes hold each other for alive
+within 5 s, that 5 s later all that hold a topic have one version of it, in which each acknowledged turn is once, or
+else in a branch, and that no sequence is still in use. Ends with 1 if something was wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def rounds(count: int, seed: int, breaks_s: float, home: Path) -> Iterator[Repor
     """Play so many rounds on five hosts."""
     rng = Random(seed)
     lan = Lan(HOSTS)
-    swarm = Swarm(lan, home, new_token())
+    swarm = Swarm(lan, home, new_token(), clocks=True)
     try:
         for machine in swarm.machines:
             swarm.start(machine, *FLAGS)
@@ -66,20 +68,41 @@ def main() -> int:
         return 1
     calls: Counter[str] = Counter()
     converged: dict[str, list[float]] = {}
-    wrong = 0
+    wrong = turns = branches = 0
+    agreed = 0.0
     with tempfile.TemporaryDirectory() as home:
         for i, r in enumerate(rounds(options.rounds, options.seed, options.breaks, Path(home)), 1):
             calls += r.calls
             wrong += len(r.wrong)
+            turns += r.turns
+            branches += r.branches
+            agreed = max(agreed, r.agreed_s)
             converged.setdefault(r.doing, []).append(r.converged_s)
             told = ", ".join(f"{n} {code}" for code, n in r.calls.most_common())
-            print(f"{i:4} {r.doing:6} {told}; longest {r.longest_s:.1f} s; together after {r.converged_s:.2f} s")
+            print(
+                f"{i:4} {r.doing:6} {told}; longest {r.longest_s:.1f} s; together after {r.converged_s:.2f} s, "
+                f"{r.turns} turns agreed after {r.agreed_s:.2f} s",
+                flush=True,
+            )
             for line in r.wrong:
                 print(f"     WRONG: {line}", flush=True)
     worst = {doing: round(max(times), 2) for doing, times in converged.items()}
     print(f"{sum(calls.values())} calls: {dict(calls)}; worst time until together: {worst}; wrong: {wrong}")
+    print(f"{turns} acknowledged turns of topics, {branches} branches, one version after {agreed:.2f} s at worst")
     if options.json:
-        print(json.dumps({"rounds": options.rounds, "calls": calls, "converged_s": worst, "wrong": wrong}))
+        print(
+            json.dumps(
+                {
+                    "rounds": options.rounds,
+                    "calls": calls,
+                    "converged_s": worst,
+                    "wrong": wrong,
+                    "turns": turns,
+                    "branches": branches,
+                    "agreed_s": round(agreed, 2),
+                }
+            )
+        )
     return 1 if wrong else 0
 
 

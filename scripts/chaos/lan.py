@@ -117,10 +117,10 @@ class Lan:
 
     def readdress(self, host: Host, ip: str) -> Host:
         """Another IPv4 address for a host, as after a new lease."""
-        host.do(*f"ip addr del {host.ip}/24 dev eth0".split())
-        host.do(*f"ip addr add {ip}/24 dev eth0".split())
-        with contextlib.suppress(subprocess.CalledProcessError):
-            host.do(*f"ip route add default via {SUBNET}.254".split())
+        # In one go: a node that looks while there is no IPv4 address goes on with IPv6.
+        addresses = f"addr del {host.ip}/24 dev eth0", f"addr add {ip}/24 dev eth0"
+        lines = (*addresses, f"route replace default via {SUBNET}.254")
+        host.do("sh", "-c", "printf '%s\\n' \"$@\" | ip -batch -", "ip", *lines)
         moved = Host(host.index, host.pid, ip, host.ip6)
         self.hosts[host.index] = moved
         return moved

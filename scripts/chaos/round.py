@@ -27,8 +27,10 @@ FLAGS = ("--backend", "fake", "--model", MODEL)
 CALL_S = 3.0
 LATE_S = 1.0
 CONVERGED_S = 5.0
-CLIENTS = 3
-DOINGS = ("kill", "stop", "cable", "split", "loss", "slow")
+CLIENTS = 4
+DOINGS = ("kill", "stop", "cable", "split", "loss", "slow", "clock")
+# Certificates are valid from an hour before they are made, for a day: within this, a wrong clock must not matter.
+CLOCK_S = (-1800.0, 7200.0)
 
 
 @dataclass
@@ -47,6 +49,9 @@ class Report:
     doing: str
     calls: Counter[str] = field(default_factory=Counter)
     converged_s: float = 0.0
+    agreed_s: float = 0.0  # until all topics had one version
+    turns: int = 0  # of topics, that were acknowledged
+    branches: int = 0
     longest_s: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
@@ -60,6 +65,8 @@ class Clients:
         self._over = False
         self._busy = [threading.Event() for _ in range(CLIENTS)]  # set: idle
         self._asked: list[Asked] = []
+        self._round = 0
+        self.acknowledged: dict[str, list[str]] = {}  # by topic of this round: what was said
         self._threads = [
             threading.Thread(target=self._ask_on, args=(i, Random(seed * 100 + i)), daemon=True) for i in range(CLIENTS)
         ]
@@ -67,12 +74,14 @@ class Clients:
             thread.start()
 
     def resume(self) -> None:
+        self._round += 1
+        self.acknowledged = {}
         self._run.set()
 
     def pause(self) -> list[Asked]:
         """Let the calls in flight end, which they must; all calls since the last time."""
         self._run.clear()
-        end = time.monotonic() + CALL_S + LATE_S
+        end = time.monotonic() + 2 * (CALL_S + LATE_S)
         for idle in self._busy:
             idle.wait(max(end - time.monotonic(), 0))
         hung = sum(not idle.is_set() for idle in self._busy)
@@ -92,22 +101,35 @@ class Clients:
             if self._over:
                 return
             self._busy[i].clear()
-            machine = rng.choice(self._machines)
+            said, topic = f"What is 6 * 7? ({rng.random()})", f"round {self._round} client {i}" if i % 2 else ""
             wish = generate_pb2.GenerateRequest(
-                messages=[types_pb2.Message(role="user", content=f"What is 6 * 7? ({rng.random()})")],
+                messages=[types_pb2.Message(role="user", content=said)],
                 candidates=rng.choice((3, 8, 12)),
                 strategy="majority",
+                topic=topic,
+                append=topic in self.acknowledged,
+                request_id=f"{rng.random()}",
             )
-            started = time.monotonic()
-            done = Asked(0.0)
-            try:
-                done.answer = machine.generate.Generate(wish, timeout=CALL_S)
-            except grpc.RpcError as e:
-                done.code = e.code().name  # type: ignore[attr-defined]
-            done.took_s = time.monotonic() - started
-            self._asked.append(done)
+            # Who has a topic asks once more elsewhere, as `node.client` does; it is the same request.
+            for machine in rng.sample(list(self._machines), 2 if topic else 1):
+                done = self._ask(machine, wish)
+                self._asked.append(done)
+                if done.answer is not None:
+                    if topic:
+                        self.acknowledged.setdefault(topic, []).append(said)
+                    break
             self._busy[i].set()
             time.sleep(0.05)
+
+    def _ask(self, machine: Machine, wish: generate_pb2.GenerateRequest) -> Asked:
+        started = time.monotonic()
+        done = Asked(0.0)
+        try:
+            done.answer = machine.generate.Generate(wish, timeout=CALL_S)
+        except grpc.RpcError as e:
+            done.code = e.code().name  # type: ignore[attr-defined]
+        done.took_s = time.monotonic() - started
+        return done
 
 
 def play(swarm: Swarm, clients: Clients, doing: str, rng: Random, breaks_s: float) -> Report:
@@ -133,6 +155,7 @@ def play(swarm: Swarm, clients: Clients, doing: str, rng: Random, breaks_s: floa
     report.longest_s = max((a.took_s for a in asked), default=0.0)
     for each in asked:
         report.wrong += check(each)
+    _look_at_topics(swarm, clients.acknowledged, report)
     end = time.monotonic() + CONVERGED_S
     while any((used := m.status().slots.used) for m in swarm.machines):
         if time.monotonic() > end:
@@ -140,6 +163,29 @@ def play(swarm: Swarm, clients: Clients, doing: str, rng: Random, breaks_s: floa
             break
         time.sleep(0.05)
     return report
+
+
+def _look_at_topics(swarm: Swarm, acknowledged: dict[str, list[str]], report: Report) -> None:
+    """All that hold a topic agree on its version soon; what was acknowledged is in it once, or else in a branch."""
+    started = time.monotonic()
+    for topic, said in acknowledged.items():
+        report.turns += len(said)
+        while len(versions := {m.version(topic) for m in swarm.machines} - {None}) != 1:
+            if time.monotonic() - started > CONVERGED_S:
+                report.wrong.append(f"{topic!r} has the versions {versions}")
+                break
+            time.sleep(0.05)
+        shown = [s for m in swarm.machines if (s := m.show(topic)) is not None]
+        told = [Counter(m.content for m in s.messages if m.role == "user") for s in shown]
+        branches = {m.content for s in shown for b in s.branches for m in b.messages}
+        report.branches += max((len(s.branches) for s in shown), default=0)
+        for text in said:
+            most = max((t[text] for t in told), default=0)
+            if most > 1:
+                report.wrong.append(f"{text!r} is in {topic!r} {most} times")
+            if not most and text not in branches:
+                report.wrong.append(f"{text!r}, acknowledged, is not in {topic!r}")
+    report.agreed_s = time.monotonic() - started
 
 
 def check(asked: Asked) -> list[str]:
@@ -191,6 +237,8 @@ def _break(swarm: Swarm, victim: Machine, doing: str, rng: Random) -> None:
         lan.lose(5)
     elif doing == "slow":
         lan.limit(5)
+    elif doing == "clock":
+        victim.set_clock(rng.uniform(*CLOCK_S))
 
 
 def _repair(swarm: Swarm, victim: Machine, doing: str) -> None:
@@ -208,3 +256,5 @@ def _repair(swarm: Swarm, victim: Machine, doing: str) -> None:
         lan.lose(0)
     elif doing == "slow":
         lan.limit(0)
+    elif doing == "clock":
+        victim.set_clock(0.0)

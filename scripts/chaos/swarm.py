@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import grpc
 
 from chaos.lan import Host, Lan
 from node.mesh.local import running_nodes
-from node.v1 import generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
+from node.v1 import generate_pb2_grpc, kvsync_pb2, kvsync_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON_S = 30.0  # for what takes a second on a quiet machine
@@ -50,11 +51,22 @@ class Machine:
         self.channel = grpc.insecure_channel(self.address, options=options)
         self.mesh = mesh_pb2_grpc.MeshStub(self.channel)
         self.generate = generate_pb2_grpc.GenerateStub(self.channel)
+        self.kvsync = kvsync_pb2_grpc.KVSyncStub(self.channel)
 
     @property
     def log(self) -> Path:
         """What the node wrote, over all its lives."""
         return self.home / "log"
+
+    @property
+    def clock(self) -> Path:
+        """By how much its wall clock is ahead."""
+        return self.home / "clock"
+
+    def set_clock(self, ahead_s: float) -> None:
+        """Have its wall clock jump to so many seconds ahead of the true time, if its swarm has clocks."""
+        with self.clock.open("r+b" if self.clock.exists() else "wb") as file:  # in place: it is mapped by the node
+            file.write(struct.pack("d", ahead_s))
 
     def said(self) -> str:
         """The text of `log`."""
@@ -74,6 +86,26 @@ class Machine:
     def peers(self) -> set[str]:
         """Ids of the other nodes that it holds for alive."""
         return {n.id for n in self.nodes() if n.state == "alive" and n.id != self.id}
+
+    def has_left(self, id: str) -> bool:
+        """Whether it answers, and does not know a node (any more)."""
+        nodes = self.nodes()
+        return bool(nodes) and id not in {n.id for n in nodes}
+
+    def version(self, topic: str) -> tuple[int, int, str] | None:
+        """The version of a topic that it holds; None: none, or it does not answer."""
+        try:
+            topics = self.status(2.0).topics
+        except grpc.RpcError:
+            return None
+        return next((_version(t.version) for t in topics if t.topic == topic), None)
+
+    def show(self, topic: str) -> kvsync_pb2.ShowResponse | None:
+        """A topic in full; None if it does not hold it, or does not answer."""
+        try:
+            return self.kvsync.Show(kvsync_pb2.ShowRequest(topic=topic), timeout=5)
+        except grpc.RpcError:
+            return None
 
     def state_of(self, id: str) -> str:
         """What it holds a node for; empty if it does not know it, or does not say."""
@@ -100,15 +132,29 @@ class Machine:
         return code
 
 
-class Swarm:
-    """A machine on each host of a lan, none running a node yet."""
+def _clock(home: Path) -> Path:
+    """The library that makes a wall clock that can be set (`clock.c`)."""
+    made = home / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", made, source], check=True)
+    return made
 
-    def __init__(self, lan: Lan, home: Path, token: str) -> None:
+
+def _version(v: types_pb2.Version) -> tuple[int, int, str]:
+    return v.epoch, v.turn, v.node_id
+
+
+class Swarm:
+    """A machine on each host of a lan, none running a node yet. With `clocks` their wall clocks can be set."""
+
+    def __init__(self, lan: Lan, home: Path, token: str, *, clocks: bool = False) -> None:
         self.lan = lan
         self.token = token
         self.machines = [Machine(h, home / f"host{h.index}", lan.relay(h, 7420)) for h in lan.hosts]
         for machine in self.machines:
             machine.home.mkdir(parents=True, exist_ok=True)
+            machine.set_clock(0.0)
+        self._preload = {"LD_PRELOAD": str(_clock(home))} if clocks else {}
 
     def start(self, machine: Machine, *flags: str, token: str = "") -> None:
         """Start a machine's node; `ready` waits for it."""
@@ -120,7 +166,10 @@ class Swarm:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=env | {"CONCLAVE_HOME": str(machine.home), "PYTHONUNBUFFERED": "1"},
+                env=env
+                | {"CONCLAVE_HOME": str(machine.home), "PYTHONUNBUFFERED": "1"}
+                | self._preload
+                | {"CHAOS_CLOCK": str(machine.clock)},
                 cwd=ROOT,
             )
         machine.started = time.monotonic()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import grpc
 
 from node import wire
 from node.api.kvsync import KVSyncServicer
+from node.api.rpc import VoteServicer
 from node.api.seam import Seam
 from node.coordinator import Coordinator
 from node.core.members import Change, Kind
+from node.engine.backend import Backend
 from node.engine.engine import Engine
 from node.engine.llamacpp import LlamaBackend, LlamaOptions
 from node.mesh.identity import Identity, new_token
@@ -24,7 +27,7 @@ from node.models.resolve import BUNDLED
 from node.replicator import Options, Replicator
 from node.store import Blocks, Store
 from node.types import GenerateRequest, GenerateResult, Message, NodeInfo, SamplingParams, Scope, Strategy
-from node.v1 import kvsync_pb2_grpc
+from node.v1 import kvsync_pb2_grpc, vote_pb2_grpc
 
 TOKEN = new_token()
 
@@ -50,6 +53,7 @@ class Node:
     replicator: Replicator
     coordinator: Coordinator
     address: str = ""
+    calls: Counter[str] = field(default_factory=Counter)  # that came from others, by method
 
     async def say(self, text: str, topic: str = "t", **fields: Any) -> GenerateResult:
         """A turn, greedy, by this node alone."""
@@ -87,6 +91,19 @@ def part(*nodes: Node) -> None:
         node.mesh.away |= {n.id for n in nodes if n is not node}
 
 
+class Counts(grpc.aio.ServerInterceptor):
+    """Counts the calls that come to a server."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        self.calls[details.method.rpartition("/")[2]] += 1
+        return await continuation(details)
+
+
 def backend(fingerprint: str = "fp", **options: Any) -> Callable[[], LlamaBackend]:
     given = {"sequences": 4, "context": 1024, "threads": 1} | options
     return lambda: LlamaBackend(LlamaOptions(BUNDLED, "demo", fingerprint, **given))
@@ -94,12 +111,19 @@ def backend(fingerprint: str = "fp", **options: Any) -> Callable[[], LlamaBacken
 
 @contextlib.asynccontextmanager
 async def nodes(
-    path: Path, count: int, options: Options | None = None, disk: int = 64 << 20, **more: Any
+    path: Path,
+    count: int,
+    options: Options | None = None,
+    disk: int = 64 << 20,
+    make: Callable[[], Backend] | None = None,
+    **more: Any,
 ) -> AsyncIterator[list[Node]]:
     """Nodes that see each other."""
     async with contextlib.AsyncExitStack() as stack:
         made = [
-            await stack.enter_async_context(_node(path / f"n{i}", "abcd"[i] * 16, options, disk, more))
+            await stack.enter_async_context(
+                _node(path / f"n{i}", "abcd"[i] * 16, options, disk, make or backend(**more))
+            )
             for i in range(count)
         ]
         for node in made:
@@ -115,20 +139,24 @@ async def nodes(
 
 
 @contextlib.asynccontextmanager
-async def _node(path: Path, id: str, options: Options | None, disk: int, more: dict[str, Any]) -> AsyncIterator[Node]:
-    engine = Engine(backend(**more), node=id, memory=64 << 20)
+async def _node(
+    path: Path, id: str, options: Options | None, disk: int, make: Callable[[], Backend]
+) -> AsyncIterator[Node]:
+    engine = Engine(make, node=id, memory=64 << 20)
     await engine.start()
     store, blocks, mesh = Store(path / "topics", node=id), Blocks(path / "kv", disk), Mesh()
     store.load()
     replicator = Replicator(id, engine, mesh, store, blocks, options)
     await replicator.start()
     coordinator = Coordinator(id, engine, mesh, store, replicator=replicator)
-    server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
-    kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(replicator, is_mesh=True), server)
+    counts = Counts()
+    server = grpc.aio.server(interceptors=[counts, Seam()], options=wire.SERVER_OPTIONS)
+    kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(replicator, is_mesh=True, won=coordinator.won), server)
+    vote_pb2_grpc.add_VoteServicer_to_server(VoteServicer(coordinator), server)
     port = server.add_secure_port("127.0.0.1:0", Identity(TOKEN, id).server_credentials())
     await server.start()
     try:
-        yield Node(id, engine, store, blocks, mesh, replicator, coordinator, f"127.0.0.1:{port}")
+        yield Node(id, engine, store, blocks, mesh, replicator, coordinator, f"127.0.0.1:{port}", counts.calls)
     finally:
         await coordinator.stop()
         await replicator.stop()
