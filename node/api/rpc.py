@@ -117,7 +117,7 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
                     token = generate_pb2.Token(candidate_id=event.candidate, text=event.text)
                     yield vote_pb2.PollResponse(token=token)
                 else:
-                    yield wire.polled_pb(event.ballots, event.tally)
+                    yield wire.polled_pb(event.ballots, event.tally, event.free)
 
     async def Decide(self, request: vote_pb2.DecideRequest, context: _Context) -> vote_pb2.DecideResponse:
         """The outcome of another node's vote."""

@@ -233,7 +233,8 @@ class Coordinator:
             span.end()
             self._ended(request, job_id, texts=texts)
             _tell("poll", request, coordinator=coordinator, candidates=len(candidates), finished=len(ballots))
-        yield Polled(tuple(ballots[sent:]), consensus.tally(ballots, request.strategy, len(candidates)))
+        counted = consensus.tally(ballots, request.strategy, len(candidates))
+        yield Polled(tuple(ballots[sent:]), counted, self._local.engine.free_sequences)
 
     def decide(self, topic: str, version: Version, request_id: str = "", winner: int = 0) -> tuple[bool, Version]:
         """The outcome of another node's vote: if the winner was ours, its KV is kept. `winner` is its id.

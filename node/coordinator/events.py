@@ -42,10 +42,12 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """Candidates for another node's vote that finished together; `tally`, with the last of them: the local phase."""
+    """Candidates for another node's vote that finished together. With the last of them: `tally`, the local phase, and
+    how many sequences are `free` now."""
 
     ballots: tuple[Ballot, ...]
     tally: Tally | None = None
+    free: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ class Caller:
             node_id = await self._who(address, hello)
             if roster.is_met(node_id) or node_id == roster.id:
                 return node_id
-        peer = Peer(roster.identity, address, node_id, roster.suspect)
+        peer = Peer(roster.identity, address, node_id, roster.suspect, roster.freed)
         try:
             async with self._slots:
                 answer = await peer.hello(hello)

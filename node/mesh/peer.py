@@ -35,8 +35,9 @@ class Peer:
 
     Calls raise PeerUnavailable (nobody answers, or the stream broke), Unauthenticated (another mesh), or
     what the peer itself answered. Times `timeout_s` are seconds. `on_broken` is told the id when a call finds the peer
-    gone. `info` and `round_trip_ms` (0: not measured) are kept up to date by the mesh. `kvsync` and `generate` are bare
-    stubs for the other layers, whose calls go through `call`.
+    gone, `on_free` how many sequences it has free when a poll is over. `info` and `round_trip_ms` (0: not measured) are
+    kept up to date by the mesh. `kvsync` and `generate` are bare stubs for the other layers, whose calls go through
+    `call`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Peer:
         address: str,
         node_id: str = "",
         on_broken: Callable[[str], None] = lambda _: None,
+        on_free: Callable[[str, int], None] = lambda *_: None,
     ) -> None:
         self.id = node_id
         self.address = address
@@ -52,6 +54,7 @@ class Peer:
         self.round_trip_ms = 0.0
         self.expires = identity.leaf().expires
         self._on_broken = on_broken
+        self._on_free = on_free
         self._closed = False
         self._state = grpc.ChannelConnectivity.IDLE
         self._identity = identity
@@ -110,6 +113,8 @@ class Peer:
                     response = await call.read()
                 if not isinstance(response, vote_pb2.PollResponse):  # grpc.aio.EOF
                     return
+                if response.ballots.HasField("tally"):
+                    self._on_free(self.id, response.ballots.free_sequences)
                 yield response
         finally:
             if call is not None:

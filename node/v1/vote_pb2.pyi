@@ -145,6 +145,9 @@ class Ballots(_message.Message):
 
     BALLOTS_FIELD_NUMBER: _builtins.int
     TALLY_FIELD_NUMBER: _builtins.int
+    FREE_SEQUENCES_FIELD_NUMBER: _builtins.int
+    free_sequences: _builtins.int
+    """With the tally: sequences of the node that no candidate has now."""
     @_builtins.property
     def ballots(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Ballot]:
         """A ballot each."""
@@ -158,10 +161,11 @@ class Ballots(_message.Message):
         *,
         ballots: _abc.Iterable[_types_pb2.Ballot] | None = ...,
         tally: _types_pb2.Tally | None = ...,
+        free_sequences: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tally", b"tally"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots", "tally", b"tally"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots", "free_sequences", b"free_sequences", "tally", b"tally"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -134,9 +134,10 @@ def cluster_pb(c: Cluster) -> types_pb2.Cluster:
     )
 
 
-def polled_pb(ballots: Sequence[Ballot], tally: Tally | None) -> vote_pb2.PollResponse:
+def polled_pb(ballots: Sequence[Ballot], tally: Tally | None, free: int = 0) -> vote_pb2.PollResponse:
     """Ballots that came together, and the tally with the last of them, for the wire."""
-    told = vote_pb2.Ballots(ballots=map(ballot_pb, ballots), tally=None if tally is None else tally_pb(tally))
+    counted = None if tally is None else tally_pb(tally)
+    told = vote_pb2.Ballots(ballots=map(ballot_pb, ballots), tally=counted, free_sequences=free)
     return vote_pb2.PollResponse(ballots=told)
 
 

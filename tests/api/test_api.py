@@ -388,6 +388,7 @@ async def test_a_poll_over_mutual_tls() -> None:
         [got] = [event async for event in node.peer.poll(wish, 5)]
         assert sorted(b.candidate.id for b in got.ballots.ballots) == [5, 9]
         assert list(got.ballots.tally.clusters[0].members) == [5, 9]
+        assert got.ballots.free_sequences == 16
         with pytest.raises(InvalidRequest, match="poll asks for 0 candidates"):
             await anext(node.peer.poll(vote_pb2.PollRequest(), 5))
 

@@ -247,6 +247,16 @@ class TestLosing:
         assert Kind.REFUTED not in b.kinds(B)
         assert a.mesh.peers() == []
 
+    async def test_what_a_peer_has_free_after_a_poll_is_believed_before_the_next_probe(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        before = len([c for _, c in a.changes if c.info.id == B])
+        a.mesh._roster.freed(B, 10_000)
+        most = a.mesh.peer(B).info.sequences
+        assert a.mesh.peer(B).info.free_sequences == most
+        assert len([c for _, c in a.changes if c.info.id == B]) == before, "nobody is told of it"
+
     async def test_a_broken_stream_is_told_at_once(self, start: Any) -> None:
         a = await start("a")
         b = await start("b", join=a.address)
