@@ -149,23 +149,24 @@ class Turns:
 
     async def take(self, topic: str, entry: Entry) -> tuple[Taken, bool, Version]:
         """KVSync.Append: what became of an entry, whether it is on our disk, and the version held."""
+        had = self._store.replicas(topic)
         kept = await self._store.add(topic, entry)
         if kept.taken is Taken.HEAD:
             self._store.add_replica(topic, entry.version, entry.version.node_id)
             if entry.forgotten:
                 self._on_forgotten(topic)
             else:
-                self._tell_losers(topic, entry)
+                self._pass_on(topic, entry, had)
         return kept.taken, kept.on_disk, self._store.version(topic)
 
-    def _tell_losers(self, topic: str, entry: Entry) -> None:
-        """Who made a turn that is a branch by now may be no keeper, and who makes the next ones may not know of it. We
-        know of both and tell it, or it would hold what it said alone for the last word."""
+    def _pass_on(self, topic: str, entry: Entry, had: Sequence[str]) -> None:
+        """Who had the turn before without being a keeper now (it stood in for one that was away), or made one that is a
+        branch by now, is not known to the maker of this one. We know of it and tell it, or it would stay behind."""
         held = self._store.log(topic)
-        told = {self._id, *(e.version.node_id for e in held.path()[-MAX_ASKED:])}
-        losers = {version.node_id for version in held.branches()} - told
-        for peer in self._mesh.peers() if losers else ():
-            if peer.id in losers:
+        told = {self._id, *(e.version.node_id for e in held.path()[-MAX_ASKED:]), *(p.id for p in self.keepers(topic))}
+        behind = {*had, *(version.node_id for version in held.branches())} - told
+        for peer in self._mesh.peers() if behind else ():
+            if peer.id in behind:
                 self._spawn(_finish(asyncio.ensure_future(self.send(peer, topic, entry))))
 
     # ---- newer turns from peers ----
