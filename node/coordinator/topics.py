@@ -20,19 +20,20 @@ from node.types import (
 )
 
 
-def entry(store: Store, request: GenerateRequest, result: GenerateResult, version: Version) -> Entry:
+def entry(store: Store, request: GenerateRequest, result: GenerateResult, version: Version, parent: Version) -> Entry:
     """The log's entry for an answered request, whose `messages` are the whole conversation: what it adds to the topic,
-    or all of it where it does not go on from what is held."""
+    or all of it where it does not go on from what is held.
+
+    `parent` is the version that was held when the turn began. If another turn came in meanwhile, that one becomes a
+    branch: as the past of this one, which knows nothing of it, it would be said nowhere any more.
+    """
     whole = (*request.messages, Message("assistant", result.text, result.tool_calls))
-    try:
-        held = store.get(request.topic).messages
-    except NotFound:
-        held = ()
+    held = _held(store, request.topic, parent)
     goes_on = len(held) < len(whole) and whole[: len(held)] == held
     o = result.outcome
     return Entry(
         version,
-        store.version(request.topic),
+        parent,
         whole[len(held) :] if goes_on else whole,
         anew=not goes_on or not held,
         tokens=result.usage.prompt + result.usage.completion,
@@ -50,6 +51,15 @@ def entry(store: Store, request: GenerateRequest, result: GenerateResult, versio
         ),
         made_ms=int(time.time() * 1e3),
     )
+
+
+def _held(store: Store, topic: str, version: Version) -> tuple[Message, ...]:
+    """The conversation up to a version; empty if that is not here (any more)."""
+    try:
+        log = store.log(topic)
+    except NotFound:
+        return ()
+    return log.conversation(version) if log.get(version) is not None else ()
 
 
 def again(store: Store, request: GenerateRequest) -> GenerateResult | None:

@@ -107,6 +107,7 @@ class Turn:
         self._warnings: list[str] = []
         self._tokens = 0
         self._kept_by: set[str] = set()
+        self._parent = Version()  # what is held of the topic when the turn begins
         self._prefilled: scheduler.Prefilled | None = None
         self._first_token: float | None = None
 
@@ -155,6 +156,7 @@ class Turn:
         """The request with its whole conversation, its strategy and its seed settled."""
         request = self._asked
         messages = request.messages
+        self._parent = self._p.store.version(request.topic) if request.topic else Version()
         if request.append:
             topic = self._p.store.get(request.topic)
             if topic.version < request.parent:
@@ -408,13 +410,14 @@ class Turn:
         if p.replicator is None:
             held = p.store.version(topic)
             version = Version(held.epoch, held.turn + 1, p.id)
-            await p.store.add(topic, topics.entry(p.store, self._request, result, version))
+            await p.store.add(topic, topics.entry(p.store, self._request, result, version, self._parent))
             p.store.add_replica(topic, version, p.id)
             return replace(result, version=version)
         version = p.replicator.next_version(topic)
         self._kept_by = p.replicator.holders(topic)
         with self._span.block("append"):
-            warnings = await p.replicator.keep(topic, topics.entry(p.store, self._request, result, version))
+            made = topics.entry(p.store, self._request, result, version, self._parent)
+            warnings = await p.replicator.keep(topic, made)
         outcome = replace(result.outcome, warnings=(*result.outcome.warnings, *warnings))
         return replace(result, version=version, outcome=outcome)
 

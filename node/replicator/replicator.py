@@ -329,6 +329,8 @@ class Replicator:
                 turn = kvsync_pb2.PullResponse(turn=wire.entry_pb(topic, entry))
                 metrics.SYNC_BYTES.labels("sent", "log").inc(turn.ByteSize())
                 yield turn
+            if caller:  # it need be no keeper in our eyes, but it has them now, and must hear of the next
+                self._store.add_replica(topic, held.head, caller)
         ours = self.snapshots.ours
         if not request.fingerprint or ours is None or request.fingerprint != ours.fingerprint:
             return

@@ -9,7 +9,7 @@ import pytest
 from scripted import ENDLESS, dies, events, hangs, request, says, swarm
 
 from node import wire
-from node.coordinator import Wrote, late
+from node.coordinator import Planned, Wrote, late
 from node.coordinator import coordinator as coordinator_module
 from node.coordinator.turn import Turn
 from node.core.log import Entry, Reply
@@ -64,6 +64,30 @@ async def test_who_took_part_is_told_the_outcome() -> None:
         await made.coordinator.generate(request("red"))
         await made.coordinator.stop()
         assert len(takes.decided) == 1, "without a topic there is nothing to hold"
+
+
+@pytest.mark.parametrize("append", [True, False])
+async def test_a_turn_that_came_in_meanwhile_becomes_a_branch(*, append: bool) -> None:
+    """Two nodes went on at the same time, and neither waited for the other: nothing that was said is lost."""
+    async with swarm(FakeSpec()) as made:
+        await made.coordinator.generate(said("red", topic="t"))
+        other = Entry(
+            Version(0, 2, "zz"),
+            Version(0, 1, "me"),
+            (Message("user", "green"), Message("assistant", "echo: green")),
+        )
+        last = None
+        async for event in made.coordinator.stream(said("blue", topic="t", append=append)):
+            if isinstance(event, Planned):
+                await made.store.add("t", other)
+            last = event
+        assert isinstance(last, GenerateResult)
+        assert last.version == Version(0, 3, "me")
+        log = made.store.log("t")
+        before = ["red", "echo: red"] if append else []
+        assert [m.content for m in log.conversation()] == [*before, "blue", "echo: blue"]
+        assert log.branches() == [other.version]
+        assert [m.content for m in log.conversation(other.version)] == ["red", "echo: red", "green", "echo: green"]
 
 
 async def test_turns_of_other_nodes_are_continued() -> None:
