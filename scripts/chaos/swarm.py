@@ -15,7 +15,6 @@ from pathlib import Path
 import grpc
 
 from chaos.lan import Host, Lan
-from node.mesh.local import running_nodes
 from node.v1 import generate_pb2_grpc, kvsync_pb2, kvsync_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,7 +181,8 @@ class Swarm:
                 assert machine.process is not None
                 code = machine.process.poll()
                 assert code is None, f"a node ended with {code}: {machine.said()}"
-                nodes = machine.nodes() if running_nodes(machine.home / "run") else []
+                # Looked at by name: `running_nodes` sees only those of the network that it is asked from.
+                nodes = machine.nodes() if any((machine.home / "run" / "nodes").glob("*.json")) else []
                 machine.id = nodes[0].id if nodes else ""
                 return bool(nodes)
 
