@@ -371,8 +371,8 @@ class Node:
         return Lender(most, threads, backends.llama_version(), free)
 
     def _on_change(self, change: Change) -> None:
-        if change.info.state is NodeState.DEAD:
-            self._lender.forget(change.info.id)
+        if change.info.state in (NodeState.ALIVE, NodeState.DEAD):
+            self._lender.heard(change.info.id, alive=change.info.state is NodeState.ALIVE)
 
     def _bind(self) -> None:
         """Take both ports before the model is loaded, so that a taken one is said at once."""

@@ -31,6 +31,7 @@ class Lender:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lent_to = ""
+        self._is_member = False  # the borrower was heard of since it borrowed
         self._most = most
         self._free = free
         self._clock = clock
@@ -47,9 +48,17 @@ class Lender:
             self._offered, self._looked = min(self._most, self._free()), self._clock()
         return self._offered
 
-    def forget(self, node: str) -> None:
-        """A node is dead: what it borrowed is free again, though its connection may not have noticed."""
-        if self.lent_to == node and self._serving is not None:
+    def heard(self, node: str, *, alive: bool) -> None:
+        """A node is alive, or dead: what that one borrowed is free again, though its connection may not have noticed.
+
+        A borrower joins the mesh when its model is loaded. Until then a death with its name is that of the process
+        before it, which was killed.
+        """
+        if self.lent_to != node or self._serving is None:
+            return
+        if alive:
+            self._is_member = True
+        elif self._is_member:
             self._serving.cancel()
 
     async def carry(
@@ -63,7 +72,7 @@ class Lender:
         if asked is None or asked.WhichOneof("part") != "loan":
             raise InvalidRequest("a loan is asked for first")
         await self._check(asked.loan, borrower)
-        self.lent_to = borrower
+        self.lent_to, self._is_member = borrower, False
         server: Server | None = None
         feed: asyncio.Task[None] | None = None
         try:

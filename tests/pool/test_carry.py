@@ -162,10 +162,13 @@ async def test_a_borrower_that_comes_back_gets_it_again(house: House) -> None:
 
 
 async def test_a_dead_borrower_is_forgotten(house: House) -> None:
+    """But not for the death of the process that it was before, which others notice while it loads."""
     await house.borrow()
-    house.lender.forget("z" * 10)
+    for node, alive in (("b", False), ("z", True), ("z", False), ("b", True), ("z", False)):
+        house.lender.heard(node * 10, alive=alive)
+    await asyncio.sleep(0.1)
     assert house.lender.lent_to
-    house.lender.forget("b" * 10)
+    house.lender.heard("b" * 10, alive=False)
     await until(lambda: not house.lender.lent_to)
     await until(lambda: house.lost)
 
