@@ -98,6 +98,7 @@ def document(version: str) -> bytes:
                 "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
                 "responses": {
                     "200": _answer(summary, "application/json"),
+                    "400": _error("No name can be so"),
                     "401": _error("An API key is wanted"),
                     "403": _error("Another site's page"),
                     "404": _error(missing),
