@@ -123,7 +123,7 @@ def test_the_banner_says_whether_another_machine_could_join(llamas: Pair) -> Non
     for node in nodes:
         said = until(lambda node=node: node.said() if "Ask it something" in node.said() else "", "the banner")
         assert "No other machine can join" in said, "these are on loopback"
-        assert "--token" not in said
+        assert "Another machine joins with" not in said
         assert made.run("token", "show").out.strip() not in said
         assert node.address in said
         assert "Traceback" not in said

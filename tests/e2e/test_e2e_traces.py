@@ -75,9 +75,10 @@ def test_one_vote_is_one_trace_over_two_nodes(own: Swarm, collector: Collector) 
     url = f"http://{one.http_address}/v1/chat/completions"
     with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=20) as answer:
         assert answer.status == 200
+    # Who gets the turn by Append is told of no decision.
     wanted = Counter(
-        [(one.id, n) for n in ("chat fake", "queue", "prefill", "decode", "poll", "append", "decide")]
-        + [(two.id, n) for n in ("poll", "queue", "prefill", "decode", "append", "decide")]
+        [(one.id, n) for n in ("chat fake", "queue", "prefill", "decode", "poll", "append")]
+        + [(two.id, n) for n in ("poll", "queue", "prefill", "decode", "append")]
     )
     until(lambda: len(collector.of(TRACE)) >= sum(wanted.values()), "all spans come")
     found = collector.of(TRACE)
@@ -85,9 +86,9 @@ def test_one_vote_is_one_trace_over_two_nodes(own: Swarm, collector: Collector) 
     by_name = {(node, s.name): s for node, s in found}
     asked = by_name[one.id, "chat fake"]
     assert asked.parent_span_id.hex() == CALLER
-    for name in ("queue", "prefill", "decode", "poll", "append", "decide"):
+    for name in ("queue", "prefill", "decode", "poll", "append"):
         assert by_name[one.id, name].parent_span_id == asked.span_id, name
-    for name in ("poll", "append", "decide"):
+    for name in ("poll", "append"):
         assert by_name[two.id, name].parent_span_id == by_name[one.id, name].span_id, name
     for name in ("queue", "prefill", "decode"):
         assert by_name[two.id, name].parent_span_id == by_name[two.id, "poll"].span_id, name
