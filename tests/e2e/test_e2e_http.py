@@ -103,7 +103,9 @@ async def test_replication_is_counted_on_both_nodes_by_reason(llamas: Nodes) -> 
     def grown(node: Node, kind: str) -> float:
         return counted(node).get(kind, 0.0) - before[node.id].get(kind, 0.0)
 
-    await asyncio.to_thread(lambda: one.client.ask("What is 12 + 30?", topic="counted", candidates=2))
+    await asyncio.to_thread(
+        lambda: one.client.ask("How many legs do nineteen horses have?", topic="counted", candidates=2)
+    )
     for reason in ("log", "snapshot"):
         for node, direction in ((one, "sent"), (two, "received")):
             kind = f"sync_bytes_total{{direction={direction},reason={reason}}}"
