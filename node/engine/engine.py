@@ -8,6 +8,7 @@ events come out with one `call_soon_threadsafe` a step, however many tokens the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -30,6 +31,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _Command = Callable[[Scheduler], list[Event]]
+_MOMENT_S = 0.02  # a client that goes on at once, a program, does so sooner; a person never does
 _INLINE_CHARS = 20_000  # longer prompts are tokenized off the event loop
 
 
@@ -285,15 +287,22 @@ class Engine:
                 events += scheduler.abandon(BackendError(f"internal error in the decode step: {e!r}"))
             self._publish(scheduler)
             self._deliver(events)
-            scheduler.rest()  # after the tokens are on their way
+            if not scheduler.idle:  # else who goes on at once would wait for it
+                scheduler.rest()  # after the tokens are on their way
+
+    def _next(self, scheduler: Scheduler) -> _Command | None:
+        """The next command. What can wait is done when none has come for a moment."""
+        with contextlib.suppress(queue.Empty):
+            return self._commands.get(timeout=_MOMENT_S)
+        while self._commands.empty() and scheduler.rest():
+            pass
+        return self._commands.get()
 
     def _obey(self, scheduler: Scheduler) -> list[Event] | None:
         """Carry out what was asked for; with nothing to do, wait for it. None: it is over."""
         events: list[Event] = []
         while (scheduler.idle and not events) or not self._commands.empty():
-            if self._commands.empty() and scheduler.rest():
-                continue
-            command = self._commands.get()
+            command = self._next(scheduler)
             if command is None:
                 self._deliver(events)
                 return None
