@@ -138,6 +138,7 @@ def main() -> None:
     port = running.free_port()
     words = " ".join(f"w{i % 10}" for i in range(WORDS))
     flags = ["--join", "none", "--backend", "fake", "--model", f"fake:answers={words}", "--http-port", str(port)]
+    flags += ["--draft", "0"]  # the words come again, and several guessed at once are one event
     os.environ.pop("CONCLAVE_API_KEY", None)
     figures: dict[str, object] = {}
     with running.node(*flags) as node:
