@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from node import metrics
-from node.coordinator import Coordinator
-from node.engine.engine import Engine
-from node.engine.fake import FakeBackend, FakeSpec
+from node.engine.fake import FakeSpec
 from node.errors import NotFound
-from node.store import Store
 from node.types import GenerateRequest, Message, SamplingParams
-
-
-class Nobody:
-    def peers(self) -> list[object]:
-        return []
-
-
-@contextlib.asynccontextmanager
-async def coordinator(spec: FakeSpec) -> AsyncIterator[Coordinator]:
-    engine = Engine(lambda: FakeBackend(spec), node="a" * 16)
-    await engine.start()
-    made = Coordinator("a" * 16, engine, Nobody(), Store())  # type: ignore[arg-type]
-    try:
-        yield made
-    finally:
-        await made.stop()
-        await engine.close()
+from tests.alone import coordinator
 
 
 def samples() -> dict[str, float]:

@@ -14,12 +14,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from node import tracing
-from node.coordinator import Coordinator
-from node.engine.engine import Engine
-from node.engine.fake import FakeBackend, FakeSpec
+from node.engine.fake import FakeSpec
 from node.errors import NotFound
-from node.store import Store
 from node.types import GenerateRequest, Message, SamplingParams
+from tests.alone import coordinator
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
@@ -38,29 +36,12 @@ def spans() -> Iterator[InMemorySpanExporter]:
         tracing._here.set(None)
 
 
-@contextlib.asynccontextmanager
-async def coordinator(spec: FakeSpec | None = None) -> Any:
-    engine = Engine(lambda: FakeBackend(spec or FakeSpec()), node="a" * 16)
-    await engine.start()
-
-    class Nobody:
-        def peers(self) -> list[object]:
-            return []
-
-    made = Coordinator("a" * 16, engine, Nobody(), Store())  # type: ignore[arg-type]
-    try:
-        yield made
-    finally:
-        await made.stop()
-        await engine.close()
-
-
 def asked(text: str, **fields: Any) -> GenerateRequest:
     return GenerateRequest((Message("user", text),), **fields)
 
 
 async def test_a_request_has_its_spans_below_its_callers(spans: InMemorySpanExporter) -> None:
-    async with coordinator() as node:
+    async with coordinator(FakeSpec()) as node:
         tracing.arrived([("Traceparent", PARENT), ("x-bin", b"\xff")])
         params = SamplingParams(seed=2**64 - 1)
         result = await node.generate(asked("my secret words", candidates=3, topic="t", params=params))
