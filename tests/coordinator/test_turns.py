@@ -11,7 +11,7 @@ from scripted import ENDLESS, dies, events, hangs, request, says, swarm
 from node import wire
 from node.coordinator import Planned, Wrote, late
 from node.coordinator import coordinator as coordinator_module
-from node.coordinator.turn import Turn
+from node.coordinator.account import Account
 from node.core.log import Entry, Reply
 from node.engine import scheduler
 from node.engine.fake import FakeSpec
@@ -351,10 +351,8 @@ async def test_a_poll_that_is_left_frees_its_sequences() -> None:
 
 def test_all_pieces_of_a_step_are_told() -> None:
     """A step that accepts several guessed tokens has several pieces of one candidate."""
-    turn = Turn.__new__(Turn)
-    turn._first_token = 0.0
     step = scheduler.Text("job", ((1, "a"), (2, "x"), (1, "b")))
-    assert turn._observe(step) == [Wrote(1, "ab"), Wrote(2, "x")]
+    assert Account(lambda: 1.0, started=0.0).see(step) == [Wrote(1, "ab"), Wrote(2, "x")]
 
 
 async def test_the_kv_of_an_answer_of_a_peers_is_computed_later(monkeypatch: pytest.MonkeyPatch) -> None:

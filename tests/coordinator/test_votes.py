@@ -11,7 +11,7 @@ from scripted import ENDLESS, ballot, dies, events, hangs, request, says, sends,
 
 from node import wire
 from node.coordinator import Counted, Planned, Voted, Wrote
-from node.coordinator import turn as turn_module
+from node.coordinator import count as count_module
 from node.core import consensus
 from node.core.consensus import Vote
 from node.engine.fake import FakeSpec
@@ -412,7 +412,7 @@ async def test_peers_that_hang_are_left_behind_at_the_deadline() -> None:
 
 
 async def test_peers_that_hang_are_left_behind_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn_module, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(count_module, "PATIENCE_S", 0.1)
     async with swarm(**ALL) as made:
         made.join("a", hangs())
         async with asyncio.timeout(5):
