@@ -13,7 +13,7 @@ from argparse import Namespace
 
 from node import wire
 from node.cli import reach, render, turn
-from node.cli.parser import utf8
+from node.cli.readers import utf8
 from node.client import Client
 from node.errors import InvalidRequest, NotFound
 from node.v1 import generate_pb2

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from node import home
 from node.cli import reach, render, turn
-from node.cli.parser import utf8
+from node.cli.readers import utf8
 from node.client import Client
 from node.errors import ConclaveError, InvalidRequest, NotFound
 from node.v1 import generate_pb2, types_pb2

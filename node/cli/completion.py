@@ -8,6 +8,7 @@ from argparse import Namespace
 from dataclasses import fields
 
 from node.cli import parser
+from node.cli.commands import COMMANDS
 from node.config import Config
 from node.errors import InvalidRequest
 from node.types import Strategy
@@ -33,7 +34,7 @@ def script(shell: str) -> str:
 
 def _words() -> dict[str, parser.Words]:
     """What may follow each command."""
-    return {name: parser.words(command) for name, command in parser.COMMANDS.items()}
+    return {name: parser.words(command) for name, command in COMMANDS.items()}
 
 
 def _values() -> dict[str, tuple[str, ...]]:
@@ -74,7 +75,7 @@ def _bash(*, is_zsh: bool) -> str:
 
 def _fish() -> str:
     lines = ["# conclave completion fish > ~/.config/fish/completions/conclave.fish"]
-    for name, command in parser.COMMANDS.items():
+    for name, command in COMMANDS.items():
         lines.append(f"complete -c {PROGRAM} -n __fish_use_subcommand -a {name} -d {_quoted(command.help)}")
     values = _values()
     for name, words in _words().items():

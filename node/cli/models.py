@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from node.cli import pull, render, spread
-from node.cli.parser import nearest
+from node.cli.readers import nearest
 from node.core.plan import GIB, Fit, Plan, Room, budget, fit, gpu_room, plan, shared, together, tokens_per_s
 from node.core.quantization import QUANTIZATIONS
 from node.core.shape import Shape

@@ -10,8 +10,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from node import config
-from node.cli.parser import nearest
 from node.cli.progress import Progress
+from node.cli.readers import nearest
 from node.cli.render import one_line
 from node.errors import InvalidRequest
 from node.home import home

@@ -8,7 +8,7 @@ import time
 from argparse import Namespace
 
 from node import config, home
-from node.cli.parser import nearest
+from node.cli.readers import nearest
 from node.errors import InvalidRequest, NotFound
 from node.mesh import identity
 

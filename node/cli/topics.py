@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 
 from node.cli import reach, render
-from node.cli.parser import nearest
+from node.cli.readers import nearest
 from node.client import Client
 from node.errors import InvalidRequest
 from node.v1 import types_pb2

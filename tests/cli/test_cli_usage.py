@@ -4,8 +4,8 @@ import pytest
 from fakenode import FakeNode, Run
 
 from node import wire
-from node.cli import parser
-from node.cli.parser import COMMANDS
+from node.cli import commands, readers
+from node.cli.commands import COMMANDS
 from node.config import Config
 
 
@@ -62,7 +62,7 @@ def test_wrong_usage_is_one_line(name: str, run: Run) -> None:
 
 
 def test_limits_are_those_of_the_wire() -> None:
-    assert (parser.MAX_CANDIDATES, parser.MAX_NAME_BYTES) == (wire.MAX_CANDIDATES, wire.MAX_NAME_BYTES)
+    assert (commands.MAX_CANDIDATES, readers.MAX_NAME_BYTES) == (wire.MAX_CANDIDATES, wire.MAX_NAME_BYTES)
 
 
 def test_a_variable_at_fault_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
