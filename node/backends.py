@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
+import math
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from node.config import Config
@@ -21,7 +23,9 @@ from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.models import resolve
 from node.models.shape import is_repacked, shape
-from node.pool.borrower import Borrower, Wanted
+from node.pool.borrower import WAIT_S, Borrower, Wanted
+
+LOST_S = 5.0
 
 
 async def make(
@@ -31,6 +35,8 @@ async def make(
     progress: Callable[[str, float], None] = lambda what, share: None,
     fetch: Callable[[str], Awaitable[Path | None]] | None = None,
     borrower: Borrower | None = None,
+    *,
+    after_loss: bool = False,
 ) -> Callable[[], Backend]:
     """How to load what the configuration asks for; the file is checked here, the loading comes later. Raises
     ConclaveError.
@@ -38,7 +44,9 @@ async def make(
     `directory` is where the node remembers what it checked; `notice` hears of a download, `progress` how far it is, and
     then how far the loading is. A name that is not on this machine is given to `fetch`, which may bring its file.
 
-    What does not fit here is spread over nodes that the `borrower` finds.
+    What does not fit here is spread over nodes that the `borrower` finds. `after_loss` of a lender, where too few are
+    left, the biggest model of this machine that fits it takes the place of what was asked for; where there is none,
+    memory is looked for until somebody lends it.
     """
     if config.backend == "fake":
         spec = FakeSpec.parse(config.model)
@@ -61,7 +69,12 @@ async def make(
     spread: llamacpp.Spread | None = None
     if borrower is not None and room is not None and ((found is None and not file.is_demo) or config.borrow == "even"):
         wanted = shape(file.head, () if on_gpu else features)
-        if lenders := await _borrow(config, wanted, slots, context, room, borrower, notice):
+        lenders = await _borrow(
+            config, wanted, slots, context, room, borrower, notice, fits=found is not None, after_loss=after_loss
+        )
+        if isinstance(lenders, resolve.ModelFile):
+            return await make(replace(config, model=str(lenders.path), borrow="no"), directory, notice, progress)
+        if lenders:
             spread = llamacpp.Spread(wanted.layers, tuple(llamacpp.Lender(*each) for each in lenders))
     rotated = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "")  # whether quantized K and V are, which no state says
     kv = (config.kv_type, "flash-attention", *(["small window"] if config.swa == "small" else []), rotated)
@@ -113,9 +126,14 @@ async def _borrow(
     room: Room,
     borrower: Borrower,
     notice: Callable[[str], None],
-) -> tuple[tuple[str, int], ...]:
-    """(endpoint, layers) of each lender; none where nobody lends enough and the model is tried here all the same.
-    Raises ConclaveError if it was asked for."""
+    *,
+    fits: bool,
+    after_loss: bool,
+) -> tuple[tuple[str, int], ...] | resolve.ModelFile:
+    """(endpoint, layers) of each lender; none where nobody lends enough and the model is tried here all the same, or
+    `fits`. After the loss of a lender it may be another model that is to be loaded instead.
+
+    Raises NotFound if it was asked for, and nobody lends."""
     from node.engine import llamacpp
 
     is_wish = config.borrow == "even"
@@ -128,9 +146,20 @@ async def _borrow(
         return ()
     context = context or min(CONTEXT, wanted.context or CONTEXT)
     cells = cells_for(slots, context, kv_bytes_per_cell(wanted, config.kv_type))
+    model = Wanted(wanted, cells, slots, config.kv_type, room.usable, even=is_wish)
     try:
-        return await borrower.borrow(Wanted(wanted, cells, slots, config.kv_type, room.usable, even=is_wish))
+        # What fits here need not wait for a machine that may never come back.
+        return await borrower.borrow(model, LOST_S if after_loss and fits else WAIT_S)
     except NotFound as e:
+        if after_loss and fits:
+            notice(f"{wanted.name} is loaded here as a whole: nobody lends memory now")
+            return ()
+        if after_loss:
+            smaller = await asyncio.to_thread(resolve.resolve, "auto", None, room)
+            if smaller.is_demo:  # of no use to whoever asked for a model of that size
+                return await borrower.borrow(model, math.inf)
+            notice(f"this node goes on with {smaller.name} until it is started again: {e.message}")
+            return smaller
         if is_wish:
             raise
         notice(f"{here}, and is loaded here all the same: {e.message}")

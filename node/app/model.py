@@ -43,14 +43,17 @@ async def here(
     shelf: Shelf | None,
     notice: Notice,
     progress: Progress,
+    *,
+    after_loss: bool = False,
 ) -> Engine:
-    """The local engine, with its model found but not loaded. `directory` is this node's own. Raises ConclaveError."""
+    """The local engine, with its model found but not loaded. `directory` is this node's own, `after_loss` as of `Node`.
+    Raises ConclaveError."""
 
     async def fetch(name: str) -> Path | None:
         return await _from_peers(config, identity, name, notice, progress)
 
     return Engine(
-        await backends.make(config, directory, notice, progress, fetch, borrower),
+        await backends.make(config, directory, notice, progress, fetch, borrower, after_loss=after_loss),
         node=identity.node_id,
         queue_limit=config.queue,
         memory=config.kv_memory << 20,

@@ -50,11 +50,13 @@ class Node:
     """A node of the mesh. `start` raises ConclaveError with one line for a person; `stop` may always be called.
 
     `on_notice` hears of what a person should know, `on_line` at once of what a long start is about. `failed` is set to
-    why the node cannot go on, if that happens.
+    why the node cannot go on, if that happens: a lender is gone. `after_loss` says that this happened to the process
+    before, so that this one does what it can without it.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, after_loss: bool = False) -> None:
         self._config = config
+        self._after_loss = after_loss
         self.on_notice: Callable[[str], None] = lambda _: None
         self.on_line: Callable[[str], None] = lambda _: None
         # What is being fetched or loaded, and how much of it is (0..1); from any thread.
@@ -78,6 +80,10 @@ class Node:
         """Leave the mesh, finish what runs within the grace, free everything. Twice is fine."""
         if self._started and not self._stopped:
             self._stopped = True
+            if self.failed.done():
+                # Clients go on at another node when their connection ends, and not when they are told of an error.
+                await self._ports.local.stop(None)
+                self._abandon(self.failed.result())
             await rpc.set_serving(self._local_health, is_mesh=False, serving=False)
             await rpc.set_serving(self._mesh_health, is_mesh=True, serving=False)
             await self._undo.aclose()
@@ -179,7 +185,16 @@ class Node:
         shelf = disk.shelf(directory, config, self.on_notice)
         if shelf is not None:
             self._undo.callback(shelf.close)
-        return await model.here(config, directory, identity, self._borrower, shelf, self._notice, self.on_progress)
+        return await model.here(
+            config,
+            directory,
+            identity,
+            self._borrower,
+            shelf,
+            self._notice,
+            self.on_progress,
+            after_loss=self._after_loss,
+        )
 
     async def _make_parts(self, directory: Path) -> None:
         """What votes, what remembers, and what knows the other nodes."""
@@ -282,10 +297,15 @@ class Node:
 
     def _on_lost(self, error: ConclaveError) -> None:
         """A part of the model is gone, and llama.cpp waits for it."""
-        if isinstance(self._engine, Engine):
-            self._engine.abandon(error)
+        if not self._started or self._stopped:
+            self._abandon(error)
         if not self.failed.done():
             self.failed.set_result(error)
+
+    def _abandon(self, error: ConclaveError) -> None:
+        engine = getattr(self, "_engine", None)  # there is none yet while a model is looked at before it is loaded
+        if isinstance(engine, Engine):
+            engine.abandon(error)
 
     def _on_change(self, change: Change) -> None:
         if change.info.state in (NodeState.ALIVE, NodeState.DEAD):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import re
 import signal
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import fields
@@ -16,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from node import __version__, config, home
 from node.address import is_loopback, split_address
-from node.cli import render
+from node.cli import again, render
 from node.cli.progress import Progress
 from node.config import Config
+from node.errors import ConclaveError
 from node.logs import JsonLines
 from node.types import NodeInfo
 
@@ -48,7 +51,9 @@ async def _serve(chosen: Config) -> int:
 
     stop = asyncio.Event()
     _on_signals(stop)
-    node = Node(chosen)
+    before = again.losses(os.environ)
+    node = Node(chosen, after_loss=before > 0)
+    serving_since = math.inf
     early: list[str] = []
     node.on_notice = early.append
     node.on_line = _say
@@ -56,30 +61,54 @@ async def _serve(chosen: Config) -> int:
     start = asyncio.create_task(node.start())
     stopped = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((start, stopped, node.failed), return_when=asyncio.FIRST_COMPLETED)
         progress.end()
-        if start.done():
+        if start.done() and not node.failed.done():
             await start  # raises what went wrong
             node.on_notice = _say
+            serving_since = time.monotonic()
             summary = node.summary()
             _banner(summary, early)
             peers = asyncio.create_task(_follow(node, Peers(summary.peers)))
             await asyncio.wait((stopped, node.failed), return_when=asyncio.FIRST_COMPLETED)
             peers.cancel()
-            if node.failed.done():
-                raise node.failed.result()
-        _say("stopping (^C again to stop at once)")
+        if not node.failed.done():
+            _say("stopping (^C again to stop at once)")
         start.cancel()
         await asyncio.wait((start,), timeout=STOP_S)
         return 0
     finally:
-        stopped.cancel()
+        served = max(time.monotonic() - serving_since, 0.0)
         await _end(node)
         if node.failed.done():
-            # Native code waits for a machine that is gone, and would abort() if it were let go in order.
-            with contextlib.suppress(OSError, ValueError):
-                print(f"error: {render.one_line(node.failed.result().message, 400)}", file=sys.stderr, flush=True)
-            os._exit(FAILED)
+            await _start_again(node.failed.result(), again.counted(before, served), stopped)
+        stopped.cancel()
+
+
+async def _start_again(error: ConclaveError, count: int, stopped: asyncio.Task[bool]) -> None:
+    """A part of the model is gone: begin anew without it, unless that keeps happening or somebody wants the end. Does
+    not return: native code waits for what is gone, and would abort() if it were let go in order."""
+    what = f"error: {render.one_line(error.message, 300)}"
+    if count > again.MOST:
+        _complain(
+            f"{what}; that was the {count}th loss in a row, so this node ends: see to the lenders, start it again"
+        )
+        os._exit(FAILED)
+    pause = again.pause_s(count)
+    after = f" in {pause:g} s" if pause else ""
+    _complain(f"{what}; this node starts again{after}, with who lends memory then. Conversations are kept.")
+    await asyncio.wait((stopped,), timeout=pause)
+    if not stopped.done():
+        try:
+            again.start(count)
+        except OSError as e:
+            _complain(f"error: this node cannot be started again ({e.strerror or e}): start it yourself")
+    os._exit(FAILED)
+
+
+def _complain(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Peers:
@@ -116,6 +145,8 @@ async def _end(node: Node) -> None:
     try:
         await asyncio.wait_for(node.stop(), STOP_S)
     except TimeoutError:
+        if node.failed.done():  # what it holds goes with the process
+            return
         _say(f"the node did not stop within {STOP_S:g} s and is ended")
         os._exit(FAILED)
 

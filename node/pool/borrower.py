@@ -25,6 +25,7 @@ LOOK_S = 2.0  # a node answers mDNS in 0.12 s
 WAIT_S = 20.0  # machines that are started together are not ready together
 ASK_S = 3.0
 MOST_NODES = 64
+REFUSED_S = 10.0  # a node that did not keep what it offers is left out for so long: it may be dead, and not yet missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class Borrower:
     """Borrows for one model. `join` and `interfaces` are the node's options, `runtime` is where nodes of this machine
     meet.
 
-    `tell` hears of what was planned and of why it takes a while; `lost` hears, once, why a model that is spread cannot
-    go on.
+    `tell` hears of what was planned and of why it takes a while; `lost` hears, once, what of a model that is spread is
+    gone: it cannot go on.
     """
 
     def __init__(
@@ -67,12 +68,23 @@ class Borrower:
         self._tell = tell
         self._lost = lost
         self._loans: list[tuple[Share, Loan]] = []
+        self._refused: dict[str, float] = {}  # until when
         self.shares: tuple[Share, ...] = ()
 
-    async def borrow(self, wanted: Wanted) -> tuple[tuple[str, int], ...]:
-        """(127.0.0.1:PORT, layers) of each lender, in the order of the layers. Raises NotFound if what is lent does not
-        suffice, or what a lender answers."""
-        self.shares, lenders = await self._plan(wanted)
+    async def borrow(self, wanted: Wanted, within_s: float = WAIT_S) -> tuple[tuple[str, int], ...]:
+        """(127.0.0.1:PORT, layers) of each lender, in the order of the layers. Raises NotFound if what is lent within
+        that time does not suffice.
+
+        Who offers memory and does not give it is left out, and the model planned anew without it.
+        """
+        while True:
+            self.shares, lenders = await self._plan(wanted, within_s)
+            if (found := await self._take(lenders)) is not None:
+                self._tell("the model is spread: " + "; ".join(str(share) for share in self.shares))
+                return found
+
+    async def _take(self, lenders: Mapping[str, NodeInfo]) -> tuple[tuple[str, int], ...] | None:
+        """The loans of a plan; None, and none of them, if a lender does not give its part."""
         found = []
         try:
             for share in self.shares[1:]:
@@ -80,11 +92,17 @@ class Borrower:
                 peer = Peer(self._identity, lender.address, lender.id)
                 loan = Loan(peer, share.bytes, self._version, lambda e, share=share: self._gone(share, e))  # type: ignore[misc]
                 self._loans.append((share, loan))
-                found.append((await loan.open(), share.layers))
+                try:
+                    found.append((await loan.open(), share.layers))
+                except ConclaveError as e:
+                    self._tell(f"{share.name} is left out: {e.message}")
+                    self._refused[share.node] = time.monotonic() + REFUSED_S
+                    self.shares = ()
+                    await self.close()
+                    return None
         except BaseException:
             await self.close()
             raise
-        self._tell("the model is spread: " + "; ".join(str(share) for share in self.shares))
         return tuple(found)
 
     async def close(self) -> None:
@@ -95,21 +113,23 @@ class Borrower:
     def _gone(self, share: Share, error: ConclaveError) -> None:
         if self._loans:
             self._lost(
-                PeerUnavailable(
-                    f"{share.name}, which held {share.which} of the model, is gone ({error.message}): this node "
-                    "cannot go on without them; start it again, and it looks for memory anew"
-                )
+                PeerUnavailable(f"{share.name}, which held {share.which} of the model, is gone ({error.message})")
             )
 
     # ---- who lends --------------------------------------------------------------------------------------------------
 
-    async def _plan(self, wanted: Wanted) -> tuple[tuple[Share, ...], dict[str, NodeInfo]]:
+    async def _plan(self, wanted: Wanted, within_s: float) -> tuple[tuple[Share, ...], dict[str, NodeInfo]]:
         """The spread over who lends now; looks again for a while if that is not enough."""
         started, looks = time.monotonic(), 0
         while True:
             # First those that are known without looking: whoever answers knows all others.
             nodes = await self._ask_all(await self._look() if looks else self._known())
-            lenders = {n.id: n for n in nodes if n.lends_bytes and n.lent_to in ("", self._identity.node_id)}
+            now = time.monotonic()
+            lenders = {
+                n.id: n
+                for n in nodes
+                if n.lends_bytes and n.lent_to in ("", self._identity.node_id) and self._refused.get(n.id, 0.0) <= now
+            }
             offers = [Offer(n.id, n.name or n.id, n.lends_bytes) for n in lenders.values()]
             made = spread(
                 wanted.shape, wanted.cells, wanted.sequences, wanted.kv_type, wanted.here, offers, even=wanted.even
@@ -117,7 +137,7 @@ class Borrower:
             if len(made) > 1 or (made and not wanted.even):
                 return made, lenders
             lent = sum(o.bytes for o in offers) / GIB
-            if self._words == ["none"] or time.monotonic() - started > WAIT_S:
+            if self._words == ["none"] or now - started > within_s:
                 raise NotFound(
                     f"{wanted.shape.name} does not fit: this machine may use {wanted.here / GIB:.1f} GiB for it, and "
                     f"{len(offers)} nodes lend {lent:.1f} GiB; start more nodes with --pool, or take a smaller model"
