@@ -1,4 +1,8 @@
-"""Swarms for the tests: those that tests only ask are shared, those that tests break are their own."""
+"""Swarms for the tests: those that tests only ask are shared, those that tests break are their own.
+
+A test that shares nodes meets what others left: it asks for its own topics, and counts what grew. It finds the nodes
+alive and in each other's view, whatever came before.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from swarm import Node, Swarm, slow, swarm
+from swarm import Node, Swarm, slow, swarm, together
+
+Pair = tuple[Swarm, list[Node]]
 
 
 @pytest.fixture
@@ -17,21 +23,39 @@ def own(tmp_path: Path) -> Iterator[Swarm]:
 
 
 @pytest.fixture(scope="session")
-def llamas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Swarm, list[Node]]]:
-    """Two nodes with the bundled model, started by the one command that everyone starts with."""
+def shared_llamas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with swarm(tmp_path_factory.mktemp("llamas")) as made:
         yield made, made.up(2, "--join", "auto")
 
 
 @pytest.fixture(scope="session")
-def fakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Swarm, list[Node]]]:
-    """Two nodes whose answers come at once and do not matter."""
+def shared_fakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with swarm(tmp_path_factory.mktemp("fakes")) as made:
         yield made, made.up(2, "--backend", "fake")
 
 
 @pytest.fixture(scope="session")
-def slows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Swarm, list[Node]]]:
-    """Two nodes that need about eight seconds for an answer; no test waits for one."""
+def shared_slows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with swarm(tmp_path_factory.mktemp("slows")) as made:
-        yield made, made.up(2, *slow(160, 20, "42", "41"))
+        yield made, made.up(2, *slow(1200, 20, "42", "41"))
+
+
+@pytest.fixture
+def llamas(shared_llamas: Pair) -> Pair:
+    """Two nodes with the bundled model, started by the one command that everyone starts with."""
+    together(*shared_llamas[1])
+    return shared_llamas
+
+
+@pytest.fixture
+def fakes(shared_fakes: Pair) -> Pair:
+    """Two nodes whose answers come at once and do not matter."""
+    together(*shared_fakes[1])
+    return shared_fakes
+
+
+@pytest.fixture
+def slows(shared_slows: Pair) -> Pair:
+    """Two nodes that need a minute for an answer; no test waits for one."""
+    together(*shared_slows[1])
+    return shared_slows

@@ -115,10 +115,10 @@ def test_bytes_that_are_no_message(fakes: Pair, method: str, wrapped: bool, data
         data = b"\x0a" + bytes([len(data)]) + data
         call = node.client.channel.unary_stream(f"/node.v1.Generate/{method}")
         with pytest.raises(grpc.RpcError) as e:
-            list(call(data, timeout=10))
+            list(call(data, timeout=30))
     else:
         with pytest.raises(grpc.RpcError) as e:
-            node.client.channel.unary_unary(f"/node.v1.Generate/{method}")(data, timeout=10)
+            node.client.channel.unary_unary(f"/node.v1.Generate/{method}")(data, timeout=30)
     assert e.value.code() is INVALID  # type: ignore[attr-defined]
     assert "UTF-8" in e.value.details()  # type: ignore[attr-defined]
 
@@ -135,7 +135,7 @@ def test_a_message_larger_than_the_limit(fakes: Pair) -> None:
 def test_texts_to_embed(fakes: Pair, count: int) -> None:
     client = fakes[1][0].client
     with pytest.raises(grpc.RpcError) as e:
-        client.generate.Embed(generate_pb2.EmbedRequest(texts=["x"] * count), timeout=10)
+        client.generate.Embed(generate_pb2.EmbedRequest(texts=["x"] * count), timeout=30)
     assert e.value.code() is INVALID  # type: ignore[attr-defined]
     assert f"{count} texts" in e.value.details()  # type: ignore[attr-defined]
 

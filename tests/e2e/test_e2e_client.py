@@ -29,7 +29,9 @@ async def ask(
             elif event.WhichOneof("event") == "token" and during is not None:
                 act, during = during, None
                 # The other addresses are learnt beside the first answer; a user's node does not die in the same moment.
-                await asyncio.sleep(0.3)
+                async with asyncio.timeout(SOON_S):
+                    while len(client.addresses) < 2:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
                 act()  # type: ignore[operator]
             elif event.WhichOneof("event") == "done":
                 return event.done, moves
@@ -38,7 +40,7 @@ async def ask(
 
 async def test_a_client_moves_when_its_node_freezes(own: Swarm) -> None:
     """Only one address is given; the other node of the machine is learnt. A frozen node is the hardest to notice."""
-    one, two = own.up(2, *slow(20, 20, "42", "41"))
+    one, two = own.up(2, *slow(40, 20, "42", "41"))
     async with Client(one.address) as client:
         asked = request("Why?", topic="moved", strategy="quality")
         answer, moves = await ask(client, asked, lambda: one.signal(signal.SIGSTOP))
@@ -63,10 +65,8 @@ async def test_unary_calls_move_too(own: Swarm) -> None:
         assert {c.node for c in answer.candidates} == {two.id}
         assert next(n.id for n in (await client.status()).nodes if n.state == "alive") == two.id
         two.signal(signal.SIGKILL)
-        started = time.monotonic()
         with pytest.raises(NodeGone, match=r"went away|no node answers"):
-            await client.generate(request("Why?"))
-        assert time.monotonic() - started < 10
+            await client.generate(request("Why?"), SOON_S)
 
 
 async def test_a_turn_is_not_appended_to_an_older_past(fakes: Pair) -> None:
@@ -87,7 +87,7 @@ async def test_embed_status_and_names(fakes: Pair) -> None:
         (vector,) = await client.embed(["a text"])
         assert sum(v * v for v in vector) == pytest.approx(1.0, rel=1e-3)
         status = await client.status()
-        assert {n.id for n in status.nodes} == {one.id, two.id}
+        assert {n.id for n in status.nodes} >= {one.id, two.id}
     with pytest.raises(InvalidRequest, match="is not an address"):
         Client("localhost")
     with pytest.raises(NodeGone, match="known host"):
@@ -97,9 +97,9 @@ async def test_embed_status_and_names(fakes: Pair) -> None:
 
 def test_chat_goes_on_at_the_other_node(own: Swarm) -> None:
     """A person's chat with no address given: its node, the one that started first, is killed in the middle of it."""
-    one = own.start(*slow(20, 20, "42"))
+    one = own.start(*slow(40, 20, "42"))
     own.ready(one)
-    two = own.start(*slow(20, 20, "42"))
+    two = own.start(*slow(40, 20, "42"))
     own.ready(two)
     together(one, two)
     chat = own.popen("chat", "--topic", "garden", stdin=True)

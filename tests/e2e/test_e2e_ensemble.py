@@ -15,27 +15,31 @@ from node.v1 import generate_pb2, types_pb2
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 SUM = "What is 12 + 30?"
 PARAMS = types_pb2.SamplingParams(max_tokens=24)
+FLAGS = ("--early-stop", "off", "--slots", "8")
 Mesh = tuple[Swarm, dict[str, Node]]
+
+
+def llama(made: Swarm) -> Node:
+    return made.start(*FLAGS, "--data-dir", str(made.home / "llama"))
 
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """Nodes by backend. The server that the openai node uses is the fake node's own, which is in the same mesh."""
     with swarm(tmp_path_factory.mktemp("ensemble")) as made:
-        flags = ["--early-stop", "off", "--slots", "8"]
         nodes = {
-            "llama": made.start(*flags, "--data-dir", str(made.home / "llama")),
-            "fake": made.start(*flags, "--backend", "fake", "--model", "fake:answers=answer: 42,name=scripted"),
+            "llama": llama(made),
+            "fake": made.start(*FLAGS, "--backend", "fake", "--model", "fake:answers=answer: 42,name=scripted"),
         }
         try:
             import tinymlx
 
             tiny = tinymlx.make(made.home / "tiny", tinymlx.QWEN)
-            nodes["mlx"] = made.start(*flags, "--backend", "mlx", "--model", str(tiny))
+            nodes["mlx"] = made.start(*FLAGS, "--backend", "mlx", "--model", str(tiny))
         except ImportError:  # where there is no MLX the others vote without it
             pass
         made.ready(nodes["fake"])
-        nodes["openai"] = made.start(*flags, "--backend", "openai", "--url", nodes["fake"].http_address)
+        nodes["openai"] = made.start(*FLAGS, "--backend", "openai", "--url", nodes["fake"].http_address)
         made.ready(*nodes.values())
         together(*nodes.values())
         yield made, nodes
@@ -113,15 +117,14 @@ def test_a_model_that_is_named_answers_wherever_it_is(mesh: Mesh) -> None:
 
 
 def test_records_are_kept_through_a_kill_and_a_file_that_is_broken(mesh: Mesh) -> None:
-    """Last, as it kills the node that the others of this file ask."""
     made, nodes = mesh
-    llama = nodes["llama"]
+    asked = nodes["llama"]
     for _ in range(3):
-        rested(llama)
-        llama.client.ask(SUM, candidates=16, params=PARAMS, strategy="majority")
+        rested(asked)
+        asked.client.ask(SUM, candidates=16, params=PARAMS, strategy="majority")
 
     def records() -> dict[str, float]:
-        return {m.fingerprint: m.votes for m in llama.client.status().models}
+        return {m.fingerprint: m.votes for m in nodes["llama"].client.status().models}
 
     held = records()
     assert len(held) == len(nodes)
@@ -129,14 +132,15 @@ def test_records_are_kept_through_a_kill_and_a_file_that_is_broken(mesh: Mesh) -
     file = made.home / "llama" / "standings.json"
     until(lambda: file.exists() and len(json.loads(file.read_text())["models"]) == len(held), "the record is written")
     until(lambda: sum(m["votes"] for m in json.loads(file.read_text())["models"]) == sum(held.values()), "all of it")
-    llama.signal(signal.SIGKILL)
-    llama.process.wait()
-    llama = made.start("--slots", "8", "--data-dir", str(made.home / "llama"))
-    made.ready(llama)
+    asked.signal(signal.SIGKILL)
+    asked.process.wait()
+    nodes["llama"] = llama(made)  # for the other tests too
+    made.ready(nodes["llama"])
     assert records() == held
-    assert made.end(llama) == [0]
+    assert made.end(nodes["llama"]) == [0]
     file.write_text('{"conclave_models": 1, "models": [{"votes": "many"}]}')
-    llama = made.start("--slots", "8", "--data-dir", str(made.home / "llama"))
-    made.ready(llama)
+    nodes["llama"] = llama(made)
+    made.ready(nodes["llama"])
     assert records() == {}
-    assert llama.client.ask(SUM, candidates=8).outcome.finished >= 4
+    assert nodes["llama"].client.ask(SUM, candidates=8).outcome.finished >= 4
+    together(*nodes.values())

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 
 import grpc
 import pytest
-from swarm import SOON_S, Node, Swarm, request, slow, until
+from swarm import SOON_S, Node, Swarm, in_time, request, slow, together, until
 
 from node.v1 import generate_pb2
 
 Pair = tuple[Swarm, list[Node]]
 # Every ballot counts until the end, so nothing but its end ends a vote.
 WHOLE = {"strategy": "quality"}
-AT_ONCE_S = 1.0
+AT_ONCE_S = 40.0  # what is stopped would have needed a minute
 
 
 def begin(node: Node, timeout: float = SOON_S, **fields: object) -> tuple[grpc.Call, Iterator, dict[str, list[int]]]:
@@ -35,9 +34,9 @@ def both_work(one: Node, two: Node, shares: dict[str, list[int]]) -> None:
         until(lambda node=node: node.used() >= len(shares[node.id]), f"{node.id} works")  # type: ignore[misc]
 
 
-def both_free(*nodes: Node, within: float = AT_ONCE_S) -> None:
+def both_free(*nodes: Node) -> None:
     for node in nodes:
-        until(lambda node=node: node.used() == 0, f"{node.id} is free", within)  # type: ignore[misc]
+        until(lambda node=node: node.used() == 0, f"{node.id} is free", AT_ONCE_S)  # type: ignore[misc]
 
 
 def done(events: Iterator) -> generate_pb2.GenerateResponse:
@@ -47,9 +46,10 @@ def done(events: Iterator) -> generate_pb2.GenerateResponse:
 
 
 def test_a_peer_is_killed(own: Swarm) -> None:
-    one, two = own.up(2, *slow(40, 20, "42", "41"))
-    _, events, shares = begin(one, **WHOLE)
+    one, two = own.up(2, *slow(60, 20, "42", "41"))
     asking = own.popen("ask", "Why?", "--json", "--strategy", "quality", "--address", one.address)
+    until(lambda: min(one.used(), two.used()) >= 4, "both work for the command")
+    _, events, shares = begin(one, **WHOLE)
     until(lambda: min(one.used(), two.used()) >= 8, "both work for both")
     two.signal(signal.SIGKILL)
     response = done(events)
@@ -66,8 +66,8 @@ def test_a_peer_is_killed(own: Swarm) -> None:
     assert (asking.returncode, err) == (0, b"")
     assert [x["node"] for x in json.loads(out)["outcome"]["lost"]] == [two.id]
     # The next vote is planned without it.
-    until(lambda: one.peers() == set(), "a killed node is gone", 5)
-    assert one.used() == 0
+    until(lambda: one.peers() == set(), "a killed node is gone")
+    both_free(one)
 
 
 def test_a_peer_of_the_real_model_is_killed(own: Swarm) -> None:
@@ -87,23 +87,26 @@ def test_a_peer_of_the_real_model_is_killed(own: Swarm) -> None:
 
 def test_a_peer_hangs_and_the_client_has_a_deadline(own: Swarm) -> None:
     one, two = own.up(2, *slow(30, 20, "42", "41"))
-    started = time.monotonic()
-    _, events, shares = begin(one, timeout=5.0, **WHOLE)
-    both_work(one, two, shares)
-    two.signal(signal.SIGSTOP)
-    response = done(events)
-    assert time.monotonic() - started < 5.0
+
+    def ask() -> tuple[generate_pb2.GenerateResponse, dict[str, list[int]]]:
+        _, events, shares = begin(one, timeout=5.0, **WHOLE)
+        both_work(one, two, shares)
+        two.signal(signal.SIGSTOP)
+        try:
+            return done(events), shares
+        finally:  # it comes back as if nothing had been, and has nothing left to do
+            two.signal(signal.SIGCONT)
+            both_free(one, two)
+            together(one, two)
+
+    response, shares = in_time(ask)
     assert sorted(c.id for c in response.candidates) == shares[one.id]
     (loss,) = response.outcome.lost
     assert (loss.node, list(loss.candidates)) == (two.id, shares[two.id])
-    # It comes back as if nothing had been, and has nothing left to do.
-    two.signal(signal.SIGCONT)
-    both_free(one, two, within=SOON_S)
-    until(lambda: one.peers() == {two.id} and two.peers() == {one.id}, "both are peers again")
 
 
 def test_the_coordinator_is_killed(own: Swarm) -> None:
-    one, two = own.up(2, *slow(160, 20, "42", "41"))
+    one, two = own.up(2, *slow(1200, 20, "42", "41"))
     _, events, shares = begin(one, **WHOLE)
     both_work(one, two, shares)
     one.signal(signal.SIGKILL)
@@ -114,7 +117,7 @@ def test_the_coordinator_is_killed(own: Swarm) -> None:
 
 
 def test_a_clean_stop_in_the_middle_of_an_answer(own: Swarm) -> None:
-    one, two = own.up(2, *slow(160, 20, "42", "41"))
+    one, two = own.up(2, *slow(1200, 20, "42", "41"))
     _, events, shares = begin(one, **WHOLE)
     both_work(one, two, shares)
     assert own.end(one) == [0]
@@ -158,7 +161,7 @@ def test_an_interrupted_command_frees_every_node(slows: Pair) -> None:
 def test_a_deadline_frees_every_node(slows: Pair) -> None:
     """What was written by then is the answer, and says so."""
     _, (one, two) = slows
-    response = one.client.ask("Why?", timeout=2.5, **WHOLE)
+    response = in_time(lambda: one.client.ask("Why?", timeout=2.5, **WHOLE))
     assert response.finish_reason == "deadline"
     assert response.text.startswith("thought0 thought1")
     assert any("deadline" in w for w in response.outcome.warnings)
@@ -174,16 +177,13 @@ def test_no_time_at_all(slows: Pair) -> None:
 
 
 def test_losers_stop_when_the_vote_is_decided(own: Swarm) -> None:
-    """Three answers in four are short and agree; the long ones would take ten seconds."""
-    thoughts = " ".join(f"thought{i}" for i in range(200))
+    """Three answers in four are short and agree; the long ones would take a minute."""
+    thoughts = " ".join(f"thought{i}" for i in range(1200))
     spec = f"fake:answers=answer: 42|answer: 42|answer: 42|{thoughts} answer: 41,tokens_per_s=20"
     one, two = own.up(2, "--backend", "fake", "--model", spec)
-    started = time.monotonic()
     asked = generate_pb2.StreamRequest(request=request("Why?", candidates=24, strategy="majority", params={"seed": 4}))
     events = list(one.client.generate.Stream(asked, timeout=SOON_S))
-    assert time.monotonic() - started < 5.0
     both_free(one, two)
-    assert time.monotonic() - started < 5.0
     response = events[-1].done
     assert response.outcome.stopped_early
     assert response.outcome.finished < response.outcome.planned == 24
@@ -195,7 +195,7 @@ def test_losers_stop_when_the_vote_is_decided(own: Swarm) -> None:
 def test_more_requests_than_sequences_wait_or_are_told_so(own: Swarm) -> None:
     node = own.start(*slow(6, 20, "42"), "--slots", "4", "--queue", "2", "--join", "none")
     own.ready(node)
-    calls = [node.client.generate.Generate.future(request("Why?", candidates=4), timeout=SOON_S) for _ in range(8)]
+    calls = [node.client.generate.Generate.future(request("Why?", candidates=4), timeout=SOON_S) for _ in range(16)]
     codes = [c.code() for c in calls]
     assert codes.count(grpc.StatusCode.OK) >= 2
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 1

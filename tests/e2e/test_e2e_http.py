@@ -17,7 +17,7 @@ from typing import Any
 import installed
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from swarm import Node, Swarm, until
+from swarm import SOON_S, Node, Swarm, until
 
 from node.mesh.identity import Identity
 from node.mesh.peer import Peer
@@ -28,7 +28,7 @@ SCHEMATHESIS = ("schemathesis==4.32.5",)
 
 
 def get(url: str, **headers: str) -> Any:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SOON_S) as answer:
         body = answer.read()
     return json.loads(body) if body[:1] in b"{[" else body.decode()
 
@@ -76,16 +76,15 @@ def test_prometheus_reads_the_metrics(fakes: Nodes, tmp_path: Path) -> None:
         return {r["metric"]["instance"]: float(r["value"][1]) for r in found["data"]["result"]}
 
     try:
-        until(lambda: query("up") == dict.fromkeys(targets, 1.0), "both nodes are scraped")
-        assert query("conclave_generation_tokens_total")[one.http_address] >= 4
-        assert query("sum(conclave_peers{state=%22alive%22})by(instance)") == dict.fromkeys(targets, 1.0)
+        both = dict.fromkeys(targets, 1.0)
+        until(lambda: query("up") == both, "both nodes are scraped")
+        until(lambda: query("conclave_generation_tokens_total").get(one.http_address, 0) >= 4, "tokens are counted")
+        until(lambda: query("sum(conclave_peers{state=%22alive%22})by(instance)") == both, "each has a peer")
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(SOON_S)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(installed.INSTALL_S + 120)
 def counted(node: Node) -> dict[str, float]:
     """What a node counted, by `name{labels}`, without what is 0."""
     families = text_string_to_metric_families(get(f"http://{node.http_address}/metrics"))
@@ -110,20 +109,25 @@ async def test_replication_is_counted_on_both_nodes_by_reason(llamas: Nodes) -> 
         for node, direction in ((one, "sent"), (two, "received")):
             kind = f"sync_bytes_total{{direction={direction},reason={reason}}}"
             await asyncio.to_thread(until, lambda n=node, k=kind: grown(n, k) > 0, f"{node.id} counts {kind}")  # type: ignore[misc]
-    assert grown(one, "sync_bytes_total{direction=sent,reason=log}") == pytest.approx(
-        grown(two, "sync_bytes_total{direction=received,reason=log}"), rel=0.01
-    )
+
+    def is_level() -> bool:
+        sent = grown(one, "sync_bytes_total{direction=sent,reason=log}")
+        return sent == pytest.approx(grown(two, "sync_bytes_total{direction=received,reason=log}"), rel=0.01)
+
+    await asyncio.to_thread(until, is_level, "what one node sent came to the other")
     identity = Identity((await asyncio.to_thread(made.run, "token", "show")).out.strip(), "mmmmmmmmm2")
     peer = Peer(identity, two.mesh_address, two.id)
     try:
-        answer = await peer.call(peer.kvsync.Offer, kvsync_pb2.OfferRequest(header=b"nonsense"), 5.0)
+        answer = await peer.call(peer.kvsync.Offer, kvsync_pb2.OfferRequest(header=b"nonsense"), 30.0)
         assert answer.reason
         kind = f"snapshots_refused_total{{reason={answer.reason}}}"
-        assert await asyncio.to_thread(grown, two, kind) == 1
+        assert await asyncio.to_thread(grown, two, kind) >= 1
     finally:
         await peer.close()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(installed.INSTALL_S + 120)
 def test_schemathesis_finds_nothing(fakes: Nodes, tmp_path: Path) -> None:
     python = installed.python("schemathesis", *SCHEMATHESIS)
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -155,7 +159,7 @@ def test_a_listener_that_leaves_this_machine_is_locked(own: Swarm, tmp_path: Pat
     own.ready(node, locked)
     port = node.http_address.rpartition(":")[2]
     trusting = ssl.create_default_context(cafile=pem)
-    with urllib.request.urlopen(f"https://127.0.0.1:{port}/health", context=trusting, timeout=10) as answer:
+    with urllib.request.urlopen(f"https://127.0.0.1:{port}/health", context=trusting, timeout=SOON_S) as answer:
         assert json.load(answer) == {"status": "ok"}
     address = f"http://127.0.0.1:{locked.http_address.rpartition(':')[2]}/v1/models"
     with pytest.raises(urllib.error.HTTPError) as caught:
@@ -182,7 +186,7 @@ def test_logs_of_all_nodes_tell_of_a_request_by_its_id(own: Swarm) -> None:
     body = json.dumps({"model": "conclave:8", "messages": [{"role": "user", "content": "a secret"}]}).encode()
     wish = urllib.request.Request(f"http://{one.http_address}/v1/chat/completions", body)
     wish.add_header("content-type", "application/json")
-    with urllib.request.urlopen(wish, timeout=20) as answer:
+    with urllib.request.urlopen(wish, timeout=SOON_S) as answer:
         id = answer.headers["x-request-id"]
 
     def lines(node: Node) -> list[dict[str, Any]]:
@@ -196,4 +200,4 @@ def test_logs_of_all_nodes_tell_of_a_request_by_its_id(own: Swarm) -> None:
         assert line["time"].endswith("Z")
         assert "secret" not in node.said()
     [line] = lines(one)
-    assert (line["outcome"], line["tokens"] > 0, 0 < line["seconds"] < 20) == ("ok", True, True)
+    assert (line["outcome"], line["tokens"] > 0, line["seconds"] > 0) == ("ok", True, True)

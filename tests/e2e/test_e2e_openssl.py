@@ -31,7 +31,7 @@ def s_client(address: str, *flags: str, said: bytes = PREFACE) -> tuple[bytes, s
         client.stdin.flush()
         with selectors.DefaultSelector() as ready:
             ready.register(client.stdout, selectors.EVENT_READ)
-            answer = client.stdout.read1(64) if ready.select(10) else b"(silence)"  # b"" is the end
+            answer = client.stdout.read1(64) if ready.select(60) else b"(silence)"  # b"" is the end
         client.kill()
         assert client.stderr is not None
         return answer, client.stderr.read().decode(errors="replace")

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from swarm import ROOT, Node, Swarm
+from swarm import ROOT, SOON_S, Node, Swarm
 
 from node.v1 import generate_pb2
 
@@ -20,7 +20,7 @@ Pair = tuple[Swarm, list[Node]]
 
 def reflect(node: Node, **asked: str) -> reflection_pb2.ServerReflectionResponse:
     stub = reflection_pb2_grpc.ServerReflectionStub(node.client.channel)
-    answers = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**asked)]), timeout=10)
+    answers = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**asked)]), timeout=SOON_S)
     return next(iter(answers))
 
 
@@ -51,7 +51,7 @@ def test_reflection_says_what_the_proto_files_say(fakes: Pair) -> None:
 def test_health(fakes: Pair, service: str) -> None:
     _, nodes = fakes
     for node in nodes:
-        answer = node.client.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+        answer = node.client.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=SOON_S)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -59,7 +59,7 @@ def test_health(fakes: Pair, service: str) -> None:
 def test_health_of_what_is_not_served_here(fakes: Pair, service: str) -> None:
     _, (one, _) = fakes
     with pytest.raises(grpc.RpcError) as e:
-        one.client.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+        one.client.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=SOON_S)
     assert e.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
 
 

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,11 +173,9 @@ def test_our_own_gateway_and_its_end(own: Swarm) -> None:
     [info] = outer.client.status().nodes
     assert (info.model, info.backend) == ("inner", "openai")
     own.end(inner)
-    before = time.monotonic()
     with pytest.raises(grpc.RpcError) as failed:
         outer.client.ask("And now?")
     assert "does not answer" in failed.value.details()
-    assert time.monotonic() - before < 10
     assert outer.process.poll() is None
 
 

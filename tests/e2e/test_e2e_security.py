@@ -10,7 +10,7 @@ from collections.abc import Callable
 import grpc
 import psutil
 import pytest
-from swarm import Client, Node, Swarm
+from swarm import SOON_S, Client, Node, Swarm
 
 from node.mesh.identity import ANY_NODE, Identity, new_token
 from node.v1 import mesh_pb2, mesh_pb2_grpc, vote_pb2, vote_pb2_grpc
@@ -35,7 +35,7 @@ def test_plaintext_at_the_mesh_port(fakes: Pair) -> None:
     stranger = Client(one.mesh_address)
     try:
         assert refused(stranger.status)[0] is grpc.StatusCode.UNAVAILABLE
-        assert refused(lambda: stranger.ask("hello", timeout=5))[0] is grpc.StatusCode.UNAVAILABLE
+        assert refused(lambda: stranger.ask("hello"))[0] is grpc.StatusCode.UNAVAILABLE
     finally:
         stranger.channel.close()
 
@@ -48,7 +48,7 @@ def test_tls_without_a_certificate(fakes: Pair) -> None:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     answered = b""
-    with socket.create_connection(host_port(one.mesh_address), timeout=10) as raw:
+    with socket.create_connection(host_port(one.mesh_address), timeout=SOON_S) as raw:
         try:
             with context.wrap_socket(raw) as tls:
                 tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
@@ -65,7 +65,7 @@ def test_tls_below_1_3(fakes: Pair) -> None:
     context.verify_mode = ssl.CERT_NONE
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
-        socket.create_connection(host_port(one.mesh_address), timeout=10) as raw,
+        socket.create_connection(host_port(one.mesh_address), timeout=SOON_S) as raw,
         pytest.raises((ssl.SSLError, ConnectionError)),
     ):
         context.wrap_socket(raw)
@@ -81,25 +81,25 @@ def test_a_certificate_opens_the_mesh_port_if_it_is_of_this_mesh(fakes: Pair, is
     with grpc.secure_channel(one.mesh_address, identity.channel_credentials(), options=options) as channel:
         stub = mesh_pb2_grpc.MeshStub(channel)
         if is_of_this_mesh:
-            assert stub.Status(mesh_pb2.StatusRequest(), timeout=10).nodes[0].id == one.id
+            assert stub.Status(mesh_pb2.StatusRequest(), timeout=SOON_S).nodes[0].id == one.id
             # And who says to be another than the certificate says is not believed.
             liar = mesh_pb2.HelloRequest(protocol=1, node={"id": "b234567bcd", "address": "127.0.0.1:1"})
-            assert refused(lambda: stub.Hello(liar, timeout=10))[0] is grpc.StatusCode.UNAUTHENTICATED
+            assert refused(lambda: stub.Hello(liar, timeout=SOON_S))[0] is grpc.StatusCode.UNAUTHENTICATED
         else:
-            code, _ = refused(lambda: stub.Status(mesh_pb2.StatusRequest(), timeout=10))
+            code, _ = refused(lambda: stub.Status(mesh_pb2.StatusRequest(), timeout=SOON_S))
             assert code is grpc.StatusCode.UNAVAILABLE
 
 
 def test_the_calls_of_nodes_are_refused_on_the_local_listener(fakes: Pair) -> None:
     _, (one, _) = fakes
     mesh = one.client.mesh
-    code, details = refused(lambda: mesh.Hello(HELLO, timeout=10))
+    code, details = refused(lambda: mesh.Hello(HELLO, timeout=SOON_S))
     assert code is grpc.StatusCode.UNAUTHENTICATED
     assert "certificate" in details
-    assert refused(lambda: mesh.Probe(mesh_pb2.ProbeRequest(), timeout=10))[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert refused(lambda: mesh.Probe(mesh_pb2.ProbeRequest(), timeout=SOON_S))[0] is grpc.StatusCode.UNAUTHENTICATED
     vote = vote_pb2_grpc.VoteStub(one.client.channel)
-    assert refused(lambda: vote.Decide(vote_pb2.DecideRequest(), timeout=10))[0] is grpc.StatusCode.UNIMPLEMENTED
-    assert refused(lambda: list(vote.Poll(vote_pb2.PollRequest(), timeout=10)))[0] is grpc.StatusCode.UNIMPLEMENTED
+    assert refused(lambda: vote.Decide(vote_pb2.DecideRequest(), timeout=SOON_S))[0] is grpc.StatusCode.UNIMPLEMENTED
+    assert refused(lambda: list(vote.Poll(vote_pb2.PollRequest(), timeout=SOON_S)))[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
 def listens(node: Node) -> set[tuple[str, int]]:

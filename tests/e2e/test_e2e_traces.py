@@ -73,7 +73,7 @@ def test_one_vote_is_one_trace_over_two_nodes(own: Swarm, collector: Collector) 
     body = {"messages": [{"role": "user", "content": "a secret"}], "topic": "t", "conclave": {"candidates": 4}}
     headers = {"content-type": "application/json", "traceparent": f"00-{TRACE}-{CALLER}-01"}
     url = f"http://{one.http_address}/v1/chat/completions"
-    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=20) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=60) as answer:
         assert answer.status == 200
     # Who gets the turn by Append is told of no decision.
     wanted = Counter(
