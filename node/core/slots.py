@@ -1,4 +1,4 @@
-"""Which topic's KV to begin from, and which to let go: decisions only.
+"""What a topic's KV is worth, and which to let go: decisions only. Which to begin from: `node.core.prefixes`.
 
 A topic's KV is resident (in the context, on a sequence of its own) or parked (a copy in memory or on disk); else it is
 gone and is prefilled again. What to let go is decided by what it would cost to get it back, how long until that is
@@ -61,12 +61,12 @@ class Match:
     take: bool
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading tokens that are equal."""
+def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0, end: int | None = None) -> int:
+    """Number of leading tokens that are equal, of which the first `start` are known to be; `end` of them at most."""
     # Slices compare in C. They double from the beginning on, as most others differ early; the one with the first
     # difference is halved.
-    n = min(len(a), len(b))
-    low, size = 0, MIN_SHARED
+    n = min(len(a), len(b)) if end is None else min(len(a), len(b), end)
+    low, size = start, MIN_SHARED
     while a[low : low + size] == b[low : low + size]:
         low += size
         if low >= n:
@@ -82,31 +82,6 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         else:
             high = middle
     return low
-
-
-def match(held: Iterable[Held], topic: str, prompt: Sequence[int], speeds: Speeds) -> Match | None:
-    """The best beginning for a prompt: the topic's own KV, else the longest prefix among others'; None: prefill all.
-
-    At least the prompt's last token is always left to compute, since its logits are needed. A parked copy is used only
-    where restoring it is quicker than prefilling what it saves.
-    """
-    best: Match | None = None
-    best_gain = 0.0
-    for each in held:
-        own = topic != "" and each.topic == topic
-        length = min(common_prefix(each.tokens, prompt), len(prompt) - 1)
-        if length < (1 if own else MIN_SHARED):
-            continue
-        gain = length * speeds.prefill_s
-        if not each.is_resident:
-            gain -= restoring(each, speeds)
-        if own:
-            gain += speeds.prefill_s / 2  # of equal ones, its own: it need not be kept beside
-        if gain > best_gain:
-            best_gain = gain
-            anonymous = each.topic.startswith("~")
-            best = Match(each, length, own or (anonymous and length >= TAKEOVER * len(each.tokens)))
-    return best
 
 
 def interval_after(interval: float, last: int, turn: int) -> float:

@@ -13,11 +13,12 @@ idle cells, 186 ms with 512, 187 ms with none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from node.core import slots
+from node.core.prefixes import Prefixes
 from node.core.slots import Held, Match, Speeds
 from node.engine.backend import Backend
 from node.engine.shelf import Shelf, Shelved
@@ -25,6 +26,9 @@ from node.engine.shelf import Shelf, Shelved
 IDLE_CELLS = 512
 MOST_USES = 4096
 UNNAMED = "~"  # the KV of a request without a topic is held under this and its id
+# What leaves is found by a look at all that is held, which takes long where there are thousands. So a little more than
+# must leaves with it, and the next ones need no look.
+SLACK = 63 / 64
 MEASURED_BYTES = 1 << 20  # the speed of restoring is learned from copies at least this large
 
 
@@ -77,6 +81,7 @@ class Slots:
         self._memory = memory
         self._shelf = shelf
         self._slots: dict[str, _Slot] = {}
+        self._prefixes = Prefixes()
         self._resident: set[str] = set()  # those in the context: few, where there may be thousands in memory
         self._uses: dict[str, tuple[float, int]] = {}
         self._turn = 0
@@ -107,7 +112,7 @@ class Slots:
 
     def match(self, topic: str, prompt: Sequence[int]) -> Match | None:
         """Where a prompt should begin."""
-        return slots.match(self._held(), topic, prompt, self.speeds)
+        return self._prefixes.match(topic, prompt, self.speeds)
 
     def gain(self, match: Match | None) -> tuple[int, int]:
         """Sequences and cells that taking a match over makes free for its request."""
@@ -143,15 +148,17 @@ class Slots:
         interval, last = self._uses.get(topic, (0.0, self._turn))
         interval = slots.interval_after(interval, last, self._turn)
         self._pool.cells -= len(tokens)
-        self._slots[topic] = _Slot(Held(topic, tokens, True, interval=interval, used=self._turn), sequence)
+        held = Held(topic, tokens, True, interval=interval, used=self._turn)
+        self._slots[topic] = _Slot(held, sequence)
+        self._prefixes.put(held)
         self._resident.add(topic)
 
     def forget(self, topic: str) -> None:
         """Let go of all that is held for a topic."""
-        slot = self._slots.pop(topic, None)
+        slot = self._slots.get(topic)
         if slot is None:
             return
-        self._remember(slot)
+        self._remove(slot)
         if slot.held.is_resident:
             self._leave_context(slot)
         elif slot.copy is not None and self._shelf is not None:
@@ -182,6 +189,7 @@ class Slots:
         interval, _ = self._uses.get(topic, (0.0, 0))
         held = Held(topic, tokens, False, bytes=state.nbytes, interval=interval, used=self._turn)
         self._slots[topic] = _Slot(held, state=state, is_foreign=True)
+        self._prefixes.put(held)
         self.parked_bytes += state.nbytes
         self._keep_within_memory()
         return topic in self._slots
@@ -219,7 +227,7 @@ class Slots:
             target = self._pool.free.pop()
             return target, match.length if self._backend.fork(slot.sequence, target, match.length) else 0
         sequence = slot.sequence
-        self._remember(self._slots.pop(slot.held.topic))
+        self._remove(slot)
         self._resident.discard(slot.held.topic)
         self._pool.cells += len(slot.held.tokens)
         if not self._backend.truncate(sequence, match.length):
@@ -263,7 +271,7 @@ class Slots:
             self.speeds = replace(self.speeds, restore_s_per_byte=0.7 * was + 0.3 * took / slot.held.bytes)
         return True
 
-    def _held(self) -> Iterator[Held]:
+    def _held(self) -> Iterable[Held]:
         return (slot.held for slot in self._slots.values())
 
     def _leaving(self) -> list[Held]:
@@ -271,7 +279,15 @@ class Slots:
 
     def _touch(self, slot: _Slot) -> None:
         interval = slots.interval_after(slot.held.interval, slot.held.used, self._turn)
-        slot.held = replace(slot.held, interval=interval, used=self._turn)
+        self._change(slot, replace(slot.held, interval=interval, used=self._turn))
+
+    def _change(self, slot: _Slot, held: Held) -> None:
+        slot.held = held
+        self._prefixes.put(held)
+
+    def _remove(self, slot: _Slot) -> None:
+        self._prefixes.remove(slot.held.topic)
+        self._remember(self._slots.pop(slot.held.topic))
 
     def _park(self, topic: str) -> None:
         """Out of the context: into memory if it fits there, else forgotten."""
@@ -279,20 +295,22 @@ class Slots:
         state = self._backend.export(slot.sequence) if self._memory else None
         self._leave_context(slot)
         if state is None:
-            self._remember(self._slots.pop(topic))
+            self._remove(slot)
             return
         slot.state = state
         slot.sequence = -1
-        slot.held = replace(slot.held, is_resident=False, bytes=state.nbytes)
+        self._change(slot, replace(slot.held, is_resident=False, bytes=state.nbytes))
         self.parked_bytes += state.nbytes
         if state.nbytes > self._memory:
             self._shelve(topic)  # rather than all others
         self._keep_within_memory()
 
     def _keep_within_memory(self) -> None:
-        while self.parked_bytes > self._memory:
-            order = slots.leave_memory(self._held(), self._turn, self.speeds)
-            self._shelve(order[0].topic)
+        if self.parked_bytes > self._memory:
+            for held in slots.leave_memory(self._held(), self._turn, self.speeds):
+                self._shelve(held.topic)
+                if self.parked_bytes <= self._memory * SLACK:
+                    break
 
     def _shelve(self, topic: str) -> None:
         """Out of memory: to disk if it fits there, else forgotten."""
@@ -301,11 +319,14 @@ class Slots:
             self.forget(topic)
             return
         slot.copy, slot.state = self._shelf.put(slot.state), None
-        slot.held = replace(slot.held, is_on_disk=True)
+        self._change(slot, replace(slot.held, is_on_disk=True))
         self.parked_bytes -= slot.held.bytes
         self.disk_bytes += slot.held.bytes
-        while self.disk_bytes > self._shelf.limit:
-            self.forget(slots.leave_disk(self._held(), self._turn, self.speeds)[0].topic)
+        if self.disk_bytes > self._shelf.limit:
+            for held in slots.leave_disk(self._held(), self._turn, self.speeds):
+                self.forget(held.topic)
+                if self.disk_bytes <= self._shelf.limit * SLACK:
+                    break
 
     def _remember(self, slot: _Slot) -> None:
         """How often a topic was used outlives its KV, within limits; a request without one does not come back."""

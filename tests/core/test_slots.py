@@ -1,11 +1,11 @@
-"""Which KV to begin from and which to let go."""
+"""Which KV to let go."""
 
 import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.core.slots import Held, Speeds, common_prefix, interval_after, leave_context, leave_memory, match
+from node.core.slots import Held, Speeds, common_prefix, interval_after, leave_context, leave_memory
 
 SPEEDS = Speeds(prefill_s=1e-3, restore_s=1e-3, restore_s_per_byte=1e-9)
 tokens = st.lists(st.integers(0, 2), max_size=40).map(tuple)
@@ -17,51 +17,9 @@ def test_common_prefix_is_the_longest(a: tuple[int, ...], b: tuple[int, ...]) ->
     while n < min(len(a), len(b)) and a[n] == b[n]:
         n += 1
     assert common_prefix(a, b) == common_prefix(b, a) == n
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcd~"), tokens, st.booleans()), max_size=5), st.sampled_from("ab"), tokens)
-def test_a_match_is_a_real_prefix_and_leaves_a_token_to_compute(
-    topics: list[tuple[str, tuple[int, ...], bool]], topic: str, prompt: tuple[int, ...]
-) -> None:
-    held = [Held(t + str(i), k, r, bytes=0 if r else 1000) for i, (t, k, r) in enumerate(topics)]
-    found = match(held, topic, prompt, SPEEDS)
-    if found is not None:
-        assert 0 < found.length < len(prompt)
-        assert tuple(found.held.tokens[: found.length]) == prompt[: found.length]
-
-
-def test_its_own_topic_is_taken_over_and_another_is_shared() -> None:
-    system = tuple(range(100))
-    a = Held("a", (*system, 1, 2, 3), True)
-    own = match([a], "a", (*system, 1, 2, 3, 4, 5), SPEEDS)
-    assert own is not None
-    assert (own.length, own.take) == (103, True)
-    other = match([a], "b", (*system, 9, 9), SPEEDS)
-    assert other is not None
-    assert (other.length, other.take) == (100, False)
-
-
-def test_a_short_prefix_of_another_topic_is_not_worth_it() -> None:
-    assert match([Held("a", tuple(range(15)), True)], "b", tuple(range(30)), SPEEDS) is None
-    assert match([Held("b", tuple(range(15)), True)], "b", tuple(range(30)), SPEEDS) is not None
-
-
-def test_a_conversation_without_a_name_is_taken_over_when_it_goes_on() -> None:
-    held = Held("~1", tuple(range(50)), True)
-    going_on = match([held], "", tuple(range(60)), SPEEDS)
-    assert going_on is not None
-    assert going_on.take
-    branched_early = match([held], "", (*range(20), *range(100, 150)), SPEEDS)
-    assert branched_early is not None
-    assert not branched_early.take
-
-
-def test_a_parked_copy_is_used_only_where_restoring_is_quicker() -> None:
-    prompt = tuple(range(200))
-    cheap = Held("a", prompt[:100], False, bytes=1_000_000)  # 2 ms against 100 ms
-    dear = Held("a", prompt[:100], False, bytes=200_000_000)  # 201 ms against 100 ms
-    assert match([cheap], "a", prompt, SPEEDS) is not None
-    assert match([dear], "a", prompt, SPEEDS) is None
+    for start in range(n + 1):
+        for end in range(start, 41):
+            assert common_prefix(a, b, start, end) == min(n, end)
 
 
 def test_what_is_cheap_to_prefill_for_its_room_leaves_memory_first() -> None:
