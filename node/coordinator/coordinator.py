@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import secrets
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from node import metrics, tracing
 from node.coordinator import claims, late, topics, traced
+from node.coordinator.answered import Answered, check_same
 from node.coordinator.claims import Claim, Claims
 from node.coordinator.events import NO_WISHES, Event, Polled, Wishes, Wrote
 from node.coordinator.local import VOTING, LocalPhase, ballot, written
@@ -22,15 +22,13 @@ from node.coordinator.turn import Turn
 from node.core import consensus
 from node.engine import scheduler
 from node.engine.face import EngineFace
-from node.errors import ConclaveError, InvalidRequest, NotFound, Overloaded
+from node.errors import ConclaveError, NotFound, Overloaded
 from node.replicator import Replicator
 from node.store import Standings, Store
 from node.types import Ballot, EarlyStop, GenerateRequest, GenerateResult, Version
 
 log = logging.getLogger(__name__)
 
-REMEMBERED_RESULTS = 1024
-REMEMBERED_LOGPROBS = 200_000  # some 200 bytes each
 REMEMBERED_POLLS = 256
 MAX_WAITING_TURNS = 64  # of one topic
 
@@ -66,8 +64,7 @@ class Coordinator:
             self.standings,
             ensemble,
         )
-        self._results: OrderedDict[str, tuple[str, GenerateResult]] = OrderedDict()
-        self._logprobs = 0  # in them
+        self._remembered = Answered()
         # The answer is None where the first call of this id failed or was left.
         self._running: dict[str, tuple[GenerateRequest, asyncio.Future[GenerateResult | None]]] = {}
         self._topics: dict[str, _TopicTurns] = {}
@@ -117,7 +114,7 @@ class Coordinator:
                     if isinstance(event, GenerateResult):
                         result, outcome = event, "ok"
                         traced.answered(span, event, model)
-                        self._remember(request, event)
+                        self._remembered.keep(request, event)
                     yield event
         except Exception as e:
             outcome = e.code.lower() if isinstance(e, ConclaveError) else "internal"
@@ -278,25 +275,12 @@ class Coordinator:
         id = request.request_id
         while id in self._running:
             other, answer = self._running[id]
-            _check_same(id, same=request == other)
+            check_same(id, same=request == other)
             result = await asyncio.shield(answer)
             if result is not None:
                 return result
             # The first call failed or was left. Whoever of those that waited comes first answers; the others wait on.
-        if id in self._results:
-            content, result = self._results[id]
-            _check_same(id, same=_content_hash(request) == content)
-            return result
-        return None
-
-    def _remember(self, request: GenerateRequest, result: GenerateResult) -> None:
-        """Keep a result in case it is asked for again; of those with many log probabilities, the last few."""
-        self._results[result.request_id] = (_content_hash(request), result)
-        self._logprobs += _logprobs(result)
-        while len(self._results) > REMEMBERED_RESULTS or (
-            self._logprobs > REMEMBERED_LOGPROBS and len(self._results) > 1
-        ):
-            self._logprobs -= _logprobs(self._results.popitem(last=False)[1][1])
+        return self._remembered.get(request)
 
     @contextlib.asynccontextmanager
     async def _turn_of(self, topic: str) -> AsyncIterator[None]:
@@ -330,17 +314,3 @@ def _tell(what: str, request: GenerateRequest, **fields: object) -> None:
     if log.isEnabledFor(logging.INFO):
         said = " ".join(f"{name}={value}" for name, value in fields.items())
         log.info("%s %s: %s", what, request.request_id, said, extra={"request_id": request.request_id, **fields})
-
-
-def _content_hash(request: GenerateRequest) -> str:
-    return hashlib.sha256(repr(replace(request, request_id="")).encode()).hexdigest()
-
-
-def _check_same(request_id: str, *, same: bool) -> None:
-    if not same:
-        raise InvalidRequest(f"request_id {request_id!r} was used for another request: an id belongs to one request")
-
-
-def _logprobs(result: GenerateResult) -> int:
-    """How many log probabilities a result holds."""
-    return sum(1 + len(token.top) for candidate in result.candidates for token in candidate.logprobs)

@@ -100,6 +100,8 @@ class Parts:
         for task in self._tasks.values():
             task.cancel()
         await _ended(self._tasks.values())
+        # What a cancelled task raised holds its frames, and they what they work on, which would hold the task.
+        self._tasks.clear()
 
     async def _guard(self, node: str, work: _Work) -> None:
         """Run one node's part; whatever ends it is news, so that nobody waits for a part that is over."""

@@ -1,5 +1,7 @@
 """The llama.cpp backend on the bundled model: forks are exact, seeds decide, and bad input is refused in one line."""
 
+import ctypes
+import gc
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,7 +155,6 @@ def test_a_full_cache_says_so_and_changes_nothing() -> None:
 
 
 def test_an_aborted_decode_fails_its_request_and_the_next_one_is_answered_as_ever(backend: LlamaBackend) -> None:
-    import ctypes
 
     import llama_cpp
 
@@ -196,6 +197,37 @@ def test_tools_and_unicode_go_through_the_template_and_the_tokenizer(backend: Ll
     assert text.index("weather") < text.index("Wetter")
     pieces = b"".join(backend.piece(t) for t in backend.tokenize("Wetter ☔️ 日本 👩‍🚀\r\n"))
     assert pieces.decode() == "Wetter ☔️ 日本 👩‍🚀\r\n"
+
+
+def test_calls_leave_no_work_for_the_garbage_collector(backend: LlamaBackend) -> None:
+    """ctypes' casts make cycles: one for each token that is drawn would be megabytes between two collections."""
+
+    def use() -> None:
+        tokens = prompt(backend)
+        backend.decode([Row(t, i, 0, i == len(tokens) - 1) for i, t in enumerate(tokens)])
+        sampler = backend.sampler(SamplingParams(), 1, tokens)
+        backend.sample(sampler, len(tokens) - 1)
+        sampler.close()
+        state = backend.export(0)
+        assert backend.restore(1, state)
+        backend.embed(["one"])
+        backend.drop(0)
+        backend.drop(1)
+
+    def is_pointer(each: object) -> bool:
+        return type(each).__name__.startswith(("LP_", "c_void_p"))
+
+    use()  # what is made once
+    gc.collect()
+    gc.disable()
+    try:
+        before = {id(each) for each in gc.get_objects()}
+        for _ in range(3):
+            use()
+        left = [type(each).__name__ for each in gc.get_objects() if id(each) not in before and is_pointer(each)]
+        assert left == []
+    finally:
+        gc.enable()
 
 
 def test_equal_texts_have_equal_embeddings(backend: LlamaBackend) -> None:

@@ -33,7 +33,6 @@ from node.types import Message, SamplingParams, Tool
 # The layout of llama_state_seq_get_data's blob that this version of the binding writes; it enters the fingerprint.
 STATE_FORMAT = f"llama-cpp-python {ll.__version__}"
 _KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
-_BYTES = ctypes.POINTER(ctypes.c_uint8)
 _LOAD_MAPPED, _LOAD_READ = -1, 0  # llama.h: LLAMA_LOAD_MODE_AUTO, which maps where the devices can, and _NONE
 
 
@@ -156,6 +155,7 @@ class LlamaBackend:
         batch = min(ll.llama_n_batch(self._ctx), ll.llama_n_ctx(self._ctx))  # llama.cpp may give less than was asked
         self._batch = ll.llama_batch_init(batch, 0, 1)
         self._candidates = Candidates(self._n_vocab)
+        self._row_type = ctypes.c_float * self._n_vocab
         self._scratch = np.empty(self._n_vocab, dtype=np.float32)
         description = ctypes.create_string_buffer(128)
         ll.llama_model_desc(self._model, description, len(description))
@@ -267,7 +267,9 @@ class LlamaBackend:
             pointer = ll.llama_get_logits_ith(self._ctx, row)
             if not pointer:
                 raise BackendError(f"row {row} has no logits")
-            values = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+            # Not as_array, whose cast makes a cycle of objects at each call.
+            room = self._row_type.from_address(ctypes.addressof(pointer.contents))
+            values = np.frombuffer(room, dtype=np.float32)
             found = self._rows[row] = Logits(values, self._scratch)
         return found
 
@@ -332,7 +334,7 @@ class LlamaBackend:
     def _export(self, sequence: int, flags: int) -> Any:
         size = ll.llama_state_seq_get_size_ext(self._ctx, sequence, flags)
         state = np.empty(size, dtype=np.uint8)
-        written = ll.llama_state_seq_get_data_ext(self._ctx, state.ctypes.data_as(_BYTES), size, sequence, flags)
+        written = ll.llama_state_seq_get_data_ext(self._ctx, _bytes(state), size, sequence, flags)
         return state if written == size else None
 
     def restore(self, sequence: int, state: Any) -> bool:
@@ -340,7 +342,7 @@ class LlamaBackend:
         return self._restore(sequence, state, ll.LLAMA_STATE_SEQ_FLAGS_NONE)
 
     def _restore(self, sequence: int, state: Any, flags: int) -> bool:
-        read = ll.llama_state_seq_set_data_ext(self._ctx, state.ctypes.data_as(_BYTES), state.nbytes, sequence, flags)
+        read = ll.llama_state_seq_set_data_ext(self._ctx, _bytes(state), state.nbytes, sequence, flags)
         if read != state.nbytes:
             self.drop(sequence)
             return False
@@ -418,6 +420,11 @@ def _inspect(path: Path) -> None:
     if not model:
         raise BackendError(f"{path} could not be loaded: {native.reason()}; download it again or use another")
     ll.llama_model_free(model)
+
+
+def _bytes(state: Any) -> Any:
+    """A pointer to an array's bytes, for one call. Not `data_as`, whose cast makes a cycle of objects each time."""
+    return ctypes.byref(ctypes.c_uint8.from_address(state.ctypes.data))
 
 
 def _metadata(model: Any, key: str) -> str:
