@@ -268,7 +268,7 @@ class LlamaBackend:
             if not pointer:
                 raise BackendError(f"row {row} has no logits")
             # Not as_array, whose cast makes a cycle of objects at each call.
-            room = self._row_type.from_address(ctypes.addressof(pointer.contents))
+            room: Any = self._row_type.from_address(ctypes.addressof(pointer.contents))
             values = np.frombuffer(room, dtype=np.float32)
             found = self._rows[row] = Logits(values, self._scratch)
         return found

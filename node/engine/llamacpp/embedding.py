@@ -45,7 +45,7 @@ class Embedder:
             if ll.llama_decode(self._ctx, batch) != 0:
                 raise BackendError(f"the text could not be embedded: {native.reason()}")
             pointer = ll.llama_get_embeddings_seq(self._ctx, 0)
-            row = (ctypes.c_float * self._size).from_address(ctypes.addressof(pointer.contents))
+            row: Any = (ctypes.c_float * self._size).from_address(ctypes.addressof(pointer.contents))
             vector = np.frombuffer(row, dtype=np.float32).astype(np.float64)
         finally:
             ll.llama_batch_free(batch)
