@@ -1,6 +1,6 @@
 """Forty topics in turn, and eighty on room for forty: how long until the first token.
 
-    python scripts/bench/topics.py [--part pinned|parked|all] [--topics 40] [--messages 160]
+    python scripts/bench/topics.py [--part pinned|lru|parked|all] [--topics 40] [--messages 160]
                                    [--kind round-robin|zipf|all] [--quick] [--json]
 
 A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, f16 KV, flash attention. All get the same token
@@ -10,12 +10,12 @@ programs, so noise of the machine hits all. What computes a topic's beginning is
 pinned: ours keeps idle topics parked in memory outside the context; llama-server has a pinned slot for each, with a
 separate KV stream (-no-kvu, its best), on its own kernels and on ours; the naive way is our node with all topics in the
 one context.
-parked: twice as many topics as there is room for. Ours and plain LRU have memory for half of the topics and no disk;
-then ours as it is by default, and llama-server with a slot for half of the topics and its RAM cache, by default too, on
-its own kernels and on ours.
+lru and parked: twice as many topics as there is room for. In lru, ours and plain LRU have memory for half of the topics
+and no disk. In parked, ours as it is by default against llama-server with a slot for half of the topics and its RAM
+cache, by default too, on its own kernels and on ours.
 
-Of both kinds of traces the keys of the second begin with `zipf_`. On two quiet cores pinned takes three minutes a kind,
-parked six.
+Of both kinds of traces the keys of the second begin with `zipf_`. On two quiet cores pinned and lru take three minutes
+a kind, parked three and a half: there a topic has its beginning and one turn (`--messages 240` gives it two).
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ THREADS = 2
 CONTEXT = 1024  # of a topic, at least; the most popular ones of a Zipf trace need more
 FIRST, TOKENS = 256, 16
 KINDS = ("round-robin", "zipf")
-# Messages of a topic: a beginning and some turns. With eighty topics on room for forty, two turns each tell enough.
-PINNED_MESSAGES, PARKED_MESSAGES = 4, 3
+# Messages of a topic: a beginning and some turns, as many as four minutes allow.
+MESSAGES = {"pinned": 4, "lru": 3, "parked": 2}
+# Programs of each part on our kernels and on llama.cpp's own, and about how long a turn takes all of them, in seconds.
+PROGRAMS = {"pinned": (3, 1, 0.6), "lru": (2, 0, 0.7), "parked": (2, 1, 0.55)}
 OVERHEAD, TURN = 20, 42  # tokens of the template around a first message, and of a whole later turn
 ANSWER = "fine."
 
@@ -139,7 +141,7 @@ def longest(kind: str, topics: int, messages: int, first: int) -> int:
 
 def pinned(path: Path, kind: str, topics: int, messages: int, first: int) -> dict[str, object]:
     context = longest(kind, topics, messages, first)
-    node = ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(context), "--draft", "0")
+    node = _node(path, context)
     with (
         running.node(*node) as ours,
         running.node(*node, "--slots", str(topics + 1), program=("scripts.bench.variant", "shared")) as shared,
@@ -173,44 +175,62 @@ def pinned(path: Path, kind: str, topics: int, messages: int, first: int) -> dic
     return figures
 
 
-def parked(path: Path, kind: str, topics: int, messages: int, first: int) -> dict[str, object]:
+def lru(path: Path, kind: str, topics: int, messages: int, first: int) -> dict[str, object]:
     """`topics` is how many there is room for; twice as many come."""
     # Half of a conversation's growth, in cells; the shape has 12,288 bytes a cell in f16.
-    cells = first + OVERHEAD + (messages // topics) * TURN // 2
+    cells = first + OVERHEAD + (messages // (2 * topics)) * TURN // 2
     memory = max(topics * cells * 12_288 >> 20, 1)
-    context = longest(kind, 2 * topics, 2 * messages, first)
-    node = ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(context), "--draft", "0")
     # Snapshots on disk would bring back what either lets go of.
-    limited = (*node, "--kv-memory", str(memory), "--kv-disk", "0", "--disk-budget", "0")
+    flags = ("--kv-memory", str(memory), "--kv-disk", "0", "--disk-budget", "0")
+    node = (*_node(path, longest(kind, 2 * topics, messages, first)), *flags)
+    with running.node(*node) as ours, running.node(*node, program=("scripts.bench.variant", "lru")) as plain:
+        programs: dict[str, Ours | Theirs] = {
+            f"ours, {memory} MiB": Ours(ours),
+            f"plain LRU, {memory} MiB": Ours(plain),
+        }
+        mine, theirs = run(programs, kind, 2 * topics, messages, first).values()
+    return {"parked_over_lru": theirs.mean / mine.mean}
+
+
+def parked(path: Path, kind: str, topics: int, messages: int, first: int) -> dict[str, object]:
+    """The same topics on nodes and servers as they are by default."""
+    context = longest(kind, 2 * topics, messages, first)
     slots = ("-c", str(context * topics), "-np", str(topics), "-no-kvu")
     with (
-        running.node(*limited) as ours,
-        running.node(*limited, program=("scripts.bench.variant", "lru")) as lru,
-        running.node(*node) as default,
+        running.node(*_node(path, context)) as ours,
         rivals.server(path, *slots, threads=THREADS) as server,
         rivals.server(path, *slots, threads=THREADS, our_kernels=True) as equal,
     ):
         programs: dict[str, Ours | Theirs] = {
-            f"ours, {memory} MiB": Ours(ours),
-            f"plain LRU, {memory} MiB": Ours(lru),
-            "ours, as it is": Ours(default),
+            "ours": Ours(ours),
             f"llama-server, {topics} slots and its RAM cache": Theirs(server, 0),
             "the same on our kernels": Theirs(equal, 0),
         }
-        mine, plain, roomy, theirs, theirs_on_ours = run(programs, kind, 2 * topics, 2 * messages, first).values()
+        mine, theirs, theirs_on_ours = run(programs, kind, 2 * topics, messages, first).values()
     return {
-        "parked_over_lru": plain.mean / mine.mean,
-        "parked_over_server": theirs.mean / roomy.mean,
-        "parked_over_server_on_our_kernels": theirs_on_ours.mean / roomy.mean,
-        "parked_limited_over_server": theirs.mean / mine.mean,
+        "parked_over_server": theirs.mean / mine.mean,
+        "parked_over_server_on_our_kernels": theirs_on_ours.mean / mine.mean,
     }
+
+
+def _node(path: Path, context: int) -> tuple[str, ...]:
+    """Flags of a node of ours."""
+    return ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(context), "--draft", "0")
+
+
+PARTS = {"pinned": pinned, "lru": lru, "parked": parked}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["pinned", "parked", "all"], default="all")
+    parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--topics", type=int, default=40)
-    parser.add_argument("--messages", type=int, default=0, help="default: four for each topic, three where parked")
+    parser.add_argument(
+        "--messages",
+        type=int,
+        default=0,
+        help="of all topics; default: four each, in lru three, in parked two",
+    )
     parser.add_argument("--kind", choices=[*KINDS, "all"], default="round-robin")
     parser.add_argument("--first", type=int, default=FIRST)
     parser.add_argument("--quick", action="store_true", help="4 topics that begin with 128 tokens")
@@ -218,24 +238,28 @@ def main() -> None:
     args = parser.parse_args()
     topics, first = (4, 128) if args.quick else (args.topics, args.first)
     kinds = KINDS if args.kind == "all" else (args.kind,)
-    parts = [part for part in (pinned, parked) if args.part in (part.__name__, "all")]
-    todo = {part: args.messages or topics * (PINNED_MESSAGES if part is pinned else PARKED_MESSAGES) for part in parts}
-    running.expect(len(kinds) * sum(_seconds(part is parked, topics, first, n) for part, n in todo.items()))
+    parts = tuple(PARTS) if args.part == "all" else (args.part,)
+    todo = {part: args.messages or _topics(part, topics) * MESSAGES[part] for part in parts}
+    running.expect(len(kinds) * sum(_seconds(part, topics, first, n) for part, n in todo.items()))
     path = model("q8_0")
     figures: dict[str, object] = {}
     for kind in kinds:
         prefix = "zipf_" if kind == "zipf" and len(kinds) > 1 else ""
         for part, messages in todo.items():
-            figures |= {prefix + key: value for key, value in part(path, kind, topics, messages, first).items()}
-    said = {f"messages_{part.__name__}": n for part, n in todo.items()}
+            figures |= {prefix + key: value for key, value in PARTS[part](path, kind, topics, messages, first).items()}
+    said = {f"messages_{part}": n for part, n in todo.items()}
     running.finish({**figures, "topics": topics, **said, "kind": args.kind}, as_json=args.json)
 
 
-def _seconds(is_parked: bool, topics: int, first: int, messages: int) -> float:
-    """How long a part takes: our nodes and one server on our kernels, one on its own."""
-    twice = 1 + is_parked
-    begin, turn = (4 * 1.5e-3 + 4e-3) * first, 1.3 if is_parked else 0.6
-    return 20 + twice * (topics * begin + (messages - topics) * turn)
+def _seconds(part: str, topics: int, first: int, messages: int) -> float:
+    """How long a part takes: a beginning, and a turn."""
+    fast, slow, turn = PROGRAMS[part]
+    begin, count = (fast * 1.5e-3 + slow * 4e-3) * first, _topics(part, topics)
+    return 20 + count * begin + max(messages - count, 0) * turn
+
+
+def _topics(part: str, room: int) -> int:
+    return room if part == "pinned" else 2 * room
 
 
 if __name__ == "__main__":
