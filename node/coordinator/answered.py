@@ -1,7 +1,7 @@
 """Answers that were given, in case they are asked for again under the same request id.
 
-They are kept as bytes: as objects, a thousand of them were ten megabytes and a hundred thousand objects that the
-garbage collector went through again and again. So their number and their size have limits, the oldest go first.
+They are kept as bytes: as objects, a thousand of them were fifty thousand that the garbage collector went through again
+and again, and what they took could not be told. Their number and their size have limits; the oldest go first.
 """
 
 from __future__ import annotations
