@@ -14,6 +14,8 @@ from node import wire
 from node.coordinator import Planned, Wrote, answered, late
 from node.coordinator import coordinator as coordinator_module
 from node.coordinator.account import Account
+from node.coordinator.parts import Parts
+from node.coordinator.turn import Turn
 from node.core.log import Entry, Reply
 from node.engine import scheduler
 from node.engine.fake import FakeSpec
