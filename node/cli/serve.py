@@ -82,6 +82,7 @@ async def _serve(chosen: Config) -> int:
         await asyncio.wait((start,), timeout=STOP_S)
         return 0
     finally:
+        gc.unfreeze()
         served = max(time.monotonic() - serving_since, 0.0)
         await _end(node)
         if node.failed.done():
