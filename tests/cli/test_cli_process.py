@@ -112,7 +112,7 @@ def test_a_killed_node_is_left_for_the_next(node: FakeNode) -> None:
         assert victim.stdout is not None
         address = victim.stdout.readline().decode().strip()
         asking = start("ask", "x", "--address", f"{address},{node.address}")
-        time.sleep(1.0)
+        assert victim.stdout.readline() == b"hangs\n", "in the middle of the answer"
         victim.kill()
         out, err = asking.communicate(timeout=10)
     assert (asking.returncode, out) == (0, b"The answer is 42.\n")

@@ -26,6 +26,14 @@ new MutationObserver(() => {
   window.writing = Math.max(window.writing, texts.filter((t) => t.includes("thought3")).length);
 }).observe(document.body, {childList: true, subtree: true, characterData: true});
 """
+# Counts how often an answer is drawn, and the frames meanwhile.
+COUNT = """
+window.seen = 0;
+window.draws = 0;
+(function frame() { window.seen += 1; requestAnimationFrame(frame); })();
+new MutationObserver((all) => { window.draws += all.filter((m) => m.target.className.startsWith("answer")).length; })
+  .observe(document.getElementById("turns"), {childList: true, subtree: true});
+"""
 IDLE = "return document.getElementById('send').textContent == 'Ask'"
 
 
@@ -145,12 +153,15 @@ def test_a_long_prompt_is_seen_to_be_read(window: Browser, own: Swarm) -> None:
     node = own.start("--join", "none", "--backend", "fake", "--model", "fake:prefill_per_s=1000")
     own.ready(node)
     open_page(window, node)
+    window.run(COUNT)
     window.run("document.getElementById('prompt').value = arguments[0]", "word " * 2500)
     window.run("document.getElementById('ask').requestSubmit()")
     window.wait("return document.querySelector('.reading progress')?.value > 0", "it shows how far it is")
     assert "of 2,5" in window.texts(".reading")[0]
     window.wait(IDLE, "the answer is there")
     assert window.texts(".reading") == []
+    frames, draws = window.run("return [seen, draws]")
+    assert 0 < draws <= frames + 2, "an answer of 2,500 tokens is drawn once a frame, not once a token"
     assert window.log() == []
 
 

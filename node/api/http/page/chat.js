@@ -57,6 +57,7 @@ export class Chat {
         $("turns").append(turn.box);
       }
       if (role === "assistant" && content) turn.write(content);
+      turn.draw();
     }
     turn?.box.scrollIntoView({ block: "end" });
     $("prompt").focus({ preventScroll: true });
@@ -250,12 +251,20 @@ class Turn {
   write(text) {
     this.progress(null);
     this.text += text;
-    this.answer ??= this.result.appendChild(element("div", this.cards.size > 1 ? "answer" : "answer plain"));
-    this.answer.replaceChildren(...markdown(this.text));
+    this.isStale = true;
     this.follow();
   }
 
+  draw() {
+    for (const card of this.cards.values()) card.draw();
+    if (!this.isStale) return;
+    this.isStale = false;
+    this.answer ??= this.result.appendChild(element("div", this.cards.size > 1 ? "answer" : "answer plain"));
+    this.answer.replaceChildren(...markdown(this.text));
+  }
+
   decide(vote) {
+    this.draw();
     if (vote.planned > 1) {
       const total = vote.clusters.reduce((sum, c) => sum + c.weight, 0) || 1;
       const bar = element("div", "bar");
@@ -281,11 +290,13 @@ class Turn {
   }
 
   finish() {
+    this.draw(); // a page that nobody looks at has no frames
     if (!this.answer) this.result.append(element("p", "problem", "The answer is empty."));
     return this.text;
   }
 
   fail(message) {
+    this.draw();
     this.progress(null);
     for (const card of this.cards.values()) card.stop();
     const said = element("p", "problem", message);
@@ -294,8 +305,13 @@ class Turn {
     this.follow();
   }
 
+  // Once a frame, however many tokens it brings: drawn at each, an answer of 2,500 tokens froze the page for ten seconds.
   follow() {
-    if (isFollowing) this.box.scrollIntoView({ block: "end" });
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      this.draw();
+      if (isFollowing) this.box.scrollIntoView({ block: "end" });
+    });
   }
 }
 
@@ -308,6 +324,7 @@ class Card {
     this.told = element("span", "");
     who.append(element("span", "", `${id} · ${node}`), this.told);
     this.text = element("span", "text");
+    this.said = "";
     this.body = element("span", "", isAway ? "answering on that node" : "");
     this.text.append(this.body);
     this.key = element("span", "key");
@@ -322,17 +339,23 @@ class Card {
     if (!this.isWriting) { // of a candidate on another node, the first word that it is at work
       this.isWriting = true;
       this.box.classList.replace("away", "writing");
-      this.body.textContent = "";
     }
-    this.body.textContent += text;
+    this.said += text;
+    this.isStale = true;
+  }
+
+  draw() {
+    if (!this.isStale) return;
+    this.isStale = false;
+    this.body.textContent = this.said;
     this.text.scrollTop = this.text.scrollHeight;
   }
 
   end(candidate) {
     this.box.classList.remove("writing", "away");
     this.isDone = true;
-    this.body.textContent = candidate.text;
-    this.text.scrollTop = this.text.scrollHeight;
+    this.said = candidate.text;
+    this.isStale = true;
     this.key.textContent = candidate.answer.replaceAll("\n", " ");
     this.told.textContent = `${candidate.tokens} tokens`;
   }
