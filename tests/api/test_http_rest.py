@@ -247,6 +247,8 @@ async def test_a_key_where_there_is_one() -> None:
             assert (await node.post(CHAT, asked(), **right)).status == 200
         for path in ("/", "/health", "/page.js", "/page.css"):
             assert (await node.get(path)).status == 200, "which tell nothing of the mesh"
+        icon = await node.get("/favicon.ico")
+        assert (icon.status, icon.headers["content-type"]) == (200, "image/svg+xml"), "every browser asks for it"
         far = await node.get(
             "/v1/models", origin="https://far.example", host="far.example", authorization="Bearer secret"
         )

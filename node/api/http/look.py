@@ -23,7 +23,10 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PAGES = ("/", "/page.css", "/page.js", "/chat.js", "/dom.js", "/markdown.js", "/mesh.js", "/plots.js", "/icon.svg")
+_PARTS = ("page.css", "page.js", "chat.js", "dom.js", "markdown.js", "mesh.js", "plots.js", "icon.svg")
+# The last is what browsers ask for beside any other document of ours.
+PAGES = ("/", *(f"/{part}" for part in _PARTS), "/favicon.ico")
+_FILES = {"/": "index.html", "/favicon.ico": "icon.svg"}
 _KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 
 
@@ -88,7 +91,7 @@ class Look:
 
     async def page(self, request: Request) -> Response:
         """The page for people, and its parts."""
-        name = request.url.path.strip("/") or "index.html"
+        name = _FILES.get(request.url.path) or request.url.path.strip("/")
         body = (importlib.resources.files("node.api.http") / "page" / name).read_bytes()
         headers = {
             "content-security-policy": _POLICY,
