@@ -9,7 +9,7 @@ from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from node.cli import pull, render, spread
+from node.cli import elsewhere, pull, render, spread
 from node.cli.readers import nearest
 from node.core.plan import GIB, Fit, Plan, Room, budget, fit, gpu_room, plan, shared, together, tokens_per_s
 from node.core.quantization import QUANTIZATIONS
@@ -19,7 +19,7 @@ from node.hardware.bandwidth import read_bytes_per_s
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.home import home
-from node.models import catalogue, library, resolve, split
+from node.models import catalogue, checksum, library, resolve, split
 from node.models.catalogue import Entry
 from node.models.shape import shape
 
@@ -178,29 +178,44 @@ def _list(options: Namespace, room: Room) -> int:
     here = [*library.find(os.environ, home().data), demo]
     on_gpu = room.where == "gpu"
     known = [(entry, fit(entry.shape("Q4_K_M"), room.usable, on_gpu=on_gpu)) for entry in catalogue.entries()]
+    others, only = elsewhere.models(here)
+
+    def where(entry: Entry) -> str:
+        """Who has a quantization of a model of the catalogue; the hub has all."""
+        ours = ["here"] if library.matching(entry.name, here) else []
+        nodes = [n for each in library.matching(entry.name, only) for n in each.nodes]
+        return ", ".join(dict.fromkeys((*ours, *nodes))) or "hub"
+
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "catalogue": [_entry_json(entry, found) for entry, found in known],
-                    "here": [{**asdict(each), "path": str(each.path)} for each in here],
-                },
-                ensure_ascii=False,
-                indent=2,
-            )
-        )
+        said = {
+            "catalogue": [{**_entry_json(entry, found), "where": where(entry)} for entry, found in known],
+            "here": [
+                {**asdict(each), "path": str(each.path), "nodes": nodes, "sha256": checksum.kept(each.path) or None}
+                for each, nodes in zip(here, others, strict=True)
+            ],
+            "elsewhere": [asdict(each) for each in only],
+        }
+        print(json.dumps(said, ensure_ascii=False, indent=2))
         return 0
     to = render.console(sys.stdout)
     to.print("on this machine (--model NAME):")
-    local = [(each.name, _size(each.size), each.place, str(each.path)) for each in here]
-    render.table(to, ("name", "size", "from", "file"), local, right=(1,), spare=(2,))
+    local = [
+        (each.name, _size(each.size), ", ".join(("here", *map(render.one_line, nodes))), each.place, str(each.path))
+        for each, nodes in zip(here, others, strict=True)
+    ]
+    render.table(to, ("name", "size", "where", "from", "file"), local, right=(1,), spare=(3, 4))
+    if only:
+        to.print("\non other nodes (models pull NAME, or --model NAME):")
+        more = [(render.one_line(m.name), _size(m.size), ", ".join(map(render.one_line, m.nodes))) for m in only]
+        render.table(to, ("name", "size", "where"), more, right=(1,))
     to.print(f"\nto be had (models pull NAME); what fits {room.usable / GIB:.1f} GiB here:")
-    head = ("name", "Q4_K_M", "slots x tokens", "trained for", "window", "tools", "licence")
+    head = ("name", "Q4_K_M", "slots x tokens", "where", "trained for", "window", "tools", "licence")
     rows = [
         (
             entry.name,
             _size(entry.shape("Q4_K_M").weight_bytes),
             f"{found.slots} x {found.context}" if found else "too big",
+            render.one_line(where(entry)),
             f"{entry.facts.context // 1024}k",
             str(entry.facts.window or "-"),
             entry.tools,
@@ -208,7 +223,7 @@ def _list(options: Namespace, room: Room) -> int:
         )
         for entry, found in known
     ]
-    render.table(to, head, rows, right=(1,), spare=(4, 6, 5, 3))
+    render.table(to, head, rows, right=(1,), spare=(5, 7, 6, 4))
     return 0
 
 
@@ -253,6 +268,7 @@ def _remove(name: str, *, sure: bool) -> int:
     for each in split.parts(model.path):
         real = Path(os.path.realpath(each))
         each.unlink(missing_ok=True)
+        checksum.beside(each).unlink(missing_ok=True)
         if real != each:
             real.unlink(missing_ok=True)  # the hub's cache keeps the bytes elsewhere and links to them
     print(f"{model.name} is removed: {_size(model.size)}")

@@ -8,7 +8,7 @@ pull       these together
 
 from node.download.download import Arrived, fetch
 from node.download.offers import Choice, choose
-from node.download.pull import pull
+from node.download.pull import NotTheHubs, pull
 from node.download.search import Has, search
 
-__all__ = ["Arrived", "Choice", "Has", "choose", "fetch", "pull", "search"]
+__all__ = ["Arrived", "Choice", "Has", "NotTheHubs", "choose", "fetch", "pull", "search"]

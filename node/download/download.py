@@ -22,12 +22,15 @@ from node.errors import BackendError, ConclaveError, CorruptSnapshot, Overloaded
 from node.mesh.peer import Peer
 from node.models import split
 from node.models.partial import Partial
+from node.models.shared import remember
 from node.v1 import models_pb2
 
 log = logging.getLogger(__name__)
 
 MOST_SOURCES = 8
-AT_ONCE = 2  # pieces of one source: the next is on its way while one is checked and written
+AT_ONCE = 3  # pieces of one source: the next are on their way while one is checked and written
+SETTLE = 128 << 20  # bytes: so often the disk is asked to take what came
+SETTLE_S = 0.2  # between looks whether that is due
 HASHING_BYTES_PER_S = 30e6  # a node that describes a model reads it: slower than this is a hang
 DESCRIBE_S = 20.0
 LATE_S = 5.0  # when one has described it, the others have so much longer
@@ -54,14 +57,20 @@ class Arrived:
         return self.done / self.total if self.total else 0.0
 
 
-async def fetch(choice: Choice, peers: Mapping[str, Peer], folder: Path, arrived: Arrived | None = None) -> Path:
+async def fetch(
+    choice: Choice, peers: Mapping[str, Peer], folder: Path, arrived: Arrived | None = None, data: Path | None = None
+) -> Path:
     """Bring a model into a folder; its first file. Raises ConclaveError with one line that names who failed and why.
 
-    What came before an end of any kind stays for the next call.
+    What came before an end of any kind stays for the next call. With `data` (`node.home.Home.data`) its hashes are kept
+    for when this node gives it to others.
     """
     arrived = arrived or Arrived()
     manifest, sources = await _describe(choice, peers, arrived)
-    return await _Download(manifest, sources, folder, arrived).run()
+    path = await _Download(manifest, sources, folder, arrived).run()
+    if data is not None:
+        await asyncio.to_thread(remember, data, [folder / file.name for file in manifest.files], manifest)
+    return path
 
 
 async def _describe(choice: Choice, peers: Mapping[str, Peer], arrived: Arrived) -> tuple[Manifest, dict[str, Peer]]:
@@ -159,15 +168,28 @@ class _Download:
             for id, peer in self._sources.items()
             for _ in range(AT_ONCE)
         }
+        is_over = asyncio.Event()
+        settling = asyncio.create_task(self._settle(partial, is_over))
         try:
             while pending and self._pieces.left:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
         finally:
+            is_over.set()
             for task in pending:  # what they bring has come from another source
                 task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+            await asyncio.gather(*pending, settling, return_exceptions=True)
+
+    async def _settle(self, partial: Partial, is_over: asyncio.Event) -> None:
+        """The disk writes while the network reads: all at once in the end would be a wait for both."""
+        settled = self._arrived.done
+        while not is_over.is_set():
+            if self._arrived.done - settled >= SETTLE:
+                settled = self._arrived.done
+                await asyncio.to_thread(partial.settle)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(is_over.wait(), SETTLE_S)
 
     async def _bring(self, id: str, peer: Peer, partial: Partial) -> None:
         """Bring pieces from one source, until there are none or it fails for good."""
@@ -178,7 +200,7 @@ class _Download:
                 await self._changed.wait()
                 continue
             try:
-                data = await self._piece(peer, index)
+                parts = await self._piece(peer, index)
             except ConclaveError as e:
                 pause = 0.0
                 if isinstance(e, Overloaded) and busy < MOST_BUSY:
@@ -188,13 +210,14 @@ class _Download:
                 self._give_back(id, index, "" if pause else e.message)
                 await asyncio.sleep(pause)
                 continue
-            if not await asyncio.to_thread(partial.put, index, data):
+            if not await asyncio.to_thread(partial.put, index, parts):
                 self._give_back(id, index, _lies(id, "a piece has other bytes than it described").message)
                 continue
             failures = busy = 0
             if self._pieces.done(index):
-                self._arrived.done += len(data)
-                self._arrived.by_source[id] += len(data)
+                size = self._manifest.piece(index).size
+                self._arrived.done += size
+                self._arrived.by_source[id] += size
                 self._arrived.tell(self._arrived)
 
     def _give_back(self, id: str, index: int, why: str) -> None:
@@ -206,9 +229,10 @@ class _Download:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _piece(self, peer: Peer, index: int) -> bytes:
+    async def _piece(self, peer: Peer, index: int) -> list[bytes]:
         """The bytes of a piece as they come, not checked but for their number. Raises ConclaveError."""
-        size, parts, got = self._manifest.piece(index).size, [], 0
+        size, got = self._manifest.piece(index).size, 0
+        parts: list[bytes] = []
         request = models_pb2.ModelsFetchRequest(digest=self._manifest.digest, piece=index)
         async with contextlib.aclosing(peer.stream(peer.models.Fetch, request, STALL_S + size / 1e4)) as answers:
             while True:
@@ -225,7 +249,7 @@ class _Download:
                 parts.append(part.data)
         if got != size:
             raise _lies(peer.id, "a piece is shorter than it described")
-        return b"".join(parts)
+        return parts
 
 
 def _lies(id: str, what: str) -> CorruptSnapshot:

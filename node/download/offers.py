@@ -10,7 +10,7 @@ from node.core.manifest import File
 from node.download.search import Has
 from node.errors import InvalidRequest
 from node.models import catalogue, hub, library
-from node.models.catalogue import plain
+from node.models.catalogue import Entry, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,11 @@ def _meant(name: str, models: Sequence[Has]) -> list[Has]:
         if found:
             return found
     return []
+
+
+def entry_of(name: str) -> Entry | None:
+    """The catalogue's entry that a model of this name is a quantization of."""
+    return catalogue.find(_stem(name))
 
 
 def _stem(name: str) -> str:

@@ -41,11 +41,16 @@ class Has:
 
 
 class Searched:
-    """The nodes that were found, connected, and what they have."""
+    """The nodes that were found, connected, what they have, and what they are called (id -> name)."""
 
-    def __init__(self, peers: dict[str, Peer], models: list[Has]) -> None:
+    def __init__(self, peers: dict[str, Peer], models: list[Has], names: dict[str, str]) -> None:
         self.peers = peers
         self.models = models
+        self.names = names
+
+    def name(self, node: str) -> str:
+        """A node for a person."""
+        return self.names.get(node) or node
 
 
 @contextlib.asynccontextmanager
@@ -59,11 +64,11 @@ async def search(
     first = {n.mesh_address: n.node_id for n in near if is_address(n.mesh_address)}
     first |= {a: "" for a in words if is_address(a) and a not in first}
     async with contextlib.AsyncExitStack() as stack:
-        peers = await _known(identity, first, stack)
+        peers, names = await _known(identity, first, stack)
         if not peers and "auto" in words:
-            peers = await _known(identity, await _announced(identity, interfaces), stack)
+            peers, names = await _known(identity, await _announced(identity, interfaces), stack)
         lists = await asyncio.gather(*(_models(peer) for peer in peers.values()))
-        yield Searched(peers, [model for each in lists for model in each])
+        yield Searched(peers, [model for each in lists for model in each], names)
 
 
 async def _announced(identity: Identity, interfaces: Sequence[str]) -> dict[str, str]:
@@ -90,19 +95,24 @@ async def _announced(identity: Identity, interfaces: Sequence[str]) -> dict[str,
     return found
 
 
-async def _known(identity: Identity, addresses: dict[str, str], stack: contextlib.AsyncExitStack) -> dict[str, Peer]:
-    """The nodes at some addresses, and those that they hold for alive, by id; closed with the stack."""
+async def _known(
+    identity: Identity, addresses: dict[str, str], stack: contextlib.AsyncExitStack
+) -> tuple[dict[str, Peer], dict[str, str]]:
+    """The nodes at some addresses, and those that they hold for alive, by id, and their names; closed with the
+    stack."""
     statuses = await asyncio.gather(*(_status(identity, address, id) for address, id in addresses.items()))
     where: dict[str, str] = {}
+    names: dict[str, str] = {}
     for status in statuses:
         for node in status.nodes[:MOST_NODES] if status is not None else ():
             alive = node.state == "alive" and NODE_ID.fullmatch(node.id) and is_address(node.address)
             if alive and node.id != identity.node_id and len(where) < MOST_NODES:
                 where.setdefault(node.id, node.address)
+                names.setdefault(node.id, node.name[:MOST_NAME] if node.name.isprintable() else "")
     peers = {id: Peer(identity, address, id) for id, address in where.items()}
     for peer in peers.values():
         stack.push_async_callback(peer.close)
-    return peers
+    return peers, names
 
 
 async def _status(identity: Identity, address: str, node_id: str) -> mesh_pb2.StatusResponse | None:

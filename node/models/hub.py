@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -20,10 +21,13 @@ from typing import Any
 from node.errors import BackendError, ConclaveError, InvalidRequest, NotFound, NotReady, Unauthenticated
 from node.models import partial, split
 
+log = logging.getLogger(__name__)
+
 # What is taken where nobody asked for a quantization: the plan's, then the next best that a repository has.
 PREFERRED = ("Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_0", "Q6_K", "Q8_0", "MXFP4", "BF16", "F16")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _CHUNK = 1 << 22
+ASK_S = 4.0  # for what is good to know and not needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,24 @@ def pull(
             _fetch(reference.repo, file, str(info.sha), progress)
         paths = [huggingface_hub.hf_hub_download(reference.repo, file.name, revision=info.sha) for file in chosen]
     return min(Path(path) for path in paths)
+
+
+def sums(repo: str) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of a repository's GGUF files, by their names without folders; those that it does not say, and
+    all where the hub cannot be asked within `ASK_S`, are left out."""
+    import huggingface_hub
+
+    try:
+        info = huggingface_hub.HfApi().model_info(repo, files_metadata=True, timeout=ASK_S)
+    except Exception as e:  # offline, no network, no such repository: what is not known is not compared
+        log.info("%s is not compared with the hub: %s", repo, _first_line(e))
+        return {}
+    found = {}
+    for each in info.siblings or ():
+        sha256 = str(each.lfs.sha256) if each.lfs else ""
+        if each.rfilename.endswith(".gguf") and each.size and re.fullmatch(r"[0-9a-f]{64}", sha256):
+            found[each.rfilename.rpartition("/")[2]] = (each.size, sha256)
+    return found
 
 
 class _Bar:

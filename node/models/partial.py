@@ -11,13 +11,14 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from node.core.manifest import Manifest
 from node.errors import ConclaveError, NotReady
 from node.home import private_dir
 
+_MOST_PARTS = 64  # of one call: a piece has some more where a peer sends it in crumbs
 RESERVE = 64 << 20  # bytes of the disk that stay free
 
 
@@ -84,19 +85,32 @@ class Partial:
             progress(at)
         return found
 
-    def put(self, index: int, data: bytes) -> bool:
+    def put(self, index: int, parts: Sequence[bytes]) -> bool:
         """Write a piece if it is right; says whether it is. Raises NotReady if the disk does not take it."""
         piece = self._manifest.piece(index)
-        if len(data) != piece.size or hashlib.sha256(data).digest() != piece.sha256:
+        found = hashlib.sha256()
+        for part in parts:
+            found.update(part)
+        if sum(map(len, parts)) != piece.size or found.digest() != piece.sha256:
             return False
         try:
-            view, at = memoryview(data), piece.offset
-            while view:
-                written = os.pwrite(self._fds[piece.file], view, at)
-                view, at = view[written:], at + written
+            left, at = [memoryview(part) for part in parts], piece.offset
+            while left:
+                written = os.pwritev(self._fds[piece.file], left[:_MOST_PARTS], at)
+                at += written
+                while left and written >= len(left[0]):
+                    written -= len(left.pop(0))
+                if written:
+                    left[0] = left[0][written:]
         except OSError as e:
             raise _full(self._folder, e) from None
         return True
+
+    def settle(self) -> None:
+        """Have the disk take what was written so far, so that less is left to wait for at the end."""
+        with contextlib.suppress(OSError):  # `finish` says it
+            for fd in self._fds:
+                os.fsync(fd)
 
     def finish(self, check: Callable[[Path], None]) -> Path:
         """All pieces are there: give the files their names, if `check` of the first does not raise; its path."""

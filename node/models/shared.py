@@ -74,7 +74,7 @@ class Shared:
         paths = split.parts(model.path)
         with self._hashing, _reading(name):
             stamp = _stamp(paths)
-            kept = self._data / "manifests" / f"{hashlib.sha256(str(model.path).encode()).hexdigest()[:32]}.json"
+            kept = _note(self._data, model.path)
             hashes = _remembered(kept, stamp, files)
             if hashes is None:
                 hashes = [_hash(path, lambda: self._closed) for path in paths]
@@ -95,6 +95,17 @@ class Shared:
             if [about.st_size, about.st_mtime_ns] != stamp[piece.file][1:]:
                 raise NotFound(f"{manifest.files[piece.file].name} has changed since it was described")
             return os.pread(file.fileno(), max(min(size, piece.size - start), 0), piece.offset + start)
+
+
+def remember(data: Path, paths: list[Path], manifest: Manifest) -> None:
+    """A model that came with its hashes need not be read for them when a peer asks for it here."""
+    with contextlib.suppress(OSError):
+        _remember(_note(data, paths[0]), _stamp(paths), [file.hashes for file in manifest.files])
+
+
+def _note(data: Path, model: Path) -> Path:
+    """Where the hashes of a model's pieces are kept."""
+    return data / "manifests" / f"{hashlib.sha256(str(model).encode()).hexdigest()[:32]}.json"
 
 
 def _files(model: Local) -> tuple[File, ...]:

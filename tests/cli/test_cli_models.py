@@ -97,8 +97,8 @@ def test_list(run: Run, no_models: Path) -> None:
     assert "too big" in done.out
     lines = done.out.splitlines()
     assert lines[0] == "on this machine (--model NAME):"
-    assert lines[1].split() == ["name", "size", "from", "file"]
-    assert lines[2].split() == ["own", *_size(BUNDLED.stat().st_size).split(), "llama.cpp", str(file)]
+    assert lines[1].split() == ["name", "size", "where", "from", "file"]
+    assert lines[2].split() == ["own", *_size(BUNDLED.stat().st_size).split(), "here", "llama.cpp", str(file)]
     assert lines[3].split()[-2:] == ["bundled", str(BUNDLED)], "with --model conclave-demo it is started"
     assert lines[5] == "to be had (models pull NAME); what fits 7.2 GiB here:"
     assert "GB" not in done.out.replace("GiB", ""), "one unit everywhere"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import shutil
 import signal
@@ -181,10 +182,18 @@ async def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as m:
-            m.setattr(os, "pwrite", full)
+            m.setattr(os, "pwritev", full)
             with pytest.raises(NotReady, match=r"No space left on device.*pull again"):
                 await bring(tmp_path / "here", a)
-        path, _ = await bring(tmp_path / "here", a)
+        whole = os.pwritev
+
+        def some(fd: int, parts: list[memoryview], at: int) -> int:
+            """A system that takes less than it is given, in the middle of a part."""
+            return whole(fd, [parts[0][:700_001]], at)
+
+        with monkeypatch.context() as m:
+            m.setattr(os, "pwritev", some)
+            path, _ = await bring(tmp_path / "here", a)
         assert path.read_bytes() == MODEL
 
 
@@ -236,8 +245,20 @@ async def test_the_command_after_kill_9(tmp_path: Path) -> None:
         path = home / "data" / "models" / FILE
         assert out.decode().strip() == str(path)
         assert path.read_bytes() == MODEL
-        assert f"from nodes {a.id}, {b.id}" in err.decode()
+        assert f"from {a.id}, {b.id}" in err.decode()
+        assert "it came from " in err.decode()
         assert len(set(a.models.fetched) | set(b.models.fetched)) < PIECES
+        # Who has it is listed, and what only others have.
+        b.models.name = "other-Q4_K_M.gguf"
+        child = await start("list", "--json")
+        out, err = await child.communicate()
+        listed = json.loads(out)
+        assert {m["name"]: m["nodes"] for m in listed["here"]}[NAME] == [a.id, b.id], "by name and size"
+        os.unlink(path)
+        child = await start("list")
+        out, err = await child.communicate()
+        assert "on other nodes (models pull NAME" in out.decode()
+        assert f"{a.id}, {b.id}" in out.decode()
         # What the mesh does not have comes from the hub, which is away here.
         child = await start("pull", "Qwen2.5-0.5B-Instruct")
         _, err = await child.communicate()

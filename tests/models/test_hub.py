@@ -1,5 +1,6 @@
 """Downloads from a hub on loopback, by the command line in a process of its own: what arrives, resumes, is refused."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -83,7 +84,7 @@ def test_pull_list_and_remove(command: Command, server: Hub) -> None:
     assert (code, again) == (0, out)
     assert not [r for r in server.requests[asked:] if r[0] == "GET" and r[1].endswith(".gguf")], "fetched twice"
     code, out, _ = command.run("list")
-    assert f"{len(MODEL) / (1 << 20):.1f} MiB  hugging face  {path}" in out
+    assert f"{len(MODEL) / (1 << 20):.1f} MiB  here   hugging face  {path}" in out
     code, _, err = command.run("pull", f"hf:{REPO}:Q8_0", HF_HUB_OFFLINE="1")
     assert code == 1
     assert err.strip() == (
@@ -154,6 +155,22 @@ def test_a_file_that_is_not_what_the_hub_says(command: Command, server: Hub) -> 
     assert code == 0
     assert len([r for r in server.requests if r[0] == "GET" and r[1].endswith("Q4_K_M.gguf")]) == 2
     assert Path(out.strip()).read_bytes() == MODEL
+
+
+def test_checksums_without_a_download(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a file's name; nothing where the hub does not answer."""
+    from huggingface_hub import HfApi
+
+    def at(url: str) -> None:
+        monkeypatch.setattr(HfApi.__init__, "__defaults__", (url, *(HfApi.__init__.__defaults__ or (None,))[1:]))
+
+    at(server.url)
+    found = hub.sums(REPO)
+    assert found["tiny-Q4_K_M.gguf"] == (len(MODEL), hashlib.sha256(MODEL).hexdigest())
+    assert "README.md" not in found
+    assert hub.sums("someone/nothing") == {}
+    at("http://127.0.0.1:9")
+    assert hub.sums(REPO) == {}
 
 
 def test_what_the_hub_refuses(command: Command, server: Hub) -> None:
