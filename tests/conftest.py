@@ -1,4 +1,8 @@
-"""Tests side by side: each worker of pytest-xdist has a network of its own, so that no node meets another worker's."""
+"""Tests side by side: each worker of pytest-xdist has a network of its own, so that no node meets another worker's.
+
+What hypothesis tries is the same in every run, and takes as long as it takes: a run that fails can be repeated. New
+examples, by chance, come with `make test ARGS=--hypothesis-profile=chance`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,11 @@ import subprocess
 
 import pytest
 from chaos.lan import CLONE_NEWNET, unavailable
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("chance", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", settings.get_profile("chance"), derandomize=True, database=None)
+settings.load_profile("same")
 
 # Nodes of the tests are processes of their own, and mostly wait: more workers than cores keep the cores busy. Beyond a
 # few, tests that measure a second or two would be late.

@@ -66,6 +66,7 @@ class Server:
         with contextlib.suppress(OSError):
             _, files, _, _ = await asyncio.to_thread(socket.recv_fds, self._control, 1, 1)
         if not files:
+            await asyncio.wait([self._talk], timeout=STOP_S)  # what it said may still be on its way
             raise BackendError(f"llama.cpp's RPC server did not start{self.last_words}")
         self.reader, self.writer = await asyncio.open_connection(sock=socket.socket(fileno=files[0]), limit=CHUNK)
 

@@ -91,7 +91,7 @@ class Web:
         """A request and its whole answer."""
         conversation = await self.open(method, path, body, **headers)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return await conversation.rest()
         finally:
             await conversation.close()
@@ -104,13 +104,13 @@ class Web:
 
     async def free(self, count: int = 16) -> None:
         """Wait until so many sequences are free."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.engine.free_sequences < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
     async def busy(self) -> None:
         """Wait until a sequence is not."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.engine.free_sequences == 16:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 

@@ -106,7 +106,7 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
             yield generate_pb2.StreamResponse(token=generate_pb2.Token(candidate_id=1, text=piece))
         if self.hang:
             self.hanging.set()
-            self.cancelled.wait(30)
+            self.cancelled.wait(100)
             return
         yield generate_pb2.StreamResponse(token=generate_pb2.Token(candidate_id=1, text=" 42.\n"))
         candidates = [self._candidate(i, THERE if i in there else HERE, len(ids)) for i in ids]

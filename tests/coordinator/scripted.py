@@ -155,7 +155,7 @@ class Swarm:
     async def settled(self) -> None:
         """Wait until nothing runs any more; fails where something leaked."""
         await self.coordinator.stop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.engine.free_sequences < self.sequences or self.engine.load.queued:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
             while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110

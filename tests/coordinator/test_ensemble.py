@@ -184,7 +184,7 @@ async def test_a_peer_states_no_weight_of_its_own() -> None:
 async def test_a_guest_that_fails_costs_its_own_candidates_and_no_quorum(script: Script) -> None:
     async with swarm(strict_quorum=True, **ALL) as made:
         guest(made, "a", script)
-        result = await made.coordinator.generate(request(candidates=7), time.monotonic() + 1.0)
+        result = await made.coordinator.generate(request(candidates=7), time.monotonic() + 2.0)
         assert result.text == "42"
         assert result.outcome.quorum
         assert [x.node for x in result.outcome.lost] == ["a"]

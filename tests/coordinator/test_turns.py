@@ -179,7 +179,7 @@ async def test_the_next_turn_begins_when_one_is_left_or_fails() -> None:
         third = asyncio.create_task(made.coordinator.generate(said("c", topic="t", params={"max_tokens": 2})))
         await asyncio.sleep(0.02)
         first.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await second).version.turn == 1
             with pytest.raises(InvalidRequest):
                 await failing
@@ -220,12 +220,12 @@ async def test_the_same_id_at_once_is_one_turn() -> None:
 @pytest.mark.parametrize("left", [0, 1, 2])
 async def test_when_one_of_those_that_ask_the_same_leaves(left: int) -> None:
     """Whoever waits takes over from a first call that is left; one that waits leaves without harm."""
-    async with swarm(SLOW) as made:
+    async with swarm(FakeSpec(answers=("one two three four",), tokens_per_s=10)) as made:
         asked = said("x", topic="t", request_id="r1")
         calls = [asyncio.create_task(made.coordinator.generate(asked)) for _ in range(3)]
         await asyncio.sleep(0.02)
         calls[left].cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             found = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(found[left], asyncio.CancelledError)
         others = [f for i, f in enumerate(found) if i != left]
@@ -367,7 +367,7 @@ async def test_a_poll_that_is_left_frees_its_sequences() -> None:
     async with swarm(ENDLESS) as made:
         asked = request(params={"max_tokens": 100_000})
         polls = [asyncio.create_task(anext(made.coordinator.poll(asked, [1, 2], "b"))) for _ in range(3)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while made.engine.free_sequences > 10:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
         for poll in polls:
@@ -389,7 +389,7 @@ async def test_the_kv_of_an_answer_of_a_peers_is_computed_later(monkeypatch: pyt
         result = await made.coordinator.generate(request(topic="t", candidates=8, params={"seed": 1}))
         assert result.text == "nine and thirty"
         whole = await made.engine.prompt(made.store.get("t").messages, (), is_raw=False)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while tuple((await made.engine.held("t"))[0]) != whole:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         assert made.backend.used_sequences == 1

@@ -30,7 +30,7 @@ async def answers(engine: Engine, job: Job) -> list[str]:
 
 
 async def until_free(engine: Engine, sequences: int = 16) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while engine.free_sequences < sequences:  # noqa: ASYNC110 (the engine has no event for it)
             await asyncio.sleep(0.005)
 
@@ -122,7 +122,9 @@ async def test_closing_ends_running_jobs() -> None:
                 ended.append(event.job)
 
     task = asyncio.create_task(run())
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        while engine.free_sequences == 16:  # noqa: ASYNC110 (the engine has no event for it)
+            await asyncio.sleep(0.005)
     await engine.close()
     await task
     assert ended == ["a"]
@@ -131,7 +133,7 @@ async def test_closing_ends_running_jobs() -> None:
 
 
 async def test_the_event_loop_stays_awake_while_the_model_computes() -> None:
-    engine, _ = await started(FakeSpec(answers=(" ".join(["w"] * 20),), tokens_per_s=10))
+    engine, _ = await started(FakeSpec(answers=(" ".join(["w"] * 20),), tokens_per_s=1))
     task = asyncio.create_task(answers(engine, make(engine, "a", "q")))
     loop = asyncio.get_running_loop()
     worst = 0.0
@@ -139,7 +141,7 @@ async def test_the_event_loop_stays_awake_while_the_model_computes() -> None:
         before = loop.time()
         await asyncio.sleep(0.01)
         worst = max(worst, loop.time() - before)
-    assert worst < 0.09  # less than one of the backend's steps of 100 ms
+    assert worst < 0.9  # less than one of the backend's steps of a second
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await engine.close()
@@ -163,7 +165,7 @@ async def test_what_is_held_is_known_at_once_and_after_all_that_was_asked_for() 
         engine.commit(f"j{turn}", 1)
         tokens, _ = await engine.held("t")  # the commit may still be on its way
         assert tuple(tokens[: len(prompt.prompt)]) == prompt.prompt
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while engine._obeyed < engine._sent:  # noqa: ASYNC110 (the engine has no event for it)
             await asyncio.sleep(0)
     before = engine._sent

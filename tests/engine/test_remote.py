@@ -91,9 +91,8 @@ async def test_the_second_wave_begins_when_the_first_has_ended() -> None:
 
 
 async def test_cancelling_closes_the_connection() -> None:
-    async with Place(lambda b: [chunk("begin"), *([30] if b["seed"] == 102 else []), chunk(reason="stop")]) as place:
+    async with Place(lambda b: [chunk("begin"), *([3600] if b["seed"] == 102 else []), chunk(reason="stop")]) as place:
         await place.engine.start()
-        began = time.monotonic()
         found: dict[int, Candidate] = {}
         seen: set[int] = set()
         async for event in place.engine.run(job(2)):
@@ -103,7 +102,6 @@ async def test_cancelling_closes_the_connection() -> None:
                 found[event.candidate.id] = event.candidate
             if 2 in seen and 1 in found:
                 place.engine.cancel("j", [2])
-        assert time.monotonic() - began < 10
         assert found[1].finish_reason is FinishReason.STOP
         assert (found[2].finish_reason, found[2].text) == (FinishReason.CANCELLED, "begin")
         await until(lambda: place.server.closed == 1 and place.server.open == 0)
@@ -111,21 +109,21 @@ async def test_cancelling_closes_the_connection() -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("not within 10 s")
+    raise AssertionError("not within 60 s")
 
 
 async def test_leaving_the_iteration_and_the_deadline_stop_too() -> None:
-    async with Place(lambda _: [chunk("so far"), 30]) as place:
+    async with Place(lambda _: [chunk("so far"), 3600]) as place:
         await place.engine.start()
         running = place.engine.run(job(3))
         await anext(running)
         await running.aclose()
         await until(lambda: place.server.open == 0)
-        events = await place.run(job(2, id="k", deadline=time.monotonic() + 0.3))
+        events = await place.run(job(2, id="k", deadline=time.monotonic() + 1.0))
         assert {(c.finish_reason, c.text) for c in candidates(events).values()} == {(FinishReason.DEADLINE, "so far")}
 
 

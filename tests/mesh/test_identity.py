@@ -160,7 +160,7 @@ class TestListener:
         async with channel:
             call = channel.unary_unary("/node.v1.Mesh/Hello", response_deserializer=mesh_pb2.HelloResponse.FromString)
             with pytest.raises(grpc.aio.AioRpcError) as error:
-                await call(b"", timeout=5)
+                await call(b"", timeout=60)
             assert error.value.code() is grpc.StatusCode.UNAVAILABLE
             return error.value.details() or ""
 
@@ -355,7 +355,7 @@ class TestTls:
         script = tmp_path / "serve.py"
         script.write_text(SERVE)
         done = subprocess.run(
-            [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=30, errors="replace"
+            [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=60, errors="replace"
         )
         assert done.returncode == 0, done.stderr
         tls13, tls12 = done.stdout.split("=====")
@@ -385,7 +385,7 @@ async def main():
             "openssl", "s_client", version, "-brief", "-alpn", "h2", "-connect", f"127.0.0.1:{port}",
             "-CAfile", f"{folder}/ca", "-cert", f"{folder}/crt", "-key", f"{folder}/key",
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
-        out, _ = await asyncio.wait_for(client.communicate(), 10)
+        out, _ = await asyncio.wait_for(client.communicate(), 60)
         print(out.decode(errors="replace"), flush=True)
         print("=====" if version == "-tls1_3" else "", flush=True)
     await server.stop(None)

@@ -77,7 +77,7 @@ async def test_what_peers_spend_after_the_decision(tmp_path: Path) -> None:
         assert isinstance(last, GenerateResult)
         assert last.outcome.stopped_early
         assert sum(running for _, running in at_decision) > 0, "somebody was still writing on a peer"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while any(n.engine.free_sequences < 16 for n in others):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         for node, (tokens, running) in zip(others, at_decision, strict=True):
