@@ -280,6 +280,7 @@ class Node:
                 self._store,
                 services.defaults(self._config),
                 __version__,
+                forget=self._replicator.forget,
                 travels=self._replicator.travels,
                 links=self._replicator.links,
             )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from web import SLOW, Web, asked, web
+from web import OURS, SLOW, Web, asked, web
 
 from node.api.http import Gateway, bind, names
 from node.api.http.guard import is_this_machine
@@ -374,6 +374,11 @@ async def test_health_metrics_status_and_the_description() -> None:
         assert [m["role"] for m in held["messages"]] == ["user", "assistant"]
         assert (held["messages"][0]["content"], held["info"]["version"]["turn"]) == ("hi", "1")
         assert (await node.get("/v1/topics/u")).status == 404
+        assert (await node.call("DELETE", "/v1/topics/u")).status == 404
+        await node.post(CHAT, asked(topic="a/b c"))
+        gone = await node.call("DELETE", "/v1/topics/a%2Fb%20c")
+        assert gone.json == {"id": "a/b c", "object": "topic", "deleted": True, "nodes": [OURS]}
+        assert [(await node.get(f"/v1/topics/{name}")).status for name in ("a%2Fb%20c", "t")] == [404, 200]
         found = await node.get("/metrics")
         assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
         families = {f.name: f for f in text_string_to_metric_families(found.body.decode())}

@@ -15,10 +15,11 @@ from node import wire
 from node.api.http import Gateway, bind
 from node.api.http.here import Here
 from node.coordinator import Coordinator
+from node.core.log import Entry
 from node.engine.engine import Engine
 from node.engine.fake import FakeBackend, FakeSpec
 from node.store import Store
-from node.types import NodeInfo
+from node.types import NodeInfo, Version
 
 OURS = "a" * 16
 SLOW = FakeSpec(answers=(" ".join(["w"] * 10_000),), tokens_per_s=200)
@@ -156,7 +157,13 @@ async def web(
     await engine.start()
     store, mesh = Store(), Mesh(*peers)
     coordinator = Coordinator(OURS, engine, mesh, store, **options)
-    here = Here(OURS, coordinator, engine, mesh, store, wire.Defaults(), "1.2.3")  # type: ignore[arg-type]
+
+    async def forget(topic: str) -> tuple[Version, list[str]]:
+        turn = store.log(topic).head.turn
+        await store.add(topic, Entry(Version(turn + 1, OURS), forgotten=True))
+        return Version(turn + 1, OURS), []
+
+    here = Here(OURS, coordinator, engine, mesh, store, wire.Defaults(), "1.2.3", forget)  # type: ignore[arg-type]
     listener = bind("127.0.0.1", 0)
     gateway = Gateway(listener, keys)
     await gateway.start()

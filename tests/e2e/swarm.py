@@ -17,7 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from node.mesh.local import running_nodes
-from node.v1 import generate_pb2, generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
+from node.v1 import generate_pb2, generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +74,7 @@ class Client:
         self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         self.generate = generate_pb2_grpc.GenerateStub(self.channel)
         self.mesh = mesh_pb2_grpc.MeshStub(self.channel)
+        self.kvsync = kvsync_pb2_grpc.KVSyncStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
     def ask(self, prompt: str, timeout: float = SOON_S, **fields: object) -> generate_pb2.GenerateResponse:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 import browser
 import pytest
 from browser import ENTER, ESCAPE, TAB, Browser, browsers
-from swarm import Node, Swarm, slow, until
+from swarm import Node, Swarm, slow, together, until
+
+from node.v1 import kvsync_pb2
 
 Nodes = tuple[Swarm, list[Node]]
 # Remembers what is drawn on its way from node to node.
@@ -33,6 +35,12 @@ window.draws = 0;
 (function frame() { window.seen += 1; requestAnimationFrame(frame); })();
 new MutationObserver((all) => { window.draws += all.filter((m) => m.target.className.startsWith("answer")).length; })
   .observe(document.getElementById("turns"), {childList: true, subtree: true});
+"""
+# Keeps what is asked of the node.
+LISTEN = """
+window.sent = [];
+const send = window.fetch;
+window.fetch = (path, how) => { if (how?.body) window.sent.push(JSON.parse(how.body)); return send(path, how); };
 """
 IDLE = "return document.getElementById('send').textContent == 'Ask'"
 
@@ -103,12 +111,14 @@ def test_a_vote_is_watched(window: Browser, llamas: Nodes) -> None:
     window.wait("return document.querySelectorAll('.answer').length == 2", "the conversation goes on")
     addresses = window.run("return performance.getEntriesByType('resource').map(e => e.name)")
     assert all(a.startswith(f"http://{one.http_address}/") for a in addresses)
+    topic = window.run("return localStorage.getItem('topic')")
+    assert topic.startswith("what-is-12-30-")
 
     def drawn() -> list[str]:  # other tests' topics may travel meanwhile
-        return [box for box in window.run("return window.boxes") if box.startswith("page-")]
+        return [box for box in window.run("return window.boxes") if box.startswith(topic)]
 
     until(drawn, "the snapshot's way is drawn")
-    travels = [t for t in one.client.status().travels if t.topic.startswith("page-")]
+    travels = [t for t in one.client.status().travels if t.topic == topic]
     assert {(t.source, t.target) for t in travels} == {(one.id, two.id)}
     assert travels[-1].bytes > 0 < travels[-1].tokens
     assert drawn()[-1].startswith(travels[-1].topic), "what is drawn is what went"
@@ -178,7 +188,7 @@ def test_a_conversation_goes_on_at_the_next_visit_and_from_the_list(window: Brow
     assert window.texts(".asked") == ["the first"]
     ask(window, "the second")
     window.wait(f"return document.querySelectorAll('.turn .answer').length == 2 && (() => {{{IDLE}}})()", "it goes on")
-    made = [t for t in node.client.status().topics if t.topic.startswith("page-") and t.topic not in known]
+    made = [t for t in node.client.status().topics if t.topic.startswith("the-first-") and t.topic not in known]
     assert [t.version.turn for t in made] == [2], "as the same topic"
     window.run("document.getElementById('fresh').click()")
     assert window.texts(".asked") == []
@@ -188,6 +198,123 @@ def test_a_conversation_goes_on_at_the_next_visit_and_from_the_list(window: Brow
     window.run("document.querySelector('#topics button').click()")
     window.wait("return document.querySelectorAll('.turn .answer').length == 2", "the one that was used last opens")
     assert window.texts(".asked") == ["the first", "the second"]
+    assert window.log() == []
+
+
+def test_settings_are_sent_and_kept(window: Browser, fakes: Nodes) -> None:
+    open_page(window, fakes[1][0])
+    window.run(LISTEN)
+    ask(window, "as the node has it")
+    window.wait(IDLE, "the answer is there")
+    (plain,) = window.run("return window.sent")
+    assert {"temperature", "top_p", "max_tokens"}.isdisjoint(plain)
+    assert [m["role"] for m in plain["messages"]] == ["user"]
+    window.run("document.getElementById('tune').focus()")
+    window.type(ENTER)
+    window.type("Be brief." + TAB + "0.5" + TAB + "7" + ENTER)  # a share is at most 1
+    assert window.run("return document.getElementById('settings').open"), "what cannot be is not taken"
+    window.run("document.getElementById('set-top_p').value = '0.9'")
+    window.type(TAB + "64" + ENTER)
+    assert not window.run("return document.getElementById('settings').open")
+    window.run("document.getElementById('mode').value = 'conclave:quality'")
+    window.run("document.getElementById('count').value = 3")
+    window.run("document.getElementById('count').dispatchEvent(new Event('change'))")
+    ask(window, "it goes on")
+    window.wait(IDLE, "the answer is there")
+    assert [m["role"] for m in window.run("return window.sent[1].messages")] == ["user", "assistant", "user"]
+    window.go(f"http://{fakes[1][0].http_address}/")
+    window.wait("return document.getElementById('mode').value == 'conclave:quality'", "it is kept")
+    window.run(LISTEN + "document.getElementById('fresh').click()")
+    ask(window, "a new one")
+    window.wait(IDLE, "the answer is there")
+    (sent,) = window.run("return window.sent")
+    assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (sent["temperature"], sent["top_p"], sent["max_tokens"]) == (0.5, 0.9, 64)
+    assert (sent["model"], sent["conclave"]["candidates"]) == ("conclave:quality", 3)
+    assert window.texts(".opening p") == ["Be brief."]
+    assert len(window.texts(".card")) == 3
+    window.go(f"http://{fakes[1][0].http_address}/")
+    window.wait("return document.querySelectorAll('.turn .answer').length", "what was said is there again")
+    assert (window.texts(".opening p"), window.texts(".asked")) == (["Be brief."], ["a new one"])
+    assert window.log() == []
+
+
+def test_a_question_is_asked_again_edited_and_forgotten(window: Browser, fakes: Nodes) -> None:
+    node, peer = fakes[1]
+    open_page(window, node)
+    ask(window, "one")
+    window.wait(IDLE, "the answer is there")
+    ask(window, "tow")
+    window.wait(f"return document.querySelectorAll('.turn .answer').length == 2 && (() => {{{IDLE}}})()", "it goes on")
+    offered = "[...document.querySelectorAll('.offered button')].filter(b => b.checkVisibility())"
+    assert window.run(f"return {offered}.map(b => b.textContent)") == ["Copy", "Copy", "Ask again", "Edit"], (
+        "the last one may be asked again"
+    )
+    window.run("document.querySelectorAll('.offered button')[5].click()")
+    window.type(ESCAPE)
+    assert window.texts(".edited") == []
+    assert window.run("return document.getElementById('prompt').value") == ""
+    window.run("document.querySelectorAll('.offered button')[5].click()")
+    window.type("\ue003" * 3 + "two" + ENTER)
+    last = "document.querySelector('.turn:last-child .answer')?.textContent"
+    window.wait(f"return {last}?.includes('two')", "it is edited")
+    window.wait(IDLE, "the answer is there")
+    window.run("document.querySelectorAll('.offered button')[4].click()")
+    window.wait(IDLE, "it is asked again")
+    window.wait("return document.querySelectorAll('.turn .answer').length == 2", "the answer is there")
+    assert window.texts(".asked") == ["one", "two"]
+    topic = window.run("return localStorage.getItem('topic')")
+    show = kvsync_pb2.ShowRequest(topic=topic)
+    held = [m.content for m in node.client.kvsync.Show(show, timeout=5).messages]
+    assert held == ["one", "echo: one", "two", "echo: two"], "nothing is said twice"
+    until(lambda: topic in {t.topic for t in peer.client.status().topics}, "the peer has it")
+    window.run("document.getElementById('find').value = arguments[0]", topic)
+    window.run("document.getElementById('find').dispatchEvent(new Event('input'))")
+    until(lambda: window.texts("#topics .open") == [topic], "it is found")
+    window.run("document.querySelector('#topics .forget').focus()")
+    window.type(ENTER + ESCAPE)
+    assert window.texts("#topics .open") == [topic], "it is asked whether one means it"
+    window.run("document.querySelector('#topics .forget').focus()")
+    window.type(ENTER)
+    assert topic in window.texts("#sure h2")[0]
+    window.type(TAB + ENTER)
+    window.wait("return !document.querySelectorAll('#topics button').length", "it is not listed")
+    assert window.texts(".asked") == []
+    for each in (node, peer):
+        until(lambda each=each: topic not in {t.topic for t in each.client.status().topics}, "it is gone")  # type: ignore[misc]
+    assert window.log() == []
+
+
+def test_answers_and_code_are_copied(window: Browser, fakes: Nodes) -> None:
+    said = "\n```py\nprint(1)\n```\n|a|b|\n|-|-|\n|1|[x](https://a.example/)|"
+    open_page(window, fakes[1][0])
+    window.run("document.getElementById('prompt').value = 'So:' + arguments[0]", said)
+    window.run("document.getElementById('ask').requestSubmit()")
+    window.wait(IDLE, "the answer is there")
+    window.cdp("Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]})
+    assert window.texts(".answer th, .answer td") == ["a", "b", "1", "x"]
+    assert window.run("return document.querySelector('.answer a').rel").startswith("noopener")
+    for where, text in ((".answer pre .copy", "print(1)"), (".offered .copy", f"echo: So:{said}")):
+        window.run("document.querySelector(arguments[0]).focus()", where)
+        window.type(ENTER)
+        window.wait(f"return document.querySelector({where!r}).textContent == 'Copied'", "it is copied")
+        assert window.run("return navigator.clipboard.readText()") == text
+    assert window.log() == []
+
+
+def test_whose_candidate_it_is_stands_on_its_card_where_models_differ(window: Browser, own: Swarm) -> None:
+    one, two = (
+        own.start("--backend", "fake", "--model", f"fake:answers=answer: 42,name={name}", "--early-stop", "off")
+        for name in ("ant", "bee")
+    )
+    own.ready(one, two)
+    together(one, two)
+    open_page(window, one)
+    until(lambda: len(window.texts("#nodes li")) == 2, "both nodes are in the picture")
+    ask(window, "What is 6 * 7?")
+    window.wait(IDLE, "the answer is there")
+    assert set(window.texts(".card .by")) == {"ant", "bee"}
+    assert {"ant", "bee"} <= {f.split()[0] for f in window.texts(".facts span")}
     assert window.log() == []
 
 
@@ -208,7 +335,16 @@ def test_every_width_and_both_schemes(window: Browser, fakes: Nodes, width: int,
     open_page(window, fakes[1][0], width, scheme)
     ask(window, "a-word-without-any-space-" * 12)
     window.wait(IDLE, "the answer is there")
-    assert window.run("return document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+    # A phone's browser widens its window to what sticks out: so not against that.
+    assert window.run("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
+    window.run("document.getElementById('tune').click()")
+    inside = """
+        const box = document.getElementById('settings').getBoundingClientRect();
+        return [...document.querySelectorAll('#settings *')].map((e) => e.getBoundingClientRect())
+          .every((r) => box.left >= 0 && box.right <= arguments[0] && r.left >= box.left && r.right <= box.right);
+    """
+    assert window.run(inside, width), "nor of the settings"
+    window.type(ESCAPE)
     back = window.run("return getComputedStyle(document.body).backgroundColor")
     light = sum(int(v) for v in back[4:-1].split(",")) > 380
     assert light == (scheme == "light")

@@ -152,6 +152,7 @@ def _app(here: Here, look: Look) -> Starlette:
         routes += [Route(prefix + path, _endpoint(handler), methods=["POST"]) for path, handler in posts.items()]
         routes += [Route(prefix + path, handler, methods=["GET"]) for path, handler in gets.items()]
         routes.append(Route(prefix + "/responses/{id}", stored.delete, methods=["DELETE"]))
+        routes.append(Route(prefix + "/topics/{name:path}", _endpoint(look.forget), methods=["DELETE"]))
     routes += [Route("/metrics", look.metrics), Route("/openapi.json", describe)]
     routes += [Route(path, look.page) for path in PAGES]
     return Starlette(routes=routes, exception_handlers={ConclaveError: _failed, HTTPException: _refused})

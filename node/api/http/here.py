@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from node.errors import InvalidRequest
 from node.mesh.mesh import Mesh
 from node.replicator import Travels
 from node.store import Store
+from node.types import Version
 
 MAX_BODY_BYTES = 16 << 20  # far more than a prompt that fits any context
 MAX_ID_BYTES = 128
@@ -37,6 +38,7 @@ class Here:
     store: Store
     defaults: wire.Defaults
     version: str
+    forget: Callable[[str], Awaitable[tuple[Version, list[str]]]]  # a topic, everywhere (`Replicator.forget`)
     started: int = 0
     travels: Travels | None = None
     links: Callable[[], Mapping[str, float]] = dict  # seconds a byte, by node

@@ -23,9 +23,9 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_PARTS = ("page.css", "page.js", "chat.js", "dom.js", "markdown.js", "mesh.js", "plots.js", "icon.svg")
+_PARTS = ("page", "chat", "dom", "markdown", "mesh", "plots", "settings", "topics", "turn")
 # The last is what browsers ask for beside any other document of ours.
-PAGES = ("/", *(f"/{part}" for part in _PARTS), "/favicon.ico")
+PAGES = ("/", "/page.css", *(f"/{part}.js" for part in _PARTS), "/icon.svg", "/favicon.ico")
 _FILES = {"/": "index.html", "/favicon.ico": "icon.svg"}
 _KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 
@@ -88,6 +88,12 @@ class Look:
             messages=messages,
         )
         return _json(json_format.MessageToDict(shown, preserving_proto_field_name=True))
+
+    async def forget(self, request: Request) -> Response:
+        """A conversation goes, on every node, as by KVSync.Forget. Raises NotFound."""
+        name = wire.name("topic", request.path_params["name"])
+        _, nodes = await self._here.forget(name)
+        return _json({"id": name, "object": "topic", "deleted": True, "nodes": [self._here.id, *nodes]})
 
     async def page(self, request: Request) -> Response:
         """The page for people, and its parts."""

@@ -105,6 +105,10 @@ def document(version: str) -> bytes:
                 },
             }
         }
+    paths["/v1/topics/{name}"]["delete"] = paths["/v1/topics/{name}"]["get"] | {
+        "summary": "Forget a conversation, on every node",
+        "operationId": "forget_topic",
+    }
     for path, (verb, name, summary) in _STORED.items():
         operation: dict[str, Any] = {
             "summary": summary,

@@ -22,6 +22,7 @@ export class Mesh {
     this.svg = svg;
     this.list = list;
     this.names = new Map();
+    this.models = new Map();
     this.places = new Map();
     this.travelled = 0; // the number of the last snapshot that was drawn
     this.links = make("g", {});
@@ -38,6 +39,7 @@ export class Mesh {
       seen.set(name, (seen.get(name) ?? 0) + 1);
     }
     this.names = new Map(nodes.map((n) => [n.id, seen.get(n.name || n.id) > 1 ? `${n.name} ${n.id.slice(0, 4)}` : n.name || n.id]));
+    this.models = new Map(nodes.map((n) => [n.id, n.model]));
     this.me = nodes[0].id;
     this.model = nodes[0].model;
     this.places = new Map(nodes.map((n, i) => [n.id, place(i, nodes.length)]));

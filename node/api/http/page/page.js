@@ -1,8 +1,9 @@
 // The start: asks the node for its state each second and hands it to the parts. No request leaves this origin.
 import { Chat } from "./chat.js";
-import { element } from "./dom.js";
 import { Mesh } from "./mesh.js";
 import { Plots } from "./plots.js";
+import { Settings } from "./settings.js";
+import { Topics } from "./topics.js";
 
 const $ = (id) => document.getElementById(id);
 let key = sessionStorage.getItem("key") ?? "";
@@ -40,7 +41,8 @@ function enter(refused) {
 
 const mesh = new Mesh($("mesh"), $("nodes"));
 const plots = new Plots($("rates"), $("firsts"), $("rate"), $("first"));
-const chat = new Chat(call, mesh);
+const chat = new Chat(call, mesh, new Settings());
+const topics = new Topics(call, chat);
 
 function show(status) {
   const [me] = status.nodes;
@@ -51,7 +53,7 @@ function show(status) {
   mesh.update(status);
   showSlots(status.slots);
   chat.resume(status.topics);
-  showTopics(status.topics, mesh.names);
+  topics.update(status.topics, mesh.names);
 }
 
 function showSlots({ used, free, parked }) {
@@ -60,40 +62,6 @@ function showSlots({ used, free, parked }) {
   while (box.children.length < Math.min(cells, 64)) box.append(document.createElement("i"));
   [...box.children].forEach((cell, i) => { cell.className = i < used ? "used" : ""; });
   $("slots-said").textContent = `${used} used, ${free} free, ${parked} parked`;
-}
-
-let listed = "";
-
-function showTopics(topics, names) {
-  const box = $("topics");
-  const now = JSON.stringify([topics, [...names], chat.topic]);
-  if (now === listed) return; // what is pointed at stays where it is
-  listed = now;
-  if (!topics.length) {
-    box.replaceChildren(element("p", "", "None yet: a conversation becomes one."));
-    return;
-  }
-  const table = document.createElement("table");
-  const row = (kind, cells) => {
-    const tr = document.createElement("tr");
-    for (const cell of cells) {
-      const made = element(kind, "", cell instanceof Node ? "" : String(cell));
-      if (cell instanceof Node) made.append(cell);
-      made.title = made.textContent;
-      tr.append(made);
-    }
-    table.append(tr);
-  };
-  row("th", ["topic", "version", "tokens", "held by"]);
-  const latest = [...topics].sort((a, b) => Number(b.made_ms ?? 0) - Number(a.made_ms ?? 0));
-  for (const t of latest.slice(0, 12)) {
-    const open = element("button", t.topic === chat.topic ? "open" : "", t.topic);
-    open.type = "button";
-    open.addEventListener("click", () => chat.open(t.topic));
-    const held = t.replicas.map((r) => (names.get(r) ?? r) + (t.away?.includes(r) ? " (away)" : ""));
-    row("td", [open, t.version?.turn ?? 0, t.tokens, held.join(", ") || "–"]);
-  }
-  box.replaceChildren(table);
 }
 
 async function look() {
