@@ -1,10 +1,11 @@
 """What our kernels are worth: prompts and decode steps by batch size, on llama.cpp as it is and on ours.
 
-    python scripts/bench/kernels.py [--rounds 3] [--quick] [--json]
+    python scripts/bench/kernels.py [--type q8_0] [--rounds 3] [--quick] [--json]
 
-A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, f16 KV, flash attention, llama.cpp driven by hand
-in a process of its own each time; rounds go A B A B. Without context a step is nearly all matrix products; what 512 and
-2,048 tokens that the sequences share add to it is attention.
+A random-weight model in the shape of Qwen2.5-0.5B, two threads, f16 KV, flash attention, llama.cpp driven by hand in a
+process of its own each time; rounds go A B A B. Without context a step is nearly all matrix products; what 512 and
+2,048 tokens that the sequences share add to it is attention, and so is what 256 tokens that each has for itself do. Of
+other types than Q8_0 the products are llama.cpp's own.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from node.engine.backend import Row
 from node.engine.llamacpp import LlamaBackend, LlamaOptions
 from scripts.bench import rivals, running
-from scripts.bench.make_model import model
+from scripts.bench.make_model import TYPES, model
 
 THREADS = 2
 BATCHES = (1, 2, 4, 8, 16)
 CONTEXTS = (0, 512, 2048)
 PROMPT = 512
+OWN, OWN_BATCHES = 256, (4, 8, 16)  # tokens that each sequence has for itself
 CHILD = "--child"
 
 
@@ -61,6 +63,18 @@ def measure(path: Path, steps: int) -> dict[str, float]:
             if not backend.truncate(0, context):
                 backend.drop(0)
         backend.drop(0)
+    for sequence in range(max(OWN_BATCHES)):
+        backend.decode([Row(100 + i % 20, i, sequence, i == OWN - 1) for i in range(OWN)])
+    for batch in OWN_BATCHES:
+        times = []
+        for step in range(steps):
+            rows = [Row(100 + step, OWN + step, sequence, True) for sequence in range(batch)]
+            started = time.perf_counter()
+            backend.decode(rows)
+            times.append((time.perf_counter() - started) * 1e3)
+        for sequence in range(batch):
+            backend.truncate(sequence, OWN)
+        took[f"{OWN} own/{batch}"] = statistics.median(times)
     backend.close()
     return took
 
@@ -80,12 +94,13 @@ def main() -> None:
         print(json.dumps(measure(Path(sys.argv[2]), int(sys.argv[3]))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--type", default="q8_0", choices=TYPES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round of few steps")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rounds, steps = (1, 5) if args.quick else (args.rounds, 15)
-    path, stock = model("q8_0"), rivals.build()
+    path, stock = model(args.type), rivals.build()
     theirs, ours = [], []
     for _ in range(rounds):
         theirs.append(child(path, steps, stock))
@@ -96,10 +111,11 @@ def main() -> None:
         a, b = (statistics.median(each[name] for each in runs) for runs in (theirs, ours))
         speedups[name] = statistics.median(x[name] / y[name] for x, y in zip(theirs, ours, strict=True))
         context, _, batch = name.partition("/")
-        label = f"a step of {batch} after {context} shared tokens" if batch else f"a prompt of {PROMPT} tokens"
+        tokens = f"{OWN} tokens of each" if "own" in context else f"{context} shared tokens"
+        label = f"a step of {batch} after {tokens}" if batch else f"a prompt of {PROMPT} tokens"
         rows.append([label, f"{a:.1f}", f"{b:.1f}", f"{speedups[name]:.2f}"])
     running.table(rows)
-    running.finish({"speedups": speedups}, as_json=args.json)
+    running.finish({"type": args.type, "speedups": speedups}, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conclave" / "bench"
+TYPES = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 LETTERS = range(ord("a"), ord("z") + 1)  # token ids: the vocabulary begins with the bytes
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -154,7 +155,7 @@ def model(kind: str = "q8_0") -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--type", default="q8_0", choices=["f16", "q8_0", "q4_0", "q4_k_m"])
+    parser.add_argument("--type", default="q8_0", choices=TYPES)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--window", type=int, default=0)
     parser.add_argument("--out", type=Path)

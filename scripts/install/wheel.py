@@ -67,7 +67,7 @@ def key() -> str:
     shape = {
         "flags": FLAGS,
         "lean": LEAN.read_text(),
-        "kernels": [source.read_text() for source in sorted(KERNELS.glob("*.cpp"))],
+        "kernels": [source.read_text() for source in sorted(KERNELS.iterdir())],
         "env": {name: os.environ.get(name, "") for name in SHAPING},
         "cpu": _cpu(),
         "libc": platform.libc_ver(),

@@ -34,6 +34,7 @@ namespace {
 constexpr int ROWS = 16;           // weight rows in the lanes of a register
 constexpr int COLUMNS = 16;        // activations at once: 8 registers of weights and 16 of sums leave 8 of 32
 constexpr int64_t MOST = 512;      // columns whose scales are kept at a time
+constexpr int64_t PARTS = 16;      // of a product, a thread
 constexpr int CHUNK = 64;          // blocks of weights that are kept transposed when there are many columns: 32 KiB
 
 struct Scale {
@@ -149,10 +150,9 @@ template <int N = COLUMNS, typename F> inline void with_columns(int64_t n, F && 
     f(std::integral_constant<int, N>());
 }
 
-void product(int64_t row, int64_t end, int64_t n, int64_t k, const block_q8_0 * a, int64_t lda, const block_q8_0 * b,
-             int64_t ldb, float * c, int64_t ldc) {
+// Scales of all activations, kept for every row of weights.
+const Scale * scaled(int64_t n, int64_t k, const block_q8_0 * b, int64_t ldb) {
     static thread_local std::vector<Scale> kept;
-    static thread_local std::vector<Weights> transposed(CHUNK);
     kept.resize(n * k);
     const __m256i ones = _mm256_set1_epi8(1);
     for (int64_t j = 0; j < n; ++j) {
@@ -165,10 +165,17 @@ void product(int64_t row, int64_t end, int64_t n, int64_t k, const block_q8_0 * 
             kept[j * k + l] = {_cvtsh_ss(block.d), -128 * total};
         }
     }
+    return kept.data();
+}
+
+void product(int64_t row, int64_t end, int64_t n, int64_t k, const block_q8_0 * a, int64_t lda, const block_q8_0 * b,
+             int64_t ldb, const Scale * s, float * c, int64_t ldc) {
+    static thread_local std::vector<Weights> transposed(CHUNK);
+    const int64_t tiles = (n + COLUMNS - 1) / COLUMNS;
     for (; row < end; row += ROWS) {
         const block_q8_0 * rows = a + row * lda;
         if (n <= COLUMNS) {
-            with_columns(n, [&](auto count) { once<count()>(k, rows, lda, b, ldb, kept.data(), c + row, ldc); });
+            with_columns(n, [&](auto count) { once<count()>(k, rows, lda, b, ldb, s, c + row, ldc); });
             continue;
         }
         for (int64_t l = 0; l < k; l += CHUNK) {
@@ -177,10 +184,12 @@ void product(int64_t row, int64_t end, int64_t n, int64_t k, const block_q8_0 * 
                 transpose(rows + l + i, lda, transposed[i].w);
                 transposed[i].d = scales(rows + l + i, lda);
             }
-            for (int64_t j = 0; j < n; j += COLUMNS) {
-                with_columns(std::min<int64_t>(COLUMNS, n - j), [&](auto count) {
-                    chunk<count()>(blocks, transposed.data(), b + j * ldb + l, ldb, &kept[j * k + l], k, c + j * ldc + row, ldc,
-                             l == 0);
+            // Tiles of equal width: one of a few columns would cost nearly what one of sixteen does.
+            for (int64_t tile = 0; tile < tiles; ++tile) {
+                const int64_t j = n * tile / tiles, after = n * (tile + 1) / tiles;
+                with_columns(after - j, [&](auto count) {
+                    chunk<count()>(blocks, transposed.data(), b + j * ldb + l, ldb, s + j * k + l, k, c + j * ldc + row, ldc,
+                                   l == 0);
                 });
             }
         }
@@ -199,10 +208,23 @@ extern "C" bool __wrap_llamafile_sgemm(const ggml_compute_params * params, int64
     const auto * a = static_cast<const block_q8_0 *>(A);
     const auto * b = static_cast<const block_q8_0 *>(B);
     auto * c = static_cast<float *>(C);
-    const int64_t panels = m / ROWS, each = (panels + params->nth - 1) / params->nth;
+    const int64_t panels = m / ROWS, nth = params->nth;
+    if (B == params->wdata && n <= MOST && m % ROWS == 0) {
+        // The threads take what is next: whose processor does something else for a while does not hold up the rest.
+        // ggml's mul_mat has set the counter to `nth`, behind a barrier, before it comes here with the first matrix.
+        const int64_t each = std::max<int64_t>(1, panels / (PARTS * nth));
+        const Scale * s = scaled(n, k, b, ldb);
+        for (int64_t part = params->ith; part * each < panels; part = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+            product(part * each * ROWS, std::min(panels, (part + 1) * each) * ROWS, n, k, a, lda, b, ldb, s, c, ldc);
+        }
+        return true;
+    }
+    const int64_t each = (panels + nth - 1) / nth;
     const int64_t begin = std::min(panels, params->ith * each), end = std::min(panels, begin + each);
     for (int64_t j = 0; begin < end && j < n; j += MOST) {
-        product(begin * ROWS, end * ROWS, std::min(MOST, n - j), k, a, lda, b + j * ldb, ldb, c + j * ldc, ldc);
+        const int64_t columns = std::min(MOST, n - j);
+        const Scale * s = scaled(columns, k, b + j * ldb, ldb);
+        product(begin * ROWS, end * ROWS, columns, k, a, lda, b + j * ldb, ldb, s, c + j * ldc, ldc);
     }
     const int64_t done = panels * ROWS;
     return done == m || __real_llamafile_sgemm(params, m - done, n, k, a + done * lda, lda, B, ldb, c + done, ldc, Atype,

@@ -96,7 +96,7 @@ def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarra
     """The same by its definition, in 64 bits; a token that sees nothing gives zeros."""
     group = q.shape[0] // k.shape[0]
     k, v = (np.repeat(each.astype(np.float64), group, axis=0) for each in (k, v))
-    scores = np.where(mask == -np.inf, -np.inf, q @ np.where(np.isfinite(k), k, 0).swapaxes(1, 2) * q.shape[2] ** -0.5)
+    scores = mask + q @ np.where(np.isfinite(k), k, 0).swapaxes(1, 2) * q.shape[2] ** -0.5
     top = np.where(np.isfinite(scores), scores, -np.inf).max(axis=2, keepdims=True)
     weights = np.where(mask == -np.inf, 0.0, np.exp(scores - np.where(np.isfinite(top), top, 0.0)))
     return weights @ np.where(np.isfinite(v), v, 0) / np.maximum(weights.sum(axis=2, keepdims=True), 1e-300)
@@ -139,6 +139,51 @@ def test_attention_is_what_its_definition_says(
         np.testing.assert_allclose(out, plain_attention(q, k, v, mask), atol=2e-5 if is_ours else 0.1)
 
 
+def own_cells(tokens: int, cells: int, how: str) -> np.ndarray:
+    """A mask of tokens that share little: each has cells of its own, some have none."""
+    cell, token = np.arange(cells)[None, :], np.arange(tokens)[:, None]
+    sees = {
+        "topics": cell // (cells // tokens) == token,
+        "in turns": cell % tokens == token,
+        "a prompt, then in turns": (cell < 70) | (cell % tokens == token),
+        "two of them": (cell < cells // 2) & (token < 2) | (cell % 3 == 0) & (token == 5) | (cell == 40) & (token == 6),
+        "nearly nobody": (cell == 40) & (token == 3),
+    }[how]
+    mask = np.where(sees, 0.0, -np.inf)
+    mask[:, 33:35] -= 1.5  # a mask may have other numbers than these two
+    return mask
+
+
+@pytest.mark.parametrize("kind", [F16, Q8_0])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(14, 2, 64), (4, 4, 32), (32, 1, 32), (64, 1, 64), (6, 2, 96)])
+@pytest.mark.parametrize("how", ["topics", "in turns", "a prompt, then in turns", "two of them", "nearly nobody"])
+def test_attention_of_tokens_that_share_little(how: str, heads: int, kv_heads: int, size: int, kind: int) -> None:
+    tokens, cells = 12, 400
+    rng = np.random.default_rng(heads * size)
+    q = rng.standard_normal((heads, tokens, size)) * 3
+    k, v = (rng.standard_normal((kv_heads, cells, size)).astype("<f2") for _ in range(2))
+    if kind == Q8_0:
+        k, v = (gguf.quants.dequantize(_stored(each, kind), QUANTIZED) for each in (k, v))
+    mask = own_cells(tokens, cells, how)
+    exact = plain_attention(q, k, v, mask)
+    for threads in (1, 2, 3):
+        is_ours = HAS_KERNELS and tokens * kv_heads >= threads
+        out = attention(q, k, v, mask, threads, kind)
+        np.testing.assert_allclose(out, exact, atol=2e-5 if is_ours else 0.1)
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="llama.cpp's own makes a difference of it")
+@pytest.mark.parametrize("how", ["topics", "in turns", "a prompt, then in turns"])
+def test_attention_never_reads_what_another_topic_holds(how: str) -> None:
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.standard_normal(shape).astype("<f2") for shape in ((14, 12, 64), (2, 400, 64), (2, 400, 64)))
+    mask = own_cells(12, 400, how)
+    clean = attention(q, k, v, mask, 2, F16)
+    others = mask[3] == -np.inf
+    k[:, others], v[:, others] = np.nan, np.inf
+    np.testing.assert_array_equal(attention(q, k, v, mask, 2, F16)[:, 3], clean[:, 3])
+
+
 @pytest.mark.skipif(not HAS_KERNELS, reason="llama.cpp's own makes a difference of it")
 def test_attention_never_lets_damage_through_that_it_may_not_see() -> None:
     rng = np.random.default_rng(1)
@@ -155,6 +200,9 @@ def test_attention_never_lets_damage_through_that_it_may_not_see() -> None:
 @pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() != "x86_64", reason="the kernels are for x86-64 on Linux"
 )
-@pytest.mark.parametrize("function", ["llamafile_sgemm", "ggml_compute_forward_flash_attn_ext"])
+@pytest.mark.parametrize(
+    "function",
+    ["__wrap_llamafile_sgemm", "__wrap_ggml_compute_forward_flash_attn_ext", "conclave_scan", "conclave_at_least"],
+)
 def test_the_kernels_are_built_in(function: str) -> None:
-    assert hasattr(library("ggml-cpu"), f"__wrap_{function}")
+    assert hasattr(library("ggml-cpu"), function)
