@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from node.engine.backend import Row
 from node.engine.llamacpp import LlamaBackend, LlamaOptions, native
-from node.engine.llamacpp.sampling import PENALTY_WINDOW, SMALL_VOCABULARY, Candidates, Chain, Logits
+from node.engine.llamacpp import logits as rows
+from node.engine.llamacpp.logits import SMALL_VOCABULARY, Logits
+from node.engine.llamacpp.sampling import PENALTY_WINDOW, Candidates, Chain
 from node.engine.scheduler import Done, Scheduler, Text, job
 from node.errors import BackendError, InvalidRequest
 from node.models.resolve import BUNDLED
@@ -54,7 +56,7 @@ def test_the_best_are_among_those_that_are_offered(seed: int, count: int, size: 
 
 
 @pytest.mark.parametrize("size", [5, 1000, LARGE, 151_936])
-def test_log_probabilities_are_those_of_the_whole_vocabulary(size: int) -> None:
+def test_log_probabilities_are_those_of_the_whole_vocabulary(size: int, is_built_in: bool) -> None:
     of = values(1, size, spread=5.0)
     exact = of.astype(np.float64) - math.log(np.exp(of.astype(np.float64) - of.max()).sum()) - of.max()
     made = logits(of)
@@ -70,10 +72,42 @@ def test_a_certain_token_has_a_log_probability_of_0_and_no_more() -> None:
     assert logits(of).logprob(7) == 0.0
 
 
+@pytest.fixture(params=[True, False], ids=["built in", "NumPy"])
+def is_built_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With the functions that are built in beside our kernels, and without."""
+    if request.param and rows._SCAN is None:
+        pytest.skip("this wheel has none")
+    if not request.param:
+        monkeypatch.setattr(rows, "_SCAN", None)
+        monkeypatch.setattr(rows, "_AT_LEAST", None)
+    return bool(request.param)
+
+
+@pytest.mark.skipif(rows._SCAN is None, reason="this wheel has no functions of ours")
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("size", [SMALL_VOCABULARY + 1, LARGE, 128 * 40, 151_936])
+def test_what_is_built_in_finds_what_numpy_finds(size: int, ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(5):
+        of = values(seed, size, spread=6.0, ties=ties)
+        if seed == 4:
+            of[-1] = of.max() + 1  # behind all whole groups
+        made = logits(of)
+        found = [made.best(n) for n in (1, 40, 200)] + [made.at_least(made.greatest - 5), made.at_least(-math.inf)]
+        monkeypatch.setattr(rows, "_SCAN", None)
+        monkeypatch.setattr(rows, "_AT_LEAST", None)
+        plain = logits(of)
+        assert (made.first, made.greatest) == (plain.first, plain.greatest)
+        assert made.log_total == pytest.approx(plain.log_total, abs=2e-6)
+        same = [plain.best(n) for n in (1, 40, 200)] + [plain.at_least(plain.greatest - 5), plain.at_least(-math.inf)]
+        for a, b in zip(found, same, strict=True):
+            np.testing.assert_array_equal(a, b)
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("at", [0, 100, LARGE - 1])
 @pytest.mark.parametrize("size", [200, LARGE])
-def test_what_is_no_number_is_an_error(bad: float, at: int, size: int) -> None:
+def test_what_is_no_number_is_an_error(bad: float, at: int, size: int, is_built_in: bool) -> None:
     of = values(1, size)
     of[min(at, size - 1)] = bad
     with pytest.raises(BackendError, match="no numbers"):

@@ -25,7 +25,8 @@ from node.core.shape import CONTEXT, SPARE, UBATCH, cells_for, most_outputs
 from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
 from node.engine.llamacpp import devices, native
 from node.engine.llamacpp.embedding import Embedder
-from node.engine.llamacpp.sampling import Candidates, Chain, Logits
+from node.engine.llamacpp.logits import Logits
+from node.engine.llamacpp.sampling import Candidates, Chain
 from node.engine.template import ChatTemplate
 from node.errors import BackendError, InvalidRequest
 from node.types import Message, SamplingParams, Tool

@@ -23,86 +23,21 @@ import ctypes
 import math
 from collections import deque
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import llama_cpp as ll
 import numpy as np
-from numpy.typing import NDArray
 
 from node.engine.grammar import check_grammar, check_schema
 from node.engine.llamacpp import native
-from node.errors import BackendError, InvalidRequest
+from node.engine.llamacpp.logits import GROUP, SMALL_VOCABULARY, Floats, Ids, Logits
+from node.errors import InvalidRequest
 from node.types import SamplingParams
 
 PENALTY_WINDOW = 64  # tokens, those of the prompt included; llama.cpp's default
-# Vocabularies up to this size are handed over whole: searching them costs more.
-SMALL_VOCABULARY = 4096
-# The maxima of groups of so many logits give the bound.
-GROUP = 128
 
-_Floats = NDArray[np.float32]
-_Ids = NDArray[np.intp]
-_NOTHING: _Floats = np.empty(0, dtype=np.float32)
+_NOTHING: Floats = np.empty(0, dtype=np.float32)
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
-
-class Logits:
-    """The logits of a row, and what is computed of them once. `scratch` is as long as they are.
-
-    Raises BackendError if they are no numbers.
-    """
-
-    def __init__(self, values: _Floats, scratch: _Floats) -> None:
-        self.values = values
-        self._scratch = scratch
-        self.first = int(values.argmax())  # the most probable token; with NaN among them, one of those
-        self.greatest = float(values[self.first])
-        if not math.isfinite(self.greatest):
-            raise BackendError("the model computed no numbers: was its file changed meanwhile? start the node again")
-
-    @cached_property
-    def log_total(self) -> float:
-        """The logarithm of the sum of their exponentials."""
-        base = 0.0 if -10.0 < self.greatest < 64.0 else self.greatest  # float32 holds exp(64) for every token
-        shifted = np.subtract(self.values, np.float32(base), out=self._scratch) if base else self.values
-        return base + math.log(float(np.exp(shifted, out=self._scratch).sum()))
-
-    def logprob(self, token: int) -> float:
-        """Natural-log probability of a token at temperature 1, before any sampler; at most 0."""
-        return min(float(self.values[token]) - self.log_total, 0.0)
-
-    def best(self, count: int) -> _Ids | None:
-        """Ids, ascending, among which are the `count` greatest logits and all that equal the least of these.
-
-        None: all of them, which is no more work.
-        """
-        width = len(self.values) // GROUP
-        if len(self.values) <= SMALL_VOCABULARY or 2 * count > width:
-            return None
-        # A group is a column, so that vector instructions over the columns take the maxima.
-        maxima = self.values[: GROUP * width].reshape(GROUP, width).max(axis=0)
-        # So many maxima are at least this, so the logit that is `count`th is too.
-        return self.at_least(float(np.partition(maxima, width - count)[width - count]))
-
-    def at_least(self, bound: float) -> _Ids:
-        """Ids, ascending, of logits that are at least this."""
-        return np.flatnonzero(self.values >= np.float32(bound))
-
-    def weights(self, temperature: float, greatest: float) -> _Floats:
-        """What the probabilities of all tokens are proportional to; `greatest` is a logit that none is much above.
-        They are in the scratch: changed, or gone, with the next call of this or of `log_total`."""
-        np.subtract(self.values, np.float32(greatest), out=self._scratch)
-        np.multiply(self._scratch, np.float32(1 / temperature), out=self._scratch)
-        return np.exp(self._scratch, out=self._scratch)
-
-    def top(self, count: int) -> list[tuple[int, float]]:
-        """The most probable tokens and their log probabilities, the most probable first, of equals the lowest id."""
-        ids = self.best(count)
-        if ids is None:
-            ids = np.arange(len(self.values))
-        order = np.argsort(-self.values[ids], kind="stable")[:count]
-        return [(int(i), self.logprob(int(i))) for i in ids[order]]
 
 
 class Candidates:
@@ -116,7 +51,7 @@ class Candidates:
         self._array = ll.llama_token_data_array(pointer, 0, -1, False)
         self._reference = ctypes.byref(self._array)
 
-    def fill(self, values: _Floats, ids: _Ids | None) -> _Floats:
+    def fill(self, values: Floats, ids: Ids | None) -> Floats:
         """Put tokens in, all of them if None. What is returned is their logits, which may be changed."""
         size = len(values) if ids is None else len(ids)
         self._ids[:size] = self._all if ids is None else ids
@@ -126,7 +61,7 @@ class Candidates:
         self._array.sorted = False
         return self._logits[:size]
 
-    def fill_weights(self, weights: _Floats) -> None:
+    def fill_weights(self, weights: Floats) -> None:
         """Put in numbers from 0 on in place of tokens, as probable as their weights."""
         with np.errstate(divide="ignore"):
             self.fill(np.log(weights), np.arange(len(weights)))
@@ -255,7 +190,7 @@ class Chain:
         candidates.apply(self._chain)
         return candidates.chosen
 
-    def _pick_from_all(self, logits: Logits, candidates: Candidates, changed: _Ids) -> int:
+    def _pick_from_all(self, logits: Logits, candidates: Candidates, changed: Ids) -> int:
         """From the plain distribution, where nothing filters: a group of tokens by its weight, then one of the group,
         each drawn by llama.cpp. Its sampler alone would take milliseconds for a large vocabulary."""
         greatest, new = logits.greatest, _NOTHING
@@ -287,13 +222,13 @@ class Chain:
         candidates.apply(self._grammar)
         return candidates.greatest != -math.inf
 
-    def _changed(self) -> _Ids:
+    def _changed(self) -> Ids:
         """Tokens whose logits are not what the model says, ascending."""
         if not self._window:
             return self._biased
         return np.union1d(self._biased, np.fromiter(set(self._window), dtype=np.intp))
 
-    def _offer(self, ids: _Ids | None, logits: Logits, candidates: Candidates) -> _Floats:
+    def _offer(self, ids: Ids | None, logits: Logits, candidates: Candidates) -> Floats:
         """Put tokens in (None: all), with their biases and penalties. All biased ones must be among them. What is
         returned are their logits then."""
         values = candidates.fill(logits.values, ids)
