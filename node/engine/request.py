@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from node.engine.branch import Branch
 from node.engine.job import Job
 from node.engine.slots import Trial
+from node.engine.untold import Untold
 
 PROMPT_ONLY = 0  # no candidate has this id
 
@@ -31,6 +32,7 @@ class Request:
     branches: list[Branch] = field(default_factory=list)
     kept: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)  # ended: (sequence, its tokens)
     held_since: float = 0.0
+    untold: Untold = field(default_factory=Untold)
     ballots: int | None = None  # that may decide its vote, if somebody has said so
     runs: dict[tuple[int, ...], int] | None = None  # of the prompt, once tokens are guessed
 

@@ -40,7 +40,7 @@ from node.engine.slots import Pool, Slots
 from node.engine.undecided import Undecided
 from node.engine.waiting import Waiting
 from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
-from node.types import Candidate, FinishReason, TokenLogprob
+from node.types import Candidate, FinishReason
 
 __all__ = [
     "PROMPT_ONLY",
@@ -102,6 +102,11 @@ class Scheduler:
     def free_sequences(self) -> int:
         """Sequences that no running candidate has; some hold KV that would make room."""
         return len(self._pool.free) + self.slots.resident + self._ended.sequences
+
+    @property
+    def _writing(self) -> int:
+        """Candidates that write and whose text somebody may read."""
+        return sum(len(r.branches) for r in self._running.values() if not r.job.is_polled)
 
     @property
     def queued(self) -> int:
@@ -307,17 +312,17 @@ class Scheduler:
         elif request.batched and not request.is_computed and not request.was_prefilled:
             job = request.job
             events.append(Prefilling(job.id, request.computed, request.cached, len(job.prompt)))
-        pieces: list[tuple[int, str]] = []
-        logprobs: list[tuple[int, tuple[TokenLogprob, ...]]] = []
+        untold = request.untold
         done: list[Done] = []
         for branch in list(request.branches):
             if branch.row >= 0:
-                done += self._advance(request, branch, pieces)
+                done += self._advance(request, branch, untold.pieces)
                 branch.row = -1
                 if branch.logprobs is not None and (news := branch.logprobs.news()):
-                    logprobs.append((branch.id, news))
-        if (pieces or logprobs) and not request.job.is_polled:
-            events.append(Text(request.job.id, tuple(pieces), tuple(logprobs)))
+                    untold.logprobs.append((branch.id, news))
+        if request.job.is_polled:
+            untold.clear()
+        events += untold.tell(request.job.id, self._clock(), self._writing, is_last=bool(done))
         if len(done) > 1:
             done = [replace(each, more=len(done) - 1 - i) for i, each in enumerate(done)]
         return events + done + (self._settle(request) if done else [])
@@ -385,7 +390,7 @@ class Scheduler:
         self, request: Request, candidates: Collection[int] | None, reason: FinishReason = FinishReason.CANCELLED
     ) -> list[Event]:
         wanted = {c for c, _ in request.job.candidates} if candidates is None else set(candidates)
-        events: list[Event] = []
+        events: list[Event] = [*request.untold.tell(request.job.id, self._clock(), 0)]
         for branch in [b for b in request.branches if b.id in wanted]:
             branch.text.finish()
             if branch.logprobs is not None:
