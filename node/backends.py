@@ -19,6 +19,7 @@ from node.engine.backend import Backend
 from node.engine.fake import FakeBackend, FakeSpec
 from node.errors import BackendError, InvalidRequest, NotFound
 from node.hardware import cpu
+from node.hardware.bandwidth import read_bytes_per_s
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.models import resolve
@@ -60,7 +61,10 @@ async def make(
         raise BackendError(f"llama.cpp cannot be loaded ({e}): run `make run` again, or use --backend fake") from None
     machine = await asyncio.to_thread(detect)
     room, main = rooms(machine, has_gpu=llamacpp.has_gpu())
-    file = await _file(config.model, room, notice, progress, fetch)
+    reads = 0.0
+    if config.model == "auto" and room is not None and room is main and machine.cpu:
+        reads = await asyncio.to_thread(read_bytes_per_s, config.threads or machine.cpu.threads)
+    file = await _file(config.model, room, notice, progress, fetch, reads)
     features = machine.cpu.features if machine.cpu else ()
     on_gpu = room is not None and room.where == "gpu"
     found = None if file.is_demo else _fit(config, shape(file.head, () if on_gpu else features), room, main)
@@ -108,9 +112,10 @@ async def _file(
     notice: Callable[[str], None],
     progress: Callable[[str, float], None],
     fetch: Callable[[str], Awaitable[Path | None]] | None,
+    reads: float,
 ) -> resolve.ModelFile:
     try:
-        return await asyncio.to_thread(resolve.resolve, model, None, room, notice, progress)
+        return await asyncio.to_thread(resolve.resolve, model, None, room, notice, progress, reads)
     except (NotFound, InvalidRequest):
         path = await fetch(model) if fetch is not None and resolve.is_name(model) else None
         if path is None:

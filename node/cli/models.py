@@ -15,7 +15,6 @@ from node.core.plan import GIB, Fit, Plan, Room, budget, fit, gpu_room, plan, sh
 from node.core.quantization import QUANTIZATIONS
 from node.core.shape import Shape
 from node.errors import InvalidRequest, NotFound
-from node.hardware.bandwidth import read_bytes_per_s
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.home import home
@@ -81,6 +80,8 @@ def _plan(options: Namespace, room: Room, main: Room | None) -> int:
 
 def _reads(room: Room, main: Room | None) -> float:
     """Bytes a second at which weights are read, where the processor of this machine does it; 0: not known."""
+    from node.hardware.bandwidth import read_bytes_per_s  # numpy takes longer than the rest of a command
+
     cpu = detect().cpu if room is main else None
     return read_bytes_per_s(cpu.threads) if cpu else 0.0
 

@@ -254,6 +254,29 @@ def is_slow(shape: Shape, bytes_per_s: float) -> bool:
     return 0 < about < READABLE
 
 
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Which of some models to load, by its place among them; None: none fits. `slow` are the places of those that fit
+    and would write slower than people read."""
+
+    at: int | None
+    slow: tuple[int, ...] = ()
+
+
+def pick(shapes: Iterable[Shape], room: Room, bytes_per_s: float = 0.0) -> Pick:
+    """Of models that are there, the biggest first, the first that fits and is not known to be slow; if all that fit
+    are, the quickest of them. Looks at no more models than it must."""
+    slow: list[tuple[float, int]] = []
+    for at, shape in enumerate(shapes):
+        if fit(shape, room.usable, on_gpu=room.where == "gpu") is None:
+            continue
+        if not is_slow(shape, bytes_per_s):
+            return Pick(at, tuple(i for _, i in slow))
+        slow.append((tokens_per_s(shape, bytes_per_s)[0], at))
+    quickest = max(slow, key=lambda each: each[0], default=None)
+    return Pick(quickest[1] if quickest else None, tuple(i for _, i in slow))
+
+
 def _bigger(offers: list[Shape], found: Fit, room: Room, swa_full: bool, bytes_per_s: float) -> Fit | None:
     """The model with the most parameters that fits beside `LEAST_SLOTS` contexts; on a GPU, with all its layers."""
     best: Fit | None = None

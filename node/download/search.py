@@ -14,7 +14,6 @@ from node import wire
 from node.address import is_address
 from node.core.manifest import File, check_files
 from node.errors import ConclaveError
-from node.mesh.discovery import Discovery, Found
 from node.mesh.identity import NODE_ID, Identity
 from node.mesh.local import running_nodes
 from node.mesh.peer import Peer
@@ -73,6 +72,8 @@ async def search(
 
 async def _announced(identity: Identity, interfaces: Sequence[str]) -> dict[str, str]:
     """Address -> id of the nodes of our mesh that mDNS finds."""
+    from node.mesh.discovery import Discovery, Found  # zeroconf takes a while to load, and is seldom needed
+
     found: dict[str, str] = {}
     some = asyncio.Event()
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.core.plan import Room, fit, plan
+from node.core.plan import Room, pick, plan, tokens_per_s
+from node.core.shape import Shape
 from node.errors import ConclaveError, InvalidRequest, NotFound
 from node.home import home
 from node.models import catalogue, gguf, hub, library, split
@@ -34,12 +35,14 @@ def resolve(
     room: Room | None = None,
     notice: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, float], None] = lambda what, share: None,
+    bytes_per_s: float = 0.0,
 ) -> ModelFile:
     """The file that `--model` means: `bundled`, `auto`, a path, `hf:REPO`, or the name of a model on this machine.
 
-    `auto` is the biggest model on this machine that fits `room` and chats, else the bundled one. `hf:REPO` is
-    downloaded if it is not in the cache, of which `notice` and `progress` hear. Raises InvalidRequest, NotFound, or
-    BackendError if the file is broken.
+    `auto` is the biggest model on this machine that fits `room`, chats and, where it is known how fast weights are read
+    (`bytes_per_s`), writes as fast as people read; else the bundled one. `hf:REPO` is downloaded if it is not in the
+    cache. `notice` and `progress` hear of that, and `notice` of models that are too slow. Raises InvalidRequest,
+    NotFound, or BackendError if the file is broken.
     """
     environ = os.environ if environ is None else environ
     if model in ("bundled", BUNDLED.stem) or (model == "auto" and room is None):
@@ -47,9 +50,12 @@ def resolve(
     if model == "auto":
         assert room is not None
         most = room.usable
-        if room.where == "memory" and (proposed := plan(catalogue.shapes(), catalogue.classes(), room)) is not None:
-            most = proposed.fit.need.weights * 3 // 2  # on a processor what fits may be far too slow
-        return _best(library.find(environ, home(environ).data), room, most) or _bundled()
+        # What fits may be far too slow for a processor. Where its speed is not known, its memory has to say that.
+        is_unknown = room.where == "memory" and not bytes_per_s
+        if is_unknown and (proposed := plan(catalogue.shapes(), catalogue.classes(), room)) is not None:
+            most = proposed.fit.need.weights * 3 // 2
+        here = library.find(environ, home(environ).data)
+        return _best(here, room, most, bytes_per_s, notice) or _bundled()
     if model.startswith(("http:", "https:")):
         raise InvalidRequest(f"--model {model!r}: give a file, or a repository as hf:OWNER/NAME")
     if model.startswith("hf:"):
@@ -109,13 +115,29 @@ def chats(head: gguf.Gguf) -> bool:
     return "tokenizer.chat_template" in head.metadata and "bert" not in arch and arch not in ("clip", "t5", "t5encoder")
 
 
-def _best(here: list[Local], room: Room, most: int) -> ModelFile | None:
-    """The biggest model, of `most` bytes, that fits; one that cannot be read is passed over."""
-    for each in sorted(here, key=lambda m: -m.size):
-        if each.size >= most:
-            continue
-        with contextlib.suppress(ConclaveError, OSError):
-            found = _file(each.path, each.name)
-            if chats(found.head) and fit(shape(found.head), room.usable, on_gpu=room.where == "gpu") is not None:
-                return found
-    return None
+def _best(
+    here: list[Local], room: Room, most: int, bytes_per_s: float, notice: Callable[[str], None]
+) -> ModelFile | None:
+    """The biggest model, of `most` bytes, that fits and is not slow; one that cannot be read is passed over."""
+    files: list[ModelFile] = []
+
+    def shapes() -> Iterator[Shape]:
+        for each in sorted(here, key=lambda m: -m.size):
+            if each.size >= most:
+                continue
+            with contextlib.suppress(ConclaveError, OSError):
+                found = _file(each.path, each.name)
+                if chats(found.head):
+                    made = shape(found.head)
+                    files.append(found)
+                    yield made
+
+    picked = pick(shapes(), room, bytes_per_s)
+    for at in picked.slow:
+        about, _ = tokens_per_s(shape(files[at].head), bytes_per_s)
+        why = f"{files[at].name} fits, but would write about {about:.1f} tokens/s here"
+        if at == picked.at:
+            notice(f"{why}, and no other model of this machine is quicker")
+        else:
+            notice(f"{why}, so it is passed over: --model {files[at].name} takes it all the same")
+    return files[picked.at] if picked.at is not None else None

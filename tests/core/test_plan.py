@@ -1,5 +1,6 @@
 """The plan: the table of memory sizes, ours beside it, and what holds of every plan."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -140,3 +141,29 @@ def test_of_a_mixture_a_token_reads_the_experts_that_it_uses() -> None:
     shape = mixed.shape("Q4_K_M")
     assert 0.05 < shape.read_bytes / shape.weight_bytes < 0.2, "3 of 30 billion"
     assert planning.tokens_per_s(replace(shape, idle_bytes=None), 1e9) == (0.0, 0.0), "what is not known is not said"
+
+
+def test_which_model_is_taken_by_what_it_would_write() -> None:
+    """40 GB/s and half of it for decoding: 8.4 GB of weights make 2.4 tokens/s, 4.4 GB 4.6, 1.8 GB 10.9."""
+    names = ("Llama-3.3-70B-Instruct", "Qwen3-14B", "Qwen3-8B", "Llama-3.2-3B-Instruct")
+    by_name = {s.name: s for s in catalogue.shapes() if s.quantization == "Q4_K_M"}
+    shapes = [by_name[name] for name in names]
+    room = planning.memory_room("a machine", 64 * GIB, 40 * GIB)
+    assert planning.pick(shapes, room) == planning.Pick(1), "the biggest that fits, where no speed is known"
+    assert planning.pick(shapes, room, 40e9) == planning.Pick(3, slow=(1, 2))
+    assert planning.pick(shapes, room, 200e9) == planning.Pick(1)
+    assert planning.pick(shapes, room, 1e9) == planning.Pick(3, slow=(1, 2, 3)), "slow is better than none"
+    assert planning.pick(shapes[:1], room, 200e9) == planning.Pick(None)
+    assert planning.pick([], room, 200e9) == planning.Pick(None)
+    # Of a mixture of experts a token takes the ones in use only: 3 of 30 billion parameters.
+    mixture = by_name["Qwen3-30B-A3B-Instruct-2507"]
+    assert planning.pick([mixture, *shapes], room, 40e9) == planning.Pick(0)
+    looked: list[str] = []
+
+    def slowly() -> Iterator[Shape]:
+        for each in shapes[1:]:
+            looked.append(each.name)
+            yield each
+
+    planning.pick(slowly(), room, 200e9)
+    assert looked == ["Qwen3-14B"], "files are read one by one, and no more than must be"

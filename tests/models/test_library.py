@@ -121,6 +121,22 @@ def test_auto_takes_the_biggest_that_fits_and_chats(user: Path) -> None:
     assert resolve.resolve("auto").is_demo
 
 
+def test_auto_passes_over_what_would_write_slowly(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so. A megabyte a second, without a cache: half a token."""
+    monkeypatch.setattr("node.core.plan.IN_CACHES", 0)
+    room = memory_room("RAM", 16 * GIB, 12 * GIB)
+    small = put(user / ".cache/llama.cpp/small.gguf")
+    best = put(user / ".lmstudio/models/a/b/best.gguf", MODEL + bytes(1000))
+    said: list[str] = []
+    assert resolve.resolve("auto", room=room, notice=said.append, bytes_per_s=1e9).path == best
+    assert said == []
+    assert resolve.resolve("auto", room=room, notice=said.append, bytes_per_s=1e6).path == small
+    assert len(said) == 2
+    assert said[0].startswith("best fits, but would write about 0.")
+    assert said[0].endswith("so it is passed over: --model best takes it all the same")
+    assert said[1].endswith("and no other model of this machine is quicker")
+
+
 def test_a_cache_that_is_hostile(user: Path) -> None:
     """Loops of links, folders that are named like files, and names that are no text cost nothing but themselves."""
     folder = user / ".cache/llama.cpp"
