@@ -65,12 +65,13 @@ class Peer:
         self.kvsync = kvsync_pb2_grpc.KVSyncStub(self._channel)
         self.generate = generate_pb2_grpc.GenerateStub(self._channel)
 
-    def _open(self) -> grpc.aio.Channel:
+    def _open(self, *options: tuple[str, int | str]) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(
             f"dns:///{self.address}",  # The scheme is said, or a hostile "unix:1" would be one.
             self._identity.channel_credentials(),
             options=[
                 *wire.CHANNEL_OPTIONS,
+                *options,
                 ("grpc.ssl_target_name_override", server_name(self.id) if self.id else ANY_NODE),
             ],
         )
@@ -137,7 +138,7 @@ class Peer:
 
     def _bulky(self) -> grpc.aio.Channel:
         if self._bulk is None:
-            self._bulk = self._open()
+            self._bulk = self._open(*wire.BULK_OPTIONS)
         return self._bulk
 
     def carry(self, requests: AsyncIterator[pool_pb2.CarryRequest]) -> AsyncGenerator[pool_pb2.CarryResponse, None]:

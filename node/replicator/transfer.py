@@ -161,11 +161,14 @@ class Transfer:
 
     async def _parts(self, packed: bytes, blocks: Iterable[Block], sent: _Sent) -> AsyncIterator[Any]:
         yield kvsync_pb2.PushRequest(header=packed)
-        async for chunk in self._chunks(blocks):
-            sent.bytes += len(chunk.data)
-            yield kvsync_pb2.PushRequest(chunk=chunk)
+        async for each, offset, data, last in self._chunks(blocks):
+            sent.bytes += len(data)
+            part = kvsync_pb2.PushRequest()
+            _fill(part.chunk, each.key, offset, data, last)
+            yield part
 
-    async def _chunks(self, blocks: Iterable[Block]) -> AsyncIterator[kvsync_pb2.BlockChunk]:
+    async def _chunks(self, blocks: Iterable[Block]) -> AsyncIterator[tuple[Block, int, bytes, bool]]:
+        """Parts of encoded blocks: where each begins, its bytes, and whether it is the block's last."""
         async for data, each in self._read(blocks):
             if data is None:
                 raise CorruptSnapshot("a block of the snapshot is gone from the disk")
@@ -173,8 +176,7 @@ class Transfer:
             for offset in range(0, len(data), step):
                 part = data[offset : offset + step]
                 await self._pace.take(len(part))
-                last = offset + step >= len(data)
-                yield kvsync_pb2.BlockChunk(key=each.key, offset=offset, data=part, last=last)
+                yield each, offset, part, offset + step >= len(data)
 
     async def _read(self, blocks: Iterable[Block]) -> AsyncIterator[tuple[bytes | None, Block]]:
         """Encoded blocks from the disk; the next one is read while one is sent."""
@@ -220,7 +222,7 @@ class Transfer:
                         size = sum(b.size for b in lacking)
                         if not snapshot.is_worth(min(tokens, len(head.tokens)), prefill_s, head.size, size, rates):
                             return None
-                        incoming = self._snapshots.incoming(head)
+                        incoming = await asyncio.to_thread(self._snapshots.incoming, head)  # 25 MB of new pages
                         receiver.put = self._counted(incoming.add)
                         new = {b.key for b in lacking}
                         loading = asyncio.ensure_future(incoming.load([b for b in head.blocks if b.key not in new]))
@@ -338,9 +340,11 @@ class Transfer:
         yield kvsync_pb2.PullResponse(header=packed)
         sent = len(packed)
         try:
-            async for chunk in self._chunks(b for b in head.blocks if b.key not in held):
-                sent += len(chunk.data)
-                yield kvsync_pb2.PullResponse(chunk=chunk)
+            async for each, offset, data, last in self._chunks(b for b in head.blocks if b.key not in held):
+                sent += len(data)
+                part = kvsync_pb2.PullResponse()
+                _fill(part.chunk, each.key, offset, data, last)
+                yield part
             self._travels.sent(caller, head.topic, sent, len(head.tokens))
         finally:
             metrics.SYNC_BYTES.labels("sent", "snapshot").inc(sent)
@@ -353,6 +357,11 @@ class Transfer:
         stored = self._snapshots.blocks.version(head.topic)
         if stored is not None and stored > head.version:
             raise count(refuse(Reason.STALE, "a newer snapshot is held here"))
+
+
+def _fill(chunk: kvsync_pb2.BlockChunk, key: bytes, offset: int, data: bytes, last: bool) -> None:
+    """Set a chunk where it stands: one that is made first and put into its message then is copied once more."""
+    chunk.key, chunk.offset, chunk.data, chunk.last = key, offset, data, last
 
 
 async def _in_time(parts: AsyncIterator[kvsync_pb2.PushRequest]) -> AsyncIterator[kvsync_pb2.PushRequest]:

@@ -8,6 +8,7 @@ write      what goes to the wire
 """
 
 from node.wire.channel import (
+    BULK_OPTIONS,
     CHANNEL_OPTIONS,
     ERROR_KEY,
     MAX_DETAIL,
@@ -70,6 +71,7 @@ from node.wire.write import (
 )
 
 __all__ = [
+    "BULK_OPTIONS",
     "CHANNEL_OPTIONS",
     "ERROR_KEY",
     "MAX_BIASES",
