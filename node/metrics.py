@@ -86,6 +86,9 @@ SNAPSHOTS_REFUSED = _counter("snapshots_refused_total", "Snapshots that were ref
 QUEUED = _gauge("queued_requests", "Requests that wait for a free sequence.")
 SLOTS = _gauge("slots", "Sequences, by state: used or free; and topics whose KV is parked.", "state")
 TOPICS = _gauge("topics", "Conversations held.")
+UNWRITTEN = _gauge(
+    "unwritten_turns", "Turns in memory that wait for a disk that does not take them. 0 is as it should be."
+)
 PEERS = _gauge("peers", "Other nodes of the mesh, by state.", "state")
 DECODE_SPEED = _gauge("decode_tokens_per_second", "Decode speed of one sequence, as last measured.")
 INFO = _gauge("node_info", "Always 1; its labels say what this node is.", "node", "model", "backend", "version")

@@ -38,6 +38,8 @@ MAX_PUSHES = 2
 COMPARE_S = 0.2
 # Every so often one peer's list is compared even if nothing seems to have happened.
 RECONCILE_S = 30.0
+# A disk that took nothing is tried so often, until it does.
+DISK_S = 5.0
 # The link to a node that came is measured about so much later, and so often it is tried when there is something to do.
 MEASURE_AFTER_S = 1.0
 MEASURING_TRIES = 5
@@ -98,9 +100,10 @@ class Replicator:
         self._stopping = False
 
     async def start(self) -> None:
-        """Begin to compare lists with peers from time to time."""
+        """Begin to compare lists with peers from time to time, and to try a disk that takes nothing again."""
         self._spawn(self._compare())
         self._spawn(self._reconcile_now_and_then())
+        self._spawn(self._try_disk())
 
     async def stop(self) -> None:
         """End what runs in the background; KV that was not pushed yet is on our disk at best."""
@@ -281,6 +284,14 @@ class Replicator:
             await asyncio.sleep(RECONCILE_S * rng.uniform(0.8, 1.2))
             if peers := self._mesh.peers():
                 await self._reconcile(rng.choice(peers))
+
+    async def _try_disk(self) -> None:
+        """Nobody need say anything for what waited to be written."""
+        while True:
+            await asyncio.sleep(DISK_S)
+            await self._store.retry()
+            for topic in await self.snapshots.retry():
+                self.changed(topic)
 
     def _forgotten(self, topic: str) -> None:
         """A topic was forgotten: its KV goes too."""

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Bytes of the rows of a block that tell how well they compress.
 SAMPLED_BYTES = 256 << 10
+# Topics whose KV a broken disk did not take that are remembered: more than an engine holds.
+MOST_UNTAKEN = 4096
 
 Fetch = Callable[[int, float], Awaitable[Incoming | None]]
 
@@ -48,6 +50,7 @@ class Snapshots:
         self._measured = measured
         self._codec = codec
         self._refuted = 0
+        self._untaken: set[str] = set()  # topics whose KV the disk did not take
         self.ours = _ours(engine, secret) if blocks.is_on else None
 
     @property
@@ -98,7 +101,7 @@ class Snapshots:
         ) as e:  # the topic went on meanwhile, or it is larger than the disk's budget
             log.info("no snapshot of a topic was taken: %s", e)
         except OSError as e:
-            self.failed(e)
+            self.failed(e, topic)
         return None
 
     def _first_new(self, topic: str, tokens: Sequence[int], before: Header | None) -> int:
@@ -129,8 +132,24 @@ class Snapshots:
         self._store.kv_problem = ""
         return head
 
-    def failed(self, error: OSError) -> None:
+    async def retry(self) -> set[str]:
+        """If the disk does not take snapshots, try whether it does by now: then the topics whose KV waits for that."""
+        if not self._store.kv_problem:
+            return set()
+        try:
+            await asyncio.to_thread(self._blocks.try_out)
+        except OSError as e:
+            self.failed(e)
+            return set()
+        log.warning("KV snapshots are written again")
+        self._store.kv_problem = ""
+        waiting, self._untaken = self._untaken, set()
+        return waiting
+
+    def failed(self, error: OSError, topic: str = "") -> None:
         """The disk does not take snapshots: `status` says so until it does."""
+        if topic and len(self._untaken) < MOST_UNTAKEN:
+            self._untaken.add(topic)
         if not self._store.kv_problem:
             log.warning("KV snapshots are not written: %s", error)
         self._store.kv_problem = (

@@ -79,7 +79,7 @@ class Turns:
         if not self._replicas:
             return []
         known: set[str] = set()
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(ConclaveError):
             known = {entry.version.node_id for entry in self._store.log(topic).path()[-MAX_ASKED:]}
             known |= set(self._store.replicas(topic))
         known -= {peer.id for peer in keepers}
@@ -105,7 +105,8 @@ class Turns:
         local = asyncio.ensure_future(self._store.add(topic, entry))
         sends = [asyncio.ensure_future(self.send(peer, topic, entry)) for peer in holders]
         warnings: list[str] = []
-        if sends and self._waits and not await _first_true(sends, ACKNOWLEDGE_S):
+        is_elsewhere = bool(sends) and self._waits and await _first_true(sends, ACKNOWLEDGE_S)
+        if sends and self._waits and not is_elsewhere:
             warnings.append(
                 f"durability: no peer had this turn within {ACKNOWLEDGE_S * 1000:.0f} ms, so it is on this node alone"
             )
@@ -114,7 +115,8 @@ class Turns:
                 self._spawn(_finish(send))
         await local
         if self._store.problem:
-            warnings.append(f"durability: {self._store.problem}")
+            where = "; this one is on another node's disk" if is_elsewhere else ""
+            warnings.append(f"durability: {self._store.problem}{where}")
         return tuple(warnings)
 
     async def send(self, peer: Peer, topic: str, entry: Entry) -> bool:

@@ -71,6 +71,14 @@ class Blocks:
                 if self.bytes > self._limit:
                     self._drop_unused(list(self._sizes))
 
+    def try_out(self) -> None:
+        """Whether the disk takes anything, after it did not. Raises OSError."""
+        for directory in (self._blocks, self._headers):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have deleted it
+        path = self._blocks / "trial.new"
+        _write(path, bytes(4096))
+        path.unlink()
+
     def drop(self, key: bytes) -> None:
         """Let a block go."""
         with self._lock:

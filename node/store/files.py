@@ -8,6 +8,7 @@ written anew from what is held in memory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,6 +20,8 @@ from node.core.log import Entry
 from node.home import private_dir
 from node.store import records
 
+# What opening a file says when it is not there, or something else is.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 MAX_LINE = 64 << 20  # bytes; a longer one is no entry of ours
 
 
@@ -49,11 +52,14 @@ class LogFiles:
                     yield found
 
     def read(self, topic: str) -> list[Entry]:
-        """The entries of one topic; none if its file is gone or cannot be read."""
+        """The entries of one topic; none if its file is gone, or is a link or no file. Raises OSError if the disk does
+        not give it."""
         try:
             found = self._read(self.path(topic))
-        except OSError:
-            return []
+        except OSError as e:
+            if e.errno in _GONE:
+                return []
+            raise
         return found[1] if found is not None and found[0] == topic else []
 
     def append(self, topic: str, entries: Sequence[Entry], whole: Iterable[Entry]) -> None:
@@ -83,6 +89,7 @@ class LogFiles:
         """Put a new file in the place of a topic's, in one step. Raises OSError; then the old one stands."""
         path = self.path(topic)
         temporary = path.with_suffix(".new")
+        self._directory.mkdir(mode=0o700, exist_ok=True)  # somebody may have deleted it
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _write(fd, b"".join([records.head(topic), *(records.line(entry) for entry in entries)]))
@@ -106,8 +113,8 @@ class LogFiles:
         return self.path(topic).stat().st_mtime
 
     def _read(self, path: Path) -> tuple[str, list[Entry]] | None:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with os.fdopen(fd, "rb+", buffering=1 << 20) as file:
+        fd, can_heal = _open(path)
+        with os.fdopen(fd, "rb", buffering=1 << 20) as file:
             topic = records.topic(file.readline(MAX_LINE))
             if topic is None:
                 return None
@@ -119,9 +126,22 @@ class LogFiles:
                 if line.endswith(b"\n"):  # a line that was damaged later costs itself only
                     good = file.tell()
             if good < os.fstat(file.fileno()).st_size:
+                if not can_heal:  # unknown, so it is written anew when the disk takes it
+                    return topic, entries
                 _heal(file.fileno(), good)
             self._known[topic] = _identity(file.fileno())
             return topic, entries
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """A file to be read, and whether it can be written too: a disk that became read-only still has what it has."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, os.O_RDWR | flags), True
+    except OSError as e:
+        if e.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+    return os.open(path, os.O_RDONLY | flags), False
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -161,6 +181,6 @@ def _is(path: Path, known: tuple[int, int, int]) -> bool:
 def _sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        _sync(fd)
     finally:
         os.close(fd)

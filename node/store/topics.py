@@ -2,7 +2,7 @@
 
 The greatest version wins (`node.types.Version`), wherever it comes from. What is in memory is a cache of the files; a
 disk that fails costs durability, which is said (`problem`), and no answer: what could not be written waits in memory
-and is written as soon as the disk takes it.
+(`unwritten`) and is written as soon as the disk takes it (`retry`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.core.log import Entry, Log, Taken
-from node.errors import NotFound, Overloaded
+from node.errors import ConclaveError, NotFound, NotReady, Overloaded
 from node.store.files import LogFiles
 from node.types import Message, TopicInfo, Version
 
@@ -84,6 +85,7 @@ class Store:
         self._logs: OrderedDict[str, Log] = OrderedDict()  # the most recently used last
         self._known: dict[str, _Known] = {}
         self._unwritten: dict[str, list[Entry]] = {}
+        self._lock = threading.Lock()  # of what is unwritten, which the writer's thread takes from
         self._compacted: set[str] = set()  # in memory, and not yet on disk
         self._requests: OrderedDict[str, tuple[str, Version]] = OrderedDict()
         self._bytes = 0
@@ -116,16 +118,36 @@ class Store:
         self._bury()
 
     def close(self) -> None:
-        """Wait until what was given to the disk is there."""
+        """Wait until what was given to the disk is there; what waited for it is tried once more."""
+        if self.unwritten:
+            self._writer.submit(self._flush)
         self._writer.shutdown()
+        if lost := self.unwritten:
+            log.error("%d turns were in memory only, and end with this process: %s", lost, self.problem)
+
+    @property
+    def unwritten(self) -> int:
+        """Turns that are in memory and not on disk, where there is one."""
+        with self._lock:
+            return sum(map(len, self._unwritten.values()))
+
+    async def retry(self) -> None:
+        """Write what waits, if the disk takes it by now."""
+        if self.unwritten:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._flush)
 
     # ---- reading ----
 
     def log(self, name: str) -> Log:
-        """A topic's log, its tombstone included. Raises NotFound."""
+        """A topic's log, its tombstone included. Raises NotFound, or NotReady if the disk does not give it."""
         found = self._logs.get(name)
         if found is None and name in self._known and self._files is not None:
-            entries = self._files.read(name)
+            try:
+                entries = self._files.read(name)
+            except OSError as e:  # it is not gone, and must not be begun anew
+                raise NotReady(
+                    f"topic {name!r} cannot be read from disk ({e.strerror or e}): look at it, or ask another node"
+                ) from None
             if entries:
                 found = Log(entries)
                 self._hold(name, found)
@@ -159,7 +181,7 @@ class Store:
             return None
         try:
             entry = self.log(name).get(version)
-        except NotFound:
+        except ConclaveError:
             return None
         return (name, entry) if entry is not None else None
 
@@ -196,7 +218,8 @@ class Store:
             else:
                 self._compact(name, held)
             if self._files is not None:
-                self._unwritten.setdefault(name, []).append(entry)
+                with self._lock:
+                    self._unwritten.setdefault(name, []).append(entry)
         return Kept(taken, await self._on_disk(name, held))
 
     def add_replica(self, name: str, version: Version, node: str) -> None:
@@ -231,33 +254,36 @@ class Store:
         await asyncio.get_running_loop().run_in_executor(self._writer, self._flush, name, held)
         return name not in self._unwritten
 
-    def _flush(self, name: str, held: Log) -> None:
+    def _flush(self, name: str = "", held: Log | None = None) -> None:
         """On the writer's thread: what waits of this topic, and if that goes well, of all others."""
         try:
             self._write(name, held)
             for other in list(self._unwritten):
-                if (waiting := self._logs.get(other)) is not None:
-                    self._write(other, waiting)
+                self._write(other, self._logs.get(other))
         except OSError as e:
             if not self.problem:
-                log.error("token logs are not written: %s", e)
-            self.problem = f"conversations cannot be written ({e.strerror or e}): answers are in memory only"
+                log.error("conversations are not written, and kept in memory until the disk takes them: %s", e)
+            self.problem = f"conversations cannot be written ({e.strerror or e}): new turns are in memory only"
         else:
+            if self.problem:
+                log.warning("conversations are written again, with what had waited")
             self.problem = ""
 
-    def _write(self, name: str, held: Log) -> None:
-        waiting = self._unwritten.get(name)
-        if not waiting or self._files is None:
+    def _write(self, name: str, held: Log | None) -> None:
+        with self._lock:
+            batch = list(self._unwritten.get(name, ()))
+        if not batch or held is None or self._files is None:
             return
-        batch = list(waiting)
         if name in self._compacted or any(entry.forgotten for entry in batch):
             self._files.rewrite(name, held.entries)  # what was forgotten leaves the disk too
             self._compacted.discard(name)
         else:
             self._files.append(name, batch, held.entries)
-        del waiting[: len(batch)]
-        if not waiting:
-            self._unwritten.pop(name, None)
+        with self._lock:
+            waiting = self._unwritten.get(name, [])
+            del waiting[: len(batch)]
+            if not waiting:
+                self._unwritten.pop(name, None)
 
     # ---- memory ----
 
@@ -273,10 +299,17 @@ class Store:
         self._logs[name] = held
         self._logs.move_to_end(name)
         while len(self._logs) > 1 and (len(self._logs) > MAX_TOPICS or self._bytes > MAX_BYTES):
-            other, _ = self._logs.popitem(last=False)
+            other = self._longest_unused(name)
+            del self._logs[other]
+            with self._lock:
+                self._unwritten.pop(other, None)
             self._bytes -= self._known[other].bytes
             if self._files is None:
                 del self._known[other]
+
+    def _longest_unused(self, spare: str) -> str:
+        """Of the logs that are on disk too; where none is, of all."""
+        return next((o for o in self._logs if o not in self._unwritten and o != spare), next(iter(self._logs)))
 
     def _remember(self, name: str, entry: Entry) -> None:
         if entry.request_id:

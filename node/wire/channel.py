@@ -30,8 +30,8 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # Everything here is on one LAN; a proxy from the environment would only break it.
     ("grpc.enable_http_proxy", 0),
 ]
-# For what is large: so much of a stream may be on its way to us before it is read. With gRPC's 64 KiB both ends wait for
-# each other all the time; where it is more than a link holds, nothing is gained.
+# For what is large: so much of a stream may be on its way to us before it is read. With gRPC's 64 KiB both ends wait
+# for each other all the time.
 BULK_OPTIONS: list[tuple[str, int | str]] = [("grpc.http2.lookahead_bytes", 4 << 20)]
 SERVER_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -385,6 +385,7 @@ async def test_health_metrics_status_and_the_description() -> None:
         slots = {s.labels["state"]: s.value for s in families["conclave_slots"].samples}
         assert slots["free"] == 16
         assert families["conclave_topics"].samples[0].value == 1
+        assert families["conclave_unwritten_turns"].samples[0].value == 0
         labels = families["conclave_node_info"].samples[0].labels
         assert (labels["model"], labels["version"]) == ("fake", "1.2.3")
         described = (await node.get("/openapi.json")).json

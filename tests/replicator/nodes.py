@@ -72,7 +72,7 @@ class Node:
     async def settled(self) -> None:
         """Wait until nothing is on its way to the others."""
         async with asyncio.timeout(60):
-            while self.replicator._waiting or len(self.replicator._tasks) > 2 or self.replicator._unequal.is_set():  # noqa: ASYNC110
+            while self.replicator._waiting or len(self.replicator._tasks) > 3 or self.replicator._unequal.is_set():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 

@@ -124,6 +124,7 @@ class Look:
         metrics.SLOTS.labels("free").set(load.free)
         metrics.SLOTS.labels("parked").set(load.topics)
         metrics.TOPICS.set(len(here.store.list()))
+        metrics.UNWRITTEN.set(here.store.unwritten)
         metrics.DECODE_SPEED.set(here.engine.decode_tokens_per_s)
         metrics.INFO.labels(here.id, info.name, info.backend, here.version).set(1)
         nodes = here.mesh.nodes()[1:]
