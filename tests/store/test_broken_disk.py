@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,7 +46,7 @@ class Disk:
         for name in names:
             monkeypatch.setattr(files_module, name, self._unless_broken(getattr(files_module, name)))
 
-    def _unless_broken(self, real):  # type: ignore[no-untyped-def]
+    def _unless_broken(self, real: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object) -> object:
             if self.broken:
                 raise OSError(errno.EIO, "Input/output error")
