@@ -16,14 +16,13 @@ from grpc_reflection.v1alpha import reflection
 
 from node import tracing, wire
 from node.api.status import status_pb
-from node.coordinator import Coordinator, Counted, Event, Leads, Planned, Progressed, Voted, Wishes, Wrote
+from node.coordinator import Coordinator, Counted, Event, Leads, Planned, Polled, Progressed, Voted, Wishes, Wrote
 from node.engine.face import EngineFace
 from node.errors import InvalidRequest, Unauthenticated
 from node.mesh.identity import peer_id
 from node.mesh.mesh import Mesh
 from node.replicator import Travels
 from node.store import Standings, Store
-from node.types import GenerateRequest
 from node.v1 import (
     generate_pb2,
     generate_pb2_grpc,
@@ -99,25 +98,35 @@ class VoteServicer(vote_pb2_grpc.VoteServicer):
         self, request: vote_pb2.PollRequest, context: _Context
     ) -> AsyncGenerator[vote_pb2.PollResponse, None]:
         """Our local phase for another node's vote."""
-        asked: GenerateRequest = wire.poll_request(request)
-        caller = peer_id(context.auth_context())
-        async with contextlib.aclosing(
-            self._coordinator.poll(
-                asked,
-                list(request.candidates),
-                caller,
-                _deadline(context),
-                request.wave,
-                request.fingerprint,
-                texts=request.texts,
-            )
-        ) as events:
+        async with contextlib.aclosing(self._poll(request, context)) as events:
             async for event in events:
                 if isinstance(event, Wrote):
                     token = generate_pb2.Token(candidate_id=event.candidate, text=event.text)
                     yield vote_pb2.PollResponse(token=token)
                 else:
-                    yield wire.polled_pb(event.ballots, event.tally, event.free)
+                    yield vote_pb2.PollResponse(ballots=wire.ballots_pb(event.ballots, event.tally, event.free))
+
+    async def Cast(self, request: vote_pb2.CastRequest, context: _Context) -> vote_pb2.CastResponse:
+        """The same for one candidate."""
+        if len(request.poll.candidates) != 1 or request.poll.texts:
+            raise InvalidRequest(f"{len(request.poll.candidates)} candidates, or texts: those are polled")
+        answer = vote_pb2.CastResponse()
+        async with contextlib.aclosing(self._poll(request.poll, context)) as events:
+            async for event in events:
+                if isinstance(event, Polled):
+                    answer = vote_pb2.CastResponse(ballots=wire.ballots_pb(event.ballots, event.tally, event.free))
+        return answer
+
+    def _poll(self, request: vote_pb2.PollRequest, context: _Context) -> AsyncGenerator[Wrote | Polled, None]:
+        return self._coordinator.poll(
+            wire.poll_request(request),
+            list(request.candidates),
+            peer_id(context.auth_context()),
+            _deadline(context),
+            request.wave,
+            request.fingerprint,
+            texts=request.texts,
+        )
 
     async def Decide(self, request: vote_pb2.DecideRequest, context: _Context) -> vote_pb2.DecideResponse:
         """The outcome of another node's vote."""

@@ -37,7 +37,7 @@ async def count(plan: Plan, vote: Vote, parts: Parts, account: Account, wishes: 
                 patience = now + max(PATIENCE_S, PATIENCE * (now - account.started))
             _over(plan, vote, account, news)
         elif isinstance(news, Ballot) and vote.add(news) is None:
-            if plan.takes_part:
+            if plan.place.id in parts.running:
                 plan.place.local.engine.expect(plan.job, vote.missing)
             events = [Voted(news), *(_leader(vote) if wishes.leader else ())]
         for event in events:

@@ -65,18 +65,21 @@ class Parts:
 
     async def next(self, until: float | None) -> News:
         """The next news. Raises TimeoutError if there is none until that second of the place's clock."""
+        news = await self._waited(until) if self._news.empty() else self._news.get_nowait()
+        if isinstance(news, Over):
+            self.running.discard(news.node)
+        return news
+
+    async def _waited(self, until: float | None) -> News:
         left = None if until is None else max(until - self._plan.place.clock(), 0.05)
         try:
             # Not wait_for: before Python 3.12 it may swallow the cancellation of a client that leaves.
             async with asyncio.timeout(left):
-                news = await self._news.get()
+                return await self._news.get()
         except TimeoutError:
             if self._news.empty():
                 raise
-            news = self._news.get_nowait()  # it came just in time
-        if isinstance(news, Over):
-            self.running.discard(news.node)
-        return news
+            return self._news.get_nowait()  # it came just in time
 
     async def stop_rest(self) -> None:
         """Cancel what can no longer change the result. Our own engine says what it had spent; peers just stop."""

@@ -208,6 +208,12 @@ class Members:
         if member is not None and member.state is not NodeState.DEAD:
             self._checks.add(id)
 
+    def freed(self, id: str, sequences: int) -> None:
+        """A node that is alive said that it has so many sequences free; that is no news for others."""
+        member = self._members.get(id)
+        if member is not None and member.state is NodeState.ALIVE and member.info.free_sequences != sequences:
+            member.info = replace(member.info, free_sequences=min(sequences, member.info.sequences))
+
     def renew(self) -> None:
         """We say something new of ourselves that must overtake what others tell of us, such as another address."""
         self.incarnation += 1

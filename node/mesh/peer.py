@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from node import tracing, wire
-from node.errors import ConclaveError, DeadlineExceeded, PeerUnavailable, Unauthenticated
+from node.errors import ConclaveError, DeadlineExceeded, NotSupported, PeerUnavailable, Unauthenticated
 from node.mesh.identity import ANY_NODE, Identity, server_name
 from node.types import NodeInfo
 from node.v1 import (
@@ -56,6 +56,7 @@ class Peer:
         self._on_broken = on_broken
         self._on_free = on_free
         self._closed = False
+        self._is_streaming = False  # whether it knows Poll only
         self._state = grpc.ChannelConnectivity.IDLE
         self._identity = identity
         self._channel = self._open()
@@ -106,6 +107,12 @@ class Peer:
         self, request: vote_pb2.PollRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[vote_pb2.PollResponse, None]:
         """The peer's local phase, event by event. Closing the iterator cancels its candidates."""
+        if len(request.candidates) == 1 and not request.texts and not self._is_streaming:
+            try:
+                yield await self._cast(request, timeout_s)
+                return
+            except NotSupported:  # an older node
+                self._is_streaming = True
         call: grpc.aio.UnaryStreamCall[vote_pb2.PollRequest, vote_pb2.PollResponse] | None = None
         try:
             while True:
@@ -118,8 +125,16 @@ class Peer:
                     self._on_free(self.id, response.ballots.free_sequences)
                 yield response
         finally:
-            if call is not None:
+            if call is not None and not call.done():
                 call.cancel()
+
+    async def _cast(self, request: vote_pb2.PollRequest, timeout_s: float | None) -> vote_pb2.PollResponse:
+        """The same for one candidate, in one message."""
+        async with self._translated(own_timeout=False):
+            asked = vote_pb2.CastRequest(poll=request)
+            answer = await self.vote.Cast(asked, timeout=timeout_s, metadata=tracing.metadata())
+        self._on_free(self.id, answer.ballots.free_sequences)
+        return vote_pb2.PollResponse(ballots=answer.ballots)
 
     async def call(self, method: Callable[..., Awaitable[_T]], request: object, timeout_s: float) -> _T:
         """A unary call of one of the stubs, such as `peer.kvsync.Append`, with its failure as one of our errors."""

@@ -85,9 +85,7 @@ class Roster:
 
     def freed(self, id: str, sequences: int) -> None:
         """A peer said how many sequences it has free. Its last probe may have found it at work on what is over now."""
-        held = self.members.get(id)
-        if held is not None and self.is_alive(id):
-            self.apply(Alive(replace(held, free_sequences=min(sequences, held.sequences)), direct=True))
+        self.members.freed(id, sequences)
 
     def news(self, to: str) -> list[types_pb2.NodeInfo]:
         """What to tell a node with the next message."""

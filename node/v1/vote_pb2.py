@@ -26,7 +26,7 @@ from node.v1 import generate_pb2 as node_dot_v1_dot_generate__pb2
 from node.v1 import types_pb2 as node_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12node/v1/vote.proto\x12\x07node.v1\x1a\x16node/v1/generate.proto\x1a\x13node/v1/types.proto\"\x88\x02\n\x0bPollRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\"\n\x08messages\x18\x03 \x03(\x0b\x32\x10.node.v1.Message\x12\x1c\n\x05tools\x18\x04 \x03(\x0b\x32\r.node.v1.Tool\x12\'\n\x06params\x18\x05 \x01(\x0b\x32\x17.node.v1.SamplingParams\x12\x12\n\ncandidates\x18\x06 \x03(\r\x12\x10\n\x08strategy\x18\x07 \x01(\t\x12\x13\n\x0b\x63oordinator\x18\x08 \x01(\t\x12\x0c\n\x04wave\x18\t \x01(\r\x12\r\n\x05texts\x18\n \x01(\x08\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\"\xa1\x01\n\x0cPollResponse\x12!\n\x06\x62\x61llot\x18\x01 \x01(\x0b\x32\x0f.node.v1.BallotH\x00\x12\x1f\n\x05tally\x18\x02 \x01(\x0b\x32\x0e.node.v1.TallyH\x00\x12\x1f\n\x05token\x18\x03 \x01(\x0b\x32\x0e.node.v1.TokenH\x00\x12#\n\x07\x62\x61llots\x18\x04 \x01(\x0b\x32\x10.node.v1.BallotsH\x00\x42\x07\n\x05\x65vent\"b\n\x07\x42\x61llots\x12 \n\x07\x62\x61llots\x18\x01 \x03(\x0b\x32\x0f.node.v1.Ballot\x12\x1d\n\x05tally\x18\x02 \x01(\x0b\x32\x0e.node.v1.Tally\x12\x16\n\x0e\x66ree_sequences\x18\x03 \x01(\r\"\x89\x01\n\rDecideRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12!\n\x07version\x18\x03 \x01(\x0b\x32\x10.node.v1.Version\x12\"\n\x08messages\x18\x04 \x03(\x0b\x32\x10.node.v1.Message\x12\x0e\n\x06winner\x18\x05 \x01(\r\"C\n\x0e\x44\x65\x63ideResponse\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\"1\n\x0c\x43laimRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05waits\x18\x02 \x01(\x08\"\x1d\n\rClaimResponse\x12\x0c\n\x04wait\x18\x01 \x01(\x08\x32\xb0\x01\n\x04Vote\x12\x35\n\x04Poll\x12\x14.node.v1.PollRequest\x1a\x15.node.v1.PollResponse0\x01\x12\x39\n\x06\x44\x65\x63ide\x12\x16.node.v1.DecideRequest\x1a\x17.node.v1.DecideResponse\x12\x36\n\x05\x43laim\x12\x15.node.v1.ClaimRequest\x1a\x16.node.v1.ClaimResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12node/v1/vote.proto\x12\x07node.v1\x1a\x16node/v1/generate.proto\x1a\x13node/v1/types.proto\"\x88\x02\n\x0bPollRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\"\n\x08messages\x18\x03 \x03(\x0b\x32\x10.node.v1.Message\x12\x1c\n\x05tools\x18\x04 \x03(\x0b\x32\r.node.v1.Tool\x12\'\n\x06params\x18\x05 \x01(\x0b\x32\x17.node.v1.SamplingParams\x12\x12\n\ncandidates\x18\x06 \x03(\r\x12\x10\n\x08strategy\x18\x07 \x01(\t\x12\x13\n\x0b\x63oordinator\x18\x08 \x01(\t\x12\x0c\n\x04wave\x18\t \x01(\r\x12\r\n\x05texts\x18\n \x01(\x08\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\"\xa1\x01\n\x0cPollResponse\x12!\n\x06\x62\x61llot\x18\x01 \x01(\x0b\x32\x0f.node.v1.BallotH\x00\x12\x1f\n\x05tally\x18\x02 \x01(\x0b\x32\x0e.node.v1.TallyH\x00\x12\x1f\n\x05token\x18\x03 \x01(\x0b\x32\x0e.node.v1.TokenH\x00\x12#\n\x07\x62\x61llots\x18\x04 \x01(\x0b\x32\x10.node.v1.BallotsH\x00\x42\x07\n\x05\x65vent\"b\n\x07\x42\x61llots\x12 \n\x07\x62\x61llots\x18\x01 \x03(\x0b\x32\x0f.node.v1.Ballot\x12\x1d\n\x05tally\x18\x02 \x01(\x0b\x32\x0e.node.v1.Tally\x12\x16\n\x0e\x66ree_sequences\x18\x03 \x01(\r\"1\n\x0b\x43\x61stRequest\x12\"\n\x04poll\x18\x01 \x01(\x0b\x32\x14.node.v1.PollRequest\"1\n\x0c\x43\x61stResponse\x12!\n\x07\x62\x61llots\x18\x01 \x01(\x0b\x32\x10.node.v1.Ballots\"\x89\x01\n\rDecideRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12!\n\x07version\x18\x03 \x01(\x0b\x32\x10.node.v1.Version\x12\"\n\x08messages\x18\x04 \x03(\x0b\x32\x10.node.v1.Message\x12\x0e\n\x06winner\x18\x05 \x01(\r\"C\n\x0e\x44\x65\x63ideResponse\x12\x11\n\tcommitted\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\"1\n\x0c\x43laimRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05waits\x18\x02 \x01(\x08\"\x1d\n\rClaimResponse\x12\x0c\n\x04wait\x18\x01 \x01(\x08\x32\xe5\x01\n\x04Vote\x12\x35\n\x04Poll\x12\x14.node.v1.PollRequest\x1a\x15.node.v1.PollResponse0\x01\x12\x33\n\x04\x43\x61st\x12\x14.node.v1.CastRequest\x1a\x15.node.v1.CastResponse\x12\x39\n\x06\x44\x65\x63ide\x12\x16.node.v1.DecideRequest\x1a\x17.node.v1.DecideResponse\x12\x36\n\x05\x43laim\x12\x15.node.v1.ClaimRequest\x1a\x16.node.v1.ClaimResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,14 +39,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLLRESPONSE']._serialized_end=505
   _globals['_BALLOTS']._serialized_start=507
   _globals['_BALLOTS']._serialized_end=605
-  _globals['_DECIDEREQUEST']._serialized_start=608
-  _globals['_DECIDEREQUEST']._serialized_end=745
-  _globals['_DECIDERESPONSE']._serialized_start=747
-  _globals['_DECIDERESPONSE']._serialized_end=814
-  _globals['_CLAIMREQUEST']._serialized_start=816
-  _globals['_CLAIMREQUEST']._serialized_end=865
-  _globals['_CLAIMRESPONSE']._serialized_start=867
-  _globals['_CLAIMRESPONSE']._serialized_end=896
-  _globals['_VOTE']._serialized_start=899
-  _globals['_VOTE']._serialized_end=1075
+  _globals['_CASTREQUEST']._serialized_start=607
+  _globals['_CASTREQUEST']._serialized_end=656
+  _globals['_CASTRESPONSE']._serialized_start=658
+  _globals['_CASTRESPONSE']._serialized_end=707
+  _globals['_DECIDEREQUEST']._serialized_start=710
+  _globals['_DECIDEREQUEST']._serialized_end=847
+  _globals['_DECIDERESPONSE']._serialized_start=849
+  _globals['_DECIDERESPONSE']._serialized_end=916
+  _globals['_CLAIMREQUEST']._serialized_start=918
+  _globals['_CLAIMREQUEST']._serialized_end=967
+  _globals['_CLAIMRESPONSE']._serialized_start=969
+  _globals['_CLAIMRESPONSE']._serialized_end=998
+  _globals['_VOTE']._serialized_start=1001
+  _globals['_VOTE']._serialized_end=1230
 # @@protoc_insertion_point(module_scope)

@@ -172,6 +172,54 @@ class Ballots(_message.Message):
 Global___Ballots: _TypeAlias = Ballots  # noqa: Y015
 
 @_typing.final
+class CastRequest(_message.Message):
+    """A coordinator's wish for one candidate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def poll(self) -> Global___PollRequest:
+        """The wish, for one candidate and without texts."""
+
+    def __init__(
+        self,
+        *,
+        poll: Global___PollRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["poll", b"poll"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["poll", b"poll"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CastRequest: _TypeAlias = CastRequest  # noqa: Y015
+
+@_typing.final
+class CastResponse(_message.Message):
+    """A whole local phase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BALLOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ballots(self) -> Global___Ballots:
+        """The ballot, if the candidate finished, and the tally."""
+
+    def __init__(
+        self,
+        *,
+        ballots: Global___Ballots | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballots", b"ballots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CastResponse: _TypeAlias = CastResponse  # noqa: Y015
+
+@_typing.final
 class DecideRequest(_message.Message):
     """The outcome of a vote."""
 

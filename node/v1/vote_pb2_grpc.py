@@ -40,6 +40,11 @@ class VoteStub(object):
                 request_serializer=node_dot_v1_dot_vote__pb2.PollRequest.SerializeToString,
                 response_deserializer=node_dot_v1_dot_vote__pb2.PollResponse.FromString,
                 _registered_method=True)
+        self.Cast = channel.unary_unary(
+                '/node.v1.Vote/Cast',
+                request_serializer=node_dot_v1_dot_vote__pb2.CastRequest.SerializeToString,
+                response_deserializer=node_dot_v1_dot_vote__pb2.CastResponse.FromString,
+                _registered_method=True)
         self.Decide = channel.unary_unary(
                 '/node.v1.Vote/Decide',
                 request_serializer=node_dot_v1_dot_vote__pb2.DecideRequest.SerializeToString,
@@ -59,6 +64,14 @@ class VoteServicer(object):
     def Poll(self, request, context):
         """Asks for a node's local phase: a ballot as each candidate finishes, then the tally. Cancelling the call stops the
         candidates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cast(self, request, context):
+        """The same for one candidate of which no text is wanted: there is one message to answer then, and a unary call costs
+        both ends half of what a stream does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,6 +98,11 @@ def add_VoteServicer_to_server(servicer, server):
                     servicer.Poll,
                     request_deserializer=node_dot_v1_dot_vote__pb2.PollRequest.FromString,
                     response_serializer=node_dot_v1_dot_vote__pb2.PollResponse.SerializeToString,
+            ),
+            'Cast': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cast,
+                    request_deserializer=node_dot_v1_dot_vote__pb2.CastRequest.FromString,
+                    response_serializer=node_dot_v1_dot_vote__pb2.CastResponse.SerializeToString,
             ),
             'Decide': grpc.unary_unary_rpc_method_handler(
                     servicer.Decide,
@@ -125,6 +143,33 @@ class Vote(object):
             '/node.v1.Vote/Poll',
             node_dot_v1_dot_vote__pb2.PollRequest.SerializeToString,
             node_dot_v1_dot_vote__pb2.PollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cast(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/node.v1.Vote/Cast',
+            node_dot_v1_dot_vote__pb2.CastRequest.SerializeToString,
+            node_dot_v1_dot_vote__pb2.CastResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class VoteStub:
     """Asks for a node's local phase: a ballot as each candidate finishes, then the tally. Cancelling the call stops the
     candidates.
     """
+    Cast: _grpc.UnaryUnaryMultiCallable[_vote_pb2.CastRequest, _vote_pb2.CastResponse]
+    """The same for one candidate of which no text is wanted: there is one message to answer then, and a unary call costs
+    both ends half of what a stream does.
+    """
     Decide: _grpc.UnaryUnaryMultiCallable[_vote_pb2.DecideRequest, _vote_pb2.DecideResponse]
     """Tells the outcome: participants that hold the topic commit the winner."""
     Claim: _grpc.UnaryUnaryMultiCallable[_vote_pb2.ClaimRequest, _vote_pb2.ClaimResponse]
@@ -50,6 +54,10 @@ class VoteAsyncStub(VoteStub):
     Poll: _aio.UnaryStreamMultiCallable[_vote_pb2.PollRequest, _vote_pb2.PollResponse]  # type: ignore[assignment]
     """Asks for a node's local phase: a ballot as each candidate finishes, then the tally. Cancelling the call stops the
     candidates.
+    """
+    Cast: _aio.UnaryUnaryMultiCallable[_vote_pb2.CastRequest, _vote_pb2.CastResponse]  # type: ignore[assignment]
+    """The same for one candidate of which no text is wanted: there is one message to answer then, and a unary call costs
+    both ends half of what a stream does.
     """
     Decide: _aio.UnaryUnaryMultiCallable[_vote_pb2.DecideRequest, _vote_pb2.DecideResponse]  # type: ignore[assignment]
     """Tells the outcome: participants that hold the topic commit the winner."""
@@ -67,6 +75,16 @@ class VoteServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_vote_pb2.PollResponse], _abc.AsyncIterator[_vote_pb2.PollResponse]]:
         """Asks for a node's local phase: a ballot as each candidate finishes, then the tally. Cancelling the call stops the
         candidates.
+        """
+
+    @_abc_1.abstractmethod
+    def Cast(
+        self,
+        request: _vote_pb2.CastRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vote_pb2.CastResponse, _abc.Awaitable[_vote_pb2.CastResponse]]:
+        """The same for one candidate of which no text is wanted: there is one message to answer then, and a unary call costs
+        both ends half of what a stream does.
         """
 
     @_abc_1.abstractmethod

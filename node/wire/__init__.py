@@ -52,6 +52,7 @@ from node.wire.read import (
 from node.wire.sync import entry, entry_pb, held_pb
 from node.wire.write import (
     ballot_pb,
+    ballots_pb,
     candidate_pb,
     cluster_pb,
     loss_pb,
@@ -59,7 +60,6 @@ from node.wire.write import (
     node_info_pb,
     outcome_pb,
     params_pb,
-    polled_pb,
     request_pb,
     response_pb,
     tally_pb,
@@ -92,6 +92,7 @@ __all__ = [
     "Defaults",
     "answered",
     "ballot_pb",
+    "ballots_pb",
     "candidate",
     "candidate_pb",
     "cluster_pb",
@@ -114,7 +115,6 @@ __all__ = [
     "outcome_pb",
     "params_pb",
     "poll_request",
-    "polled_pb",
     "request_pb",
     "response_pb",
     "sampling_params",

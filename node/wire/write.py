@@ -134,11 +134,10 @@ def cluster_pb(c: Cluster) -> types_pb2.Cluster:
     )
 
 
-def polled_pb(ballots: Sequence[Ballot], tally: Tally | None, free: int = 0) -> vote_pb2.PollResponse:
+def ballots_pb(ballots: Sequence[Ballot], tally: Tally | None, free: int = 0) -> vote_pb2.Ballots:
     """Ballots that came together, and the tally with the last of them, for the wire."""
     counted = None if tally is None else tally_pb(tally)
-    told = vote_pb2.Ballots(ballots=map(ballot_pb, ballots), tally=counted, free_sequences=free)
-    return vote_pb2.PollResponse(ballots=told)
+    return vote_pb2.Ballots(ballots=map(ballot_pb, ballots), tally=counted, free_sequences=free)
 
 
 def tally_pb(t: Tally) -> types_pb2.Tally:

@@ -393,10 +393,25 @@ async def test_a_poll_over_mutual_tls() -> None:
             await anext(node.peer.poll(vote_pb2.PollRequest(), 60))
 
 
-async def test_a_poll_that_is_left_frees_its_sequences() -> None:
+async def test_a_poll_of_one_candidate_is_one_message() -> None:
+    async with served(FakeSpec(answers=("42",))) as node:
+        wish = vote_pb2.PollRequest(messages=asked("What is 6 * 7?").messages, candidates=[5], strategy="majority")
+        cast = await node.peer.vote.Cast(vote_pb2.CastRequest(poll=wish))
+        assert [b.candidate.id for b in cast.ballots.ballots] == [5]
+        assert cast.ballots.tally.finished == 1
+        [got] = [event async for event in node.peer.poll(wish, 5)]
+        assert got.ballots.ballots[0].candidate.text == cast.ballots.ballots[0].candidate.text == "42"
+        assert got.ballots.free_sequences == 16
+        with refused("INVALID_ARGUMENT", "2 candidates, or texts: those are polled"):
+            wish.candidates.append(9)
+            await node.peer.vote.Cast(vote_pb2.CastRequest(poll=wish))
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [1]])
+async def test_a_poll_that_is_left_frees_its_sequences(ids: list[int]) -> None:
     async with served(SLOW) as node:
         long = types_pb2.SamplingParams(max_tokens=4000)
-        wish = vote_pb2.PollRequest(messages=asked().messages, candidates=[1, 2], strategy="majority", params=long)
+        wish = vote_pb2.PollRequest(messages=asked().messages, candidates=ids, strategy="majority", params=long)
         poll = asyncio.create_task(anext(node.peer.poll(wish, 30)))
         async with asyncio.timeout(60):
             while node.engine.free_sequences == 16:  # noqa: ASYNC110

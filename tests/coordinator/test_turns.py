@@ -347,7 +347,7 @@ async def test_the_local_phase_for_another_node() -> None:
         assert sorted(b.candidate.id for b in got.ballots) == [3, 7]
         assert got.tally is not None
         assert (got.tally.planned, got.tally.finished, got.tally.clusters[0].members) == (2, 2, (3, 7))
-        assert len(wire.polled_pb(got.ballots, got.tally).ballots.ballots) == 2
+        assert len(wire.ballots_pb(got.ballots, got.tally).ballots) == 2
         [again] = [e async for e in made.coordinator.poll(asked, [7, 3], "b")]
         assert len(again.ballots) == 2, "the same wish again is a new one"
 

@@ -296,7 +296,7 @@ async def test_a_decision_stops_every_node_within_a_step() -> None:
             poll = other.coordinator.poll(wire.poll_request(wish), list(wish.candidates), "me", None, wish.wave)
             async with contextlib.aclosing(poll) as events:
                 async for event in events:
-                    yield wire.polled_pb(event.ballots, event.tally)
+                    yield vote_pb2.PollResponse(ballots=wire.ballots_pb(event.ballots, event.tally))
 
         made.join("a", script)
         at_decision: list[int] = []

@@ -264,6 +264,15 @@ class TestLosing:
             await anext(poll)
         await until(lambda: Kind.SUSPECTED in a.kinds(B))
 
+    async def test_a_node_that_cannot_cast_is_polled(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)  # which serves Poll only
+        await meet(a, b)
+        for _ in range(2):
+            poll = a.mesh.peer(B).poll(vote_pb2.PollRequest(request_id="r", candidates=[1]))
+            assert (await anext(poll)).ballot.key == "42"
+            await poll.aclose()
+
     async def test_a_stream_fails_when_its_peer_is_given_up(self, start: Any) -> None:
         a = await start("a")
         b = await start("b", join=a.address)
