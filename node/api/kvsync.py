@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -21,15 +21,22 @@ if TYPE_CHECKING:  # generic in the stubs only
 class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
     """All of it for peers (`is_mesh`); List, Show and Forget for clients.
 
-    `won` is told the ids of the request and the winner when another node's turn comes, which is its vote's outcome.
+    `won` is told the ids of the request and the winner when another node's turn comes, which is its vote's outcome;
+    `note` that a node was given a request, and says which others were.
     """
 
     def __init__(
-        self, replicator: Replicator, *, is_mesh: bool, won: Callable[[str, int], None] = lambda *_: None
+        self,
+        replicator: Replicator,
+        *,
+        is_mesh: bool,
+        won: Callable[[str, int], None] = lambda *_: None,
+        note: Callable[[str, str], Sequence[str]] = lambda *_: (),
     ) -> None:
         self._replicator = replicator
         self._is_mesh = is_mesh
         self._won = won
+        self._note = note
 
     async def Append(self, request: kvsync_pb2.AppendRequest, context: _Context) -> kvsync_pb2.AppendResponse:
         """A turn."""
@@ -55,6 +62,8 @@ class KVSyncServicer(kvsync_pb2_grpc.KVSyncServicer):
         """What the caller lacks of a topic."""
         self._for_peers()
         caller = peer_id(context.auth_context())
+        if request.request_id and (others := self._note(wire.name("request_id", request.request_id), caller)):
+            yield kvsync_pb2.PullResponse(given=kvsync_pb2.Given(nodes=others))
         async with contextlib.aclosing(self._replicator.pull(request, caller)) as parts:
             async for part in parts:
                 yield part

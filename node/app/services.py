@@ -58,7 +58,7 @@ def add(
             links=replicator.links,
         )
         mesh_pb2_grpc.add_MeshServicer_to_server(meets, server)
-        sync = KVSyncServicer(replicator, is_mesh=is_mesh, won=coordinator.won)
+        sync = KVSyncServicer(replicator, is_mesh=is_mesh, won=coordinator.won, note=coordinator.claims.note)
         kvsync_pb2_grpc.add_KVSyncServicer_to_server(sync, server)
     vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(coordinator), ports.mesh)
     models_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(shared), ports.mesh)

@@ -1,9 +1,11 @@
 """One turn for one request, whichever nodes are asked: who answers a request that several nodes were given.
 
 A client that hears nothing from one node asks another, with the same request id, while the first may still be at it.
-So before a turn of a topic begins, its node claims the request at all peers that are alive, at the same time as it asks
-for newer turns. A node that is at work on it, or that claims it too and has the lower id, goes first; the other waits
-until that one is done and finds the answer in the log, or begins itself if there is none.
+So before a turn of a topic begins, its node names the request to a few peers, the same for every node (its witnesses:
+`Turns.witnesses`), with the question for newer turns that they are asked anyway. They note it, and tell of other nodes
+that named it before: of any two that do, the later one hears of the earlier. Only these ask each other. A node that is
+at work on the request, or that claims it too and has the lower id, goes first; the other waits until that one is done
+and finds the answer in the log, or begins itself if there is none.
 
 No cycle of waiting: a node waits only for one that works, or for a lower id; who waits is in nobody's way. A peer that
 does not answer is not waited for: then, as in a partition, both sides may go on, and one of two branches loses.
@@ -14,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 CLAIM_S = 0.25  # as long as newer turns are waited for
 WAIT_S = 600.0  # for another node's turn, where the client sets no deadline
 ROUNDS = 4  # a peer that says for ever that it is at work is not believed for ever
+MAX_NOTED = 4096  # requests; a client that asks elsewhere does so within seconds
+MAX_GIVEN = 16  # nodes that one request was given
 
 
 class _State(Enum):
@@ -50,16 +55,27 @@ class Claims:
     def __init__(self, node_id: str) -> None:
         self._id = node_id
         self._claims: dict[str, Claim] = {}
+        self._noted: OrderedDict[str, list[str]] = OrderedDict()
 
     @contextlib.asynccontextmanager
     async def claim(self, request_id: str) -> AsyncIterator[Claim]:
         """A claim for as long as the block runs. Of one request, one at a time on this node."""
         made = self._claims[request_id] = Claim(request_id)
+        self.note(request_id, self._id)
         try:
             yield made
         finally:
             del self._claims[request_id]
             made.ended.set()
+
+    def note(self, request_id: str, node: str) -> list[str]:
+        """A node was given a request: which others were, as far as we know."""
+        noted = self._noted.setdefault(request_id, [])
+        if node not in noted and len(noted) < MAX_GIVEN:
+            noted.append(node)
+        while len(self._noted) > MAX_NOTED:
+            self._noted.popitem(last=False)
+        return [each for each in noted if each != node]
 
     async def answer(self, request_id: str, caller: str, waits: bool) -> bool:
         """Another node's claim: whether it must wait for us. With `waits`, answered when that is over."""
@@ -74,12 +90,15 @@ class Claims:
             return False
         return True
 
-    async def first(self, claim: Claim, peers: Sequence[Peer]) -> Peer | None:
-        """Claim a request at peers: who goes first; None if it is us, who are at work from here on."""
+    async def first(self, claim: Claim, given: Collection[str], peers: Sequence[Peer]) -> Peer | None:
+        """Claim a request at those of the peers that were given it too: who goes first; None if it is us, who are at
+        work from here on."""
         claim.state = _State.CLAIMS
+        asked = [peer for peer in peers if peer.id in given]
+        said = await asyncio.gather(*(self._ask(peer, claim.id) for peer in asked))
+        busy = {peer.id for peer, must_wait in zip(asked, said, strict=True) if must_wait}
+        ahead = [peer for peer in peers if peer.id in busy | claim.yields]
         claim.yields.clear()
-        said = await asyncio.gather(*(self._ask(peer, claim.id) for peer in peers))
-        ahead = [peer for peer, must_wait in zip(peers, said, strict=True) if must_wait or peer.id in claim.yields]
         claim.state = _State.WAITS if ahead else _State.WORKS
         return ahead[0] if ahead else None
 

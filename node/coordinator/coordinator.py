@@ -140,19 +140,27 @@ class Coordinator:
             if answered is not None:
                 yield answered
                 return
-            async with contextlib.aclosing(self._turn_alone(turn, request)) as events:
+            async with contextlib.aclosing(self._run(turn, request)) as events:
                 async for event in events:
                     yield event
 
     async def _answered(self, claim: Claim, request: GenerateRequest, deadline: float | None) -> GenerateResult | None:
-        """Wait for nodes that are at work on a request; the answer that one of them gave. None: it is ours to give."""
+        """Learn what other nodes know of a topic, and wait for those that are at work on the request; the answer, if
+        one of them gave it. None: it is ours to give."""
         place = self._place
         if place.replicator is None:
-            return None
+            return topics.again(place.store, request)
+        given = await place.replicator.freshen(request.topic, request.parent, request.request_id)
+        answered = topics.again(place.store, request)
+        if answered is not None:
+            return answered
+        given |= {*self.claims.note(request.request_id, place.id)}
         for _ in range(claims.ROUNDS):
-            ahead = await self.claims.first(claim, place.mesh.peers())
+            ahead = await self.claims.first(claim, given, place.mesh.peers())
             if ahead is None:
-                return None
+                # One that was at work when we heard of it may be done by now.
+                await place.replicator.fetch(request.topic, given)
+                return topics.again(place.store, request)
             left = None if deadline is None else max(deadline - place.clock(), 0.001)
             await self.claims.wait(claim, ahead, left)
             with contextlib.suppress(ConclaveError):
@@ -160,7 +168,7 @@ class Coordinator:
             answered = topics.again(place.store, request)
             if answered is not None:
                 return answered
-        await self.claims.first(claim, ())
+        await self.claims.first(claim, (), ())
         return None
 
     async def _turn_alone(self, turn: Turn, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -172,6 +180,11 @@ class Coordinator:
             if answered is not None:
                 yield answered
                 return
+        async with contextlib.aclosing(self._run(turn, request)) as events:
+            async for event in events:
+                yield event
+
+    async def _run(self, turn: Turn, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         async with contextlib.aclosing(turn.run()) as events:
             async for event in events:
                 if isinstance(event, GenerateResult) and turn.is_won_elsewhere(event):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,9 +114,14 @@ class Replicator:
 
     # ---- for the coordinator ----
 
-    async def freshen(self, topic: str, expected: Version) -> None:
-        """Before a turn: learn of turns that other nodes made; the client knows of version `expected`."""
-        await self.turns.freshen(topic, expected)
+    async def freshen(self, topic: str, expected: Version, request_id: str = "") -> set[str]:
+        """Before a turn: learn of turns that other nodes made; the client knows of version `expected`. Answers which
+        nodes were given the request too, if it is named."""
+        return await self.turns.freshen(topic, expected, request_id)
+
+    async def fetch(self, topic: str, nodes: Collection[str]) -> None:
+        """Learn of turns that these nodes made, as far as they answer soon."""
+        await self.turns.fetch_soon(topic, [peer for peer in self._mesh.peers() if peer.id in nodes])
 
     def next_version(self, topic: str) -> Version:
         """The version that a turn made here has."""

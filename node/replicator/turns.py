@@ -25,6 +25,7 @@ APPEND_S = 5.0
 # Asking peers for newer turns delays the first token; who does not answer by then is not waited for.
 FRESH_S = 0.25
 FETCH_S = 10.0
+WITNESSES = 3  # One may just have died, another have come: two nodes have one in common all the same.
 MAX_ASKED = 8  # peers that are asked for a topic that is not known here
 MAX_TURNS = 100_000  # that one Pull may send
 MAX_LISTED = 65_536
@@ -84,6 +85,12 @@ class Turns:
             known |= set(self._store.replicas(topic))
         known -= {peer.id for peer in keepers}
         return [*keepers, *(peer for peer in self._mesh.peers() if peer.id in known)]
+
+    def witnesses(self, topic: str) -> list[Peer]:
+        """The peers that note which requests of a topic were given to whom: the same for every node, whichever model it
+        has. Where all have one, they are among those that are asked for newer turns anyway."""
+        alive = {p.id: p for p in self._mesh.peers()}
+        return [alive[i] for i in placement.replicas(topic, [*alive, self._id], WITNESSES) if i in alive]
 
     def is_keeper(self, topic: str) -> bool:
         """Whether this node is among those that keep a topic, as another node would choose."""
@@ -173,32 +180,50 @@ class Turns:
 
     # ---- newer turns from peers ----
 
-    async def freshen(self, topic: str, expected: Version) -> None:
+    async def freshen(self, topic: str, expected: Version, request_id: str = "") -> set[str]:
         """Before a turn: learn of turns that other nodes made, as far as they answer soon; longer where ours are known
-        to be too few, as the client `expected` a later one."""
+        to be too few, as the client `expected` a later one. Answers which nodes were given the request too."""
         known = self._store.version(topic) != Version() and self._store.version(topic) >= expected
         peers = self.keepers(topic, more=1)
         if not known:
             others = [p for p in self._mesh.peers() if p.id not in {q.id for q in peers}]
             peers = [*peers, *others[: max(MAX_ASKED - len(peers), 0)]]
+        if request_id:
+            asked = {p.id for p in peers}
+            peers = [*peers, *(p for p in self.witnesses(topic) if p.id not in asked)]
+        return await self.fetch_soon(topic, peers, request_id, FRESH_S if known else FETCH_S)
+
+    async def fetch_soon(
+        self, topic: str, peers: Sequence[Peer], request_id: str = "", timeout_s: float = FRESH_S
+    ) -> set[str]:
+        """Take from peers the turns that we lack, as far as they come in time; the others as they come. Answers which
+        nodes were given the request too."""
+        given: set[str] = set()
         if not peers:
-            return
-        tasks = [asyncio.ensure_future(self.fetch(peer, topic)) for peer in peers]
-        await asyncio.wait(tasks, timeout=FRESH_S if known else FETCH_S)
+            return given
+        tasks = [asyncio.ensure_future(self.fetch(peer, topic, request_id, given)) for peer in peers]
+        await asyncio.wait(tasks, timeout=timeout_s)
         for task in tasks:
             if task.done():
                 task.exception()
             else:
                 self._spawn(_finish(task))
+        return set(given)
 
-    async def fetch(self, peer: Peer, topic: str) -> bool:
-        """Take from a peer the turns that it has and we lack. Says whether our head changed. Raises ConclaveError."""
+    async def fetch(self, peer: Peer, topic: str, request_id: str = "", given: set[str] | None = None) -> bool:
+        """Take from a peer the turns that it has and we lack. Says whether our head changed. Raises ConclaveError.
+
+        With `request_id` the peer notes that we were given it, and who else was is added to `given`.
+        """
         before, newest = self._store.version(topic), Version()
-        request = kvsync_pb2.PullRequest(topic=topic, version=wire.held_pb(before))
+        request = kvsync_pb2.PullRequest(topic=topic, version=wire.held_pb(before), request_id=request_id)
         count = 0
         async with contextlib.aclosing(peer.stream(peer.kvsync.Pull, request, FETCH_S)) as parts:
             async for part in parts:
                 count += 1
+                if given is not None and part.HasField("given"):
+                    given.update(part.given.nodes[:MAX_ASKED])
+                    continue
                 if not part.HasField("turn") or count > MAX_TURNS:
                     raise InvalidRequest(f"node {peer.id} sent something else than turns, or too many")
                 name, entry = wire.entry(part.turn)

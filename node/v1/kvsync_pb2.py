@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from node.v1 import types_pb2 as node_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14node/v1/kvsync.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"\xa1\x02\n\rAppendRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12!\n\x07version\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12 \n\x06parent\x18\x03 \x01(\x0b\x32\x10.node.v1.Version\x12\"\n\x08messages\x18\x04 \x03(\x0b\x32\x10.node.v1.Message\x12\x0e\n\x06tokens\x18\x05 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0c\n\x04\x61new\x18\x08 \x01(\x08\x12\x0e\n\x06length\x18\t \x01(\x04\x12\x11\n\tforgotten\x18\n \x01(\x08\x12\x1d\n\x05reply\x18\x0b \x01(\x0b\x32\x0e.node.v1.Reply\x12\x0f\n\x07made_ms\x18\x0c \x01(\x04\"\xb9\x01\n\x05Reply\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x0e\n\x06winner\x18\x03 \x01(\r\x12\x12\n\nconfidence\x18\x04 \x01(\x01\x12\x0e\n\x06margin\x18\x05 \x01(\x01\x12\x0f\n\x07planned\x18\x06 \x01(\r\x12\x10\n\x08\x66inished\x18\x07 \x01(\r\x12\x15\n\rprompt_tokens\x18\x08 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\t \x01(\r\"P\n\x0e\x41ppendResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12\x0e\n\x06orphan\x18\x03 \x01(\x08\"\x1e\n\x0cOfferRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\"P\n\rOfferResponse\x12\x1e\n\x04held\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\"M\n\x0bPushRequest\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.node.v1.BlockChunkH\x00\x42\x06\n\x04part\"E\n\nBlockChunk\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\"P\n\x0cPushResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12\x0e\n\x06reason\x18\x03 \x01(\t\"b\n\x0bPullRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0c\n\x04held\x18\x02 \x03(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12!\n\x07version\x18\x04 \x01(\x0b\x32\x10.node.v1.Version\"v\n\x0cPullResponse\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.node.v1.BlockChunkH\x00\x12&\n\x04turn\x18\x03 \x01(\x0b\x32\x16.node.v1.AppendRequestH\x00\x42\x06\n\x04part\"\x1f\n\x0eMeasureRequest\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\x1f\n\x0fMeasureResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\r\n\x0bListRequest\"2\n\x0cListResponse\x12\"\n\x06topics\x18\x01 \x03(\x0b\x32\x12.node.v1.TopicInfo\"\x1c\n\x0bShowRequest\x12\r\n\x05topic\x18\x01 \x01(\t\"\x90\x01\n\x0cShowResponse\x12 \n\x04info\x18\x01 \x01(\x0b\x32\x12.node.v1.TopicInfo\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.node.v1.Message\x12!\n\x08\x62ranches\x18\x03 \x03(\x0b\x32\x0f.node.v1.Branch\x12\x17\n\x0fsnapshot_tokens\x18\x04 \x01(\x04\"O\n\x06\x42ranch\x12!\n\x07version\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.node.v1.Message\"\x1e\n\rForgetRequest\x12\r\n\x05topic\x18\x01 \x01(\t\"B\n\x0e\x46orgetResponse\x12!\n\x07version\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\r\n\x05nodes\x18\x02 \x03(\t2\xce\x03\n\x06KVSync\x12\x39\n\x06\x41ppend\x12\x16.node.v1.AppendRequest\x1a\x17.node.v1.AppendResponse\x12\x36\n\x05Offer\x12\x15.node.v1.OfferRequest\x1a\x16.node.v1.OfferResponse\x12\x35\n\x04Push\x12\x14.node.v1.PushRequest\x1a\x15.node.v1.PushResponse(\x01\x12\x35\n\x04Pull\x12\x14.node.v1.PullRequest\x1a\x15.node.v1.PullResponse0\x01\x12\x33\n\x04List\x12\x14.node.v1.ListRequest\x1a\x15.node.v1.ListResponse\x12\x33\n\x04Show\x12\x14.node.v1.ShowRequest\x1a\x15.node.v1.ShowResponse\x12>\n\x07Measure\x12\x17.node.v1.MeasureRequest\x1a\x18.node.v1.MeasureResponse0\x01\x12\x39\n\x06\x46orget\x12\x16.node.v1.ForgetRequest\x1a\x17.node.v1.ForgetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14node/v1/kvsync.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"\xa1\x02\n\rAppendRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12!\n\x07version\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12 \n\x06parent\x18\x03 \x01(\x0b\x32\x10.node.v1.Version\x12\"\n\x08messages\x18\x04 \x03(\x0b\x32\x10.node.v1.Message\x12\x0e\n\x06tokens\x18\x05 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0c\n\x04\x61new\x18\x08 \x01(\x08\x12\x0e\n\x06length\x18\t \x01(\x04\x12\x11\n\tforgotten\x18\n \x01(\x08\x12\x1d\n\x05reply\x18\x0b \x01(\x0b\x32\x0e.node.v1.Reply\x12\x0f\n\x07made_ms\x18\x0c \x01(\x04\"\xb9\x01\n\x05Reply\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x0e\n\x06winner\x18\x03 \x01(\r\x12\x12\n\nconfidence\x18\x04 \x01(\x01\x12\x0e\n\x06margin\x18\x05 \x01(\x01\x12\x0f\n\x07planned\x18\x06 \x01(\r\x12\x10\n\x08\x66inished\x18\x07 \x01(\r\x12\x15\n\rprompt_tokens\x18\x08 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\t \x01(\r\"P\n\x0e\x41ppendResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12\x0e\n\x06orphan\x18\x03 \x01(\x08\"\x1e\n\x0cOfferRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\"P\n\rOfferResponse\x12\x1e\n\x04held\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\"M\n\x0bPushRequest\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.node.v1.BlockChunkH\x00\x42\x06\n\x04part\"E\n\nBlockChunk\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\"P\n\x0cPushResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x1e\n\x04held\x18\x02 \x01(\x0b\x32\x10.node.v1.Version\x12\x0e\n\x06reason\x18\x03 \x01(\t\"v\n\x0bPullRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0c\n\x04held\x18\x02 \x03(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12!\n\x07version\x18\x04 \x01(\x0b\x32\x10.node.v1.Version\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x97\x01\n\x0cPullResponse\x12\x10\n\x06header\x18\x01 \x01(\x0cH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.node.v1.BlockChunkH\x00\x12&\n\x04turn\x18\x03 \x01(\x0b\x32\x16.node.v1.AppendRequestH\x00\x12\x1f\n\x05given\x18\x04 \x01(\x0b\x32\x0e.node.v1.GivenH\x00\x42\x06\n\x04part\"\x16\n\x05Given\x12\r\n\x05nodes\x18\x01 \x03(\t\"\x1f\n\x0eMeasureRequest\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\x1f\n\x0fMeasureResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\r\n\x0bListRequest\"2\n\x0cListResponse\x12\"\n\x06topics\x18\x01 \x03(\x0b\x32\x12.node.v1.TopicInfo\"\x1c\n\x0bShowRequest\x12\r\n\x05topic\x18\x01 \x01(\t\"\x90\x01\n\x0cShowResponse\x12 \n\x04info\x18\x01 \x01(\x0b\x32\x12.node.v1.TopicInfo\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.node.v1.Message\x12!\n\x08\x62ranches\x18\x03 \x03(\x0b\x32\x0f.node.v1.Branch\x12\x17\n\x0fsnapshot_tokens\x18\x04 \x01(\x04\"O\n\x06\x42ranch\x12!\n\x07version\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.node.v1.Message\"\x1e\n\rForgetRequest\x12\r\n\x05topic\x18\x01 \x01(\t\"B\n\x0e\x46orgetResponse\x12!\n\x07version\x18\x01 \x01(\x0b\x32\x10.node.v1.Version\x12\r\n\x05nodes\x18\x02 \x03(\t2\xce\x03\n\x06KVSync\x12\x39\n\x06\x41ppend\x12\x16.node.v1.AppendRequest\x1a\x17.node.v1.AppendResponse\x12\x36\n\x05Offer\x12\x15.node.v1.OfferRequest\x1a\x16.node.v1.OfferResponse\x12\x35\n\x04Push\x12\x14.node.v1.PushRequest\x1a\x15.node.v1.PushResponse(\x01\x12\x35\n\x04Pull\x12\x14.node.v1.PullRequest\x1a\x15.node.v1.PullResponse0\x01\x12\x33\n\x04List\x12\x14.node.v1.ListRequest\x1a\x15.node.v1.ListResponse\x12\x33\n\x04Show\x12\x14.node.v1.ShowRequest\x1a\x15.node.v1.ShowResponse\x12>\n\x07Measure\x12\x17.node.v1.MeasureRequest\x1a\x18.node.v1.MeasureResponse0\x01\x12\x39\n\x06\x46orget\x12\x16.node.v1.ForgetRequest\x1a\x17.node.v1.ForgetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,27 +49,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUSHRESPONSE']._serialized_start=880
   _globals['_PUSHRESPONSE']._serialized_end=960
   _globals['_PULLREQUEST']._serialized_start=962
-  _globals['_PULLREQUEST']._serialized_end=1060
-  _globals['_PULLRESPONSE']._serialized_start=1062
-  _globals['_PULLRESPONSE']._serialized_end=1180
-  _globals['_MEASUREREQUEST']._serialized_start=1182
-  _globals['_MEASUREREQUEST']._serialized_end=1213
-  _globals['_MEASURERESPONSE']._serialized_start=1215
-  _globals['_MEASURERESPONSE']._serialized_end=1246
-  _globals['_LISTREQUEST']._serialized_start=1248
-  _globals['_LISTREQUEST']._serialized_end=1261
-  _globals['_LISTRESPONSE']._serialized_start=1263
-  _globals['_LISTRESPONSE']._serialized_end=1313
-  _globals['_SHOWREQUEST']._serialized_start=1315
-  _globals['_SHOWREQUEST']._serialized_end=1343
-  _globals['_SHOWRESPONSE']._serialized_start=1346
-  _globals['_SHOWRESPONSE']._serialized_end=1490
-  _globals['_BRANCH']._serialized_start=1492
-  _globals['_BRANCH']._serialized_end=1571
-  _globals['_FORGETREQUEST']._serialized_start=1573
-  _globals['_FORGETREQUEST']._serialized_end=1603
-  _globals['_FORGETRESPONSE']._serialized_start=1605
-  _globals['_FORGETRESPONSE']._serialized_end=1671
-  _globals['_KVSYNC']._serialized_start=1674
-  _globals['_KVSYNC']._serialized_end=2136
+  _globals['_PULLREQUEST']._serialized_end=1080
+  _globals['_PULLRESPONSE']._serialized_start=1083
+  _globals['_PULLRESPONSE']._serialized_end=1234
+  _globals['_GIVEN']._serialized_start=1236
+  _globals['_GIVEN']._serialized_end=1258
+  _globals['_MEASUREREQUEST']._serialized_start=1260
+  _globals['_MEASUREREQUEST']._serialized_end=1291
+  _globals['_MEASURERESPONSE']._serialized_start=1293
+  _globals['_MEASURERESPONSE']._serialized_end=1324
+  _globals['_LISTREQUEST']._serialized_start=1326
+  _globals['_LISTREQUEST']._serialized_end=1339
+  _globals['_LISTRESPONSE']._serialized_start=1341
+  _globals['_LISTRESPONSE']._serialized_end=1391
+  _globals['_SHOWREQUEST']._serialized_start=1393
+  _globals['_SHOWREQUEST']._serialized_end=1421
+  _globals['_SHOWRESPONSE']._serialized_start=1424
+  _globals['_SHOWRESPONSE']._serialized_end=1568
+  _globals['_BRANCH']._serialized_start=1570
+  _globals['_BRANCH']._serialized_end=1649
+  _globals['_FORGETREQUEST']._serialized_start=1651
+  _globals['_FORGETREQUEST']._serialized_end=1681
+  _globals['_FORGETRESPONSE']._serialized_start=1683
+  _globals['_FORGETRESPONSE']._serialized_end=1749
+  _globals['_KVSYNC']._serialized_start=1752
+  _globals['_KVSYNC']._serialized_end=2214
 # @@protoc_insertion_point(module_scope)

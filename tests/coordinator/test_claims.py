@@ -10,6 +10,7 @@ import pytest
 
 from node.coordinator.claims import CLAIM_S, ROUNDS, Claims
 from node.errors import PeerUnavailable
+from node.replicator.turns import WITNESSES
 
 
 @dataclass
@@ -23,6 +24,10 @@ class World:
     overlaps: int = 0
     dead: set[str] = field(default_factory=set)
 
+    @property
+    def witnesses(self) -> list[str]:
+        return list(self.nodes)[:WITNESSES]
+
     async def while_others_go_on(self) -> None:
         for _ in range(self.rng.randrange(12)):
             await asyncio.sleep(0)
@@ -33,9 +38,14 @@ class World:
         claims = self.nodes[id]
         peers: list[Any] = [Remote(self, other, id) for other in self.nodes if other != id]
         async with claims.claim("r") as claim:
+            told = await asyncio.gather(*(peer.note("r") for peer in peers if peer.id in self.witnesses))
+            if self.log:
+                return
+            given = {other for each in told for other in each} | {*claims.note("r", id)}
             for _ in range(ROUNDS + len(peers)):
-                ahead = await claims.first(claim, peers)
+                ahead = await claims.first(claim, given, peers)
                 if ahead is None:
+                    await self.while_others_go_on()
                     break
                 await claims.wait(claim, ahead, None)
                 if self.log:
@@ -58,6 +68,14 @@ class Remote:
     id: str
     caller: str
 
+    async def note(self, request_id: str) -> list[str]:
+        await self.world.while_others_go_on()
+        if self.id in self.world.dead:
+            return []
+        said = self.world.nodes[self.id].note(request_id, self.caller)
+        await self.world.while_others_go_on()
+        return said
+
     async def claim(self, request_id: str, *, waits: bool, timeout_s: float) -> bool:
         await self.world.while_others_go_on()
         if self.id in self.world.dead:
@@ -67,7 +85,7 @@ class Remote:
         return said
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
 async def test_one_works_and_all_have_its_answer(count: int) -> None:
     for seed in range(150):
         ids = [f"n{i}" for i in range(count)]
@@ -103,7 +121,7 @@ async def test_a_claim_that_waits_ends_with_who_is_at_work() -> None:
     claims = Claims("a")
     assert not await claims.answer("r", "z", waits=True), "nobody is at work on it"
     async with claims.claim("r") as claim:
-        assert await claims.first(claim, ()) is None
+        assert await claims.first(claim, (), ()) is None
         assert await claims.answer("r", "0", waits=False)
         waiting = asyncio.create_task(claims.answer("r", "0", waits=True))
         begun = time.monotonic()

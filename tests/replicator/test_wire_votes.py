@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from node.engine.fake import FakeBackend, FakeSpec
 from node.replicator import Options
 from node.types import GenerateRequest, GenerateResult, Message, SamplingParams, Strategy
 
-# Not Pull, by which a topic's later turns and its KV are looked for before.
-OF_A_VOTE = ("Poll", "Decide", "Append")
+# Of replication: the KV of a topic, on its way to who keeps it when the turn is over.
+AFTERWARDS = ("Offer", "Push")
 
 
 def fake(spec: FakeSpec) -> dict[str, Any]:
@@ -34,32 +33,56 @@ def question(**fields: Any) -> GenerateRequest:
 
 
 async def test_a_peer_is_called_at_most_twice_for_a_vote(tmp_path: Path) -> None:
-    """Once without a topic. With one, who keeps it learns the outcome with the turn, the others by Decide."""
+    """Once without a topic. With one, who keeps it learns the outcome with the turn, the others by Decide. Replication
+    asks up to three for newer turns before, and these note who was given the request."""
     options = Options(replicas=1)
-    async with nodes(tmp_path, 3, options, **fake(FakeSpec(answers=("42", "41")))) as made:
+    async with nodes(tmp_path, 4, options, **fake(FakeSpec(answers=("42", "41")))) as made:
         a, *others = made
         trusting(a)
         vote = {"candidates": 12, "strategy": Strategy.QUALITY, "params": SamplingParams(max_tokens=8)}
-        await a.coordinator.generate(question(**vote))
-        assert [dict(n.calls) for n in others] == [{"Poll": 1}] * 2
-        keeper = next(n for n in others if n.id in a.replicator.holders("t"))
-        (other,) = (n for n in others if n is not keeper)
+        await a.coordinator.generate(question(**vote, request_id="q"))
+        assert [of_a_vote(n) for n in others] == [{"asked": 1}] * 3
+        topic = next(t for t in map(str, range(100)) if len(a.replicator.turns.witnesses(t)) == 2)  # we are the third
+        keepers = {p.id for p in a.replicator.turns.keepers(topic)}
+        noting = {p.id for p in a.replicator.turns.witnesses(topic)}
+        assert keepers < noting
         for turn in (1, 2):
             for node in others:
                 node.calls.clear()
-            result = await a.coordinator.generate(question(**vote, topic="t", append=turn > 1))
+            wish = question(**vote, topic=topic, append=turn > 1, request_id=f"r{turn}")
+            result = await a.coordinator.generate(wish)
             await a.coordinator.stop()
             assert result.version.turn == turn
             assert result.outcome.finished == 12
-            assert of_a_vote(keeper) == {"Poll": 1, "Append": 1}
-            assert of_a_vote(other) == {"Poll": 1, "Decide": 1}
-            assert not keeper.coordinator._polled, "it knows who won"
-            assert not other.coordinator._polled, "it knows who won"
-        assert keeper.store.version("t") == result.version
+            for node in others:
+                told = "Append" if node.id in keepers else "Decide"
+                # Of a topic that is not known here all are asked for it.
+                pulls = {"Pull": 1} if node.id in noting or turn == 1 else {}
+                assert of_a_vote(node) == {**pulls, "asked": 1, told: 1}
+                assert not node.coordinator._polled, "it knows who won"
+        assert all(n.store.version(topic) == result.version for n in others if n.id in keepers)
 
 
-def of_a_vote(node: Node) -> Counter[str]:
-    return Counter({name: node.calls[name] for name in OF_A_VOTE if node.calls[name]})
+def of_a_vote(node: Node) -> dict[str, int]:
+    """The calls that came to a node, by method. Whether it was asked for one candidate or for more is no matter."""
+    rest = {k: n for k, n in node.calls.items() if k not in ("Poll", "Cast", *AFTERWARDS)}
+    return {**rest, "asked": node.calls["Poll"] + node.calls["Cast"]}
+
+
+async def test_a_request_that_two_nodes_were_given_is_answered_once(tmp_path: Path) -> None:
+    """Both at once, and the second while the first is at work or is done, over real channels."""
+    spec = FakeSpec(answers=("42", "41"), tokens_per_s=50)
+    async with nodes(tmp_path, 4, Options(replicas=1), **fake(spec)) as made:
+        for i, pause in enumerate((0.0, 0.02, 0.3)):
+            for pair in ((0, 1), (3, 1)):
+                one, two = made[pair[0]], made[pair[1]]
+                wish = question(topic=f"t{i} {pair}", request_id=f"r{i} {pair}", candidates=3)
+                first = asyncio.create_task(one.coordinator.generate(wish))
+                await asyncio.sleep(pause)
+                second = await two.coordinator.generate(wish)
+                assert (second.text, second.version) == ((await first).text, (await first).version)
+                logs = [n.store.log(wish.topic) for n in made if n.store.version(wish.topic).turn]
+                assert all(len(log.path()) == 1 and not log.branches() for log in logs)
 
 
 async def test_what_peers_spend_after_the_decision(tmp_path: Path) -> None:
