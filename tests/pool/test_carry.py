@@ -7,7 +7,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -29,7 +29,6 @@ from node.v1 import pool_pb2, pool_pb2_grpc
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 GIB, VERSION, TOKEN = 1 << 30, "llama 1", new_token()
-Ask = Callable[..., Awaitable[tuple[Loan, str]]]
 
 
 class Echo:
