@@ -56,7 +56,7 @@ class StandIn:
     peers: tuple[NodeInfo, ...] = ()
     mesh_address = "10.0.0.5:7421"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, after_loss: bool = False) -> None:
         self.config = config
         self.on_notice: Callable[[str], None] = print
         self.failed: asyncio.Future[ConclaveError] = asyncio.get_running_loop().create_future()
