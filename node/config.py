@@ -73,7 +73,7 @@ class Config:
         "KV of sliding-window layers: full (fast to fork and to go back in), or small (less memory)",
         choices=SWA,
     )
-    threads: int = _option(0, "threads that compute; 0: one for each physical core", metavar="N")
+    threads: int = _option(0, "threads that compute; 0: one for each fast physical core", metavar="N")
     pool: str = _option(
         "",
         "lend memory of this machine to nodes of the mesh, for models too big for one: GiB, or auto (what is free)",

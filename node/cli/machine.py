@@ -37,7 +37,7 @@ def hardware(machine: Machine) -> Iterator[Check]:
     for gpu in machine.gpus:
         yield Check(f"GPU {gpu.vendor} {gpu.index}", WARN if gpu.problem else OK, describe(gpu), gpu.problem)
     for problem in machine.problems:
-        yield Check("GPU", WARN, problem, "install its driver again; other hardware is not affected")
+        yield Check("GPU", WARN, problem, "other hardware is not affected")
     if not machine.gpus and not machine.problems:
         yield Check("GPU", OK, "none: the processor computes")
 

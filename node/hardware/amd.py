@@ -16,8 +16,11 @@ from node.hardware.host import Host
 
 _NODES = "/sys/class/kfd/kfd/topology/nodes"
 _AMD = 0x1002
-# Processors with graphics: their "VRAM" is a part of main memory that the firmware set aside, and they may use more of
-# it through the GTT. The list is llvm/docs/AMDGPUUsage.rst's, those of type "APU".
+# Processors with graphics. Their "VRAM" is a part of main memory that the firmware set aside and the system does not
+# count; what the GTT maps is main memory. The driver computes in one of the two: since Linux 6.10 in the GTT where that
+# is larger (`apu_prefer_gtt` in drivers/gpu/drm/amd/amdgpu/amdgpu_ttm.c). Both happen: 512 MiB are set aside as a rule,
+# and 96 of 128 GB by owners who want models there (as in llama.cpp's issue 18159). The list is
+# llvm/docs/AMDGPUUsage.rst's, those of type "APU".
 _APUS = frozenset(
     "gfx801 gfx902 gfx909 gfx90c gfx1013 gfx1033 gfx1035 gfx1036 gfx1103 gfx1150 gfx1151 gfx1152 gfx1153".split()
 )
@@ -57,18 +60,19 @@ def _gpu(host: Host, device: str, index: int, architecture: str) -> Gpu | None:
     total, used = host.number(f"{device}/mem_info_vram_total"), host.number(f"{device}/mem_info_vram_used")
     if total is None or used is None:
         return None
-    is_shared = architecture in _APUS
     free = total - used
+    gtt = host.number(f"{device}/mem_info_gtt_total") or 0
+    is_shared = architecture in _APUS and gtt > total
     if is_shared:
-        gtt = host.number(f"{device}/mem_info_gtt_total") or 0
-        gtt_free = gtt - (host.number(f"{device}/mem_info_gtt_used") or 0)
-        total += gtt
-        free += min(gtt_free, host.memory().available_bytes)
+        total = gtt
+        free = min(gtt - (host.number(f"{device}/mem_info_gtt_used") or 0), host.memory().available_bytes)
     problem = ""
     if not architecture:
         problem = "the driver offers no computing on it (no KFD node): ROCm does not know it, Vulkan may"
     elif not host.path("/dev/kfd").exists():
         problem = "/dev/kfd is missing: give the container --device /dev/kfd --device /dev/dri"
+    elif not host.may_open("/dev/kfd"):
+        problem = "/dev/kfd may not be used by this user: `sudo usermod -aG render,video $USER`, then log in again"
     return Gpu(
         vendor="amd",
         index=index,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from node.hardware.host import Host
+from node.hardware.host import Cores, Host
 
 _CGROUP = "/sys/fs/cgroup"
 _NO_LIMIT = 1 << 60  # cgroup 1 says "none" with a huge number
@@ -30,7 +30,8 @@ _ARM_PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """Cores and memory. `usable_cores` and the figures of memory respect the limits of a container."""
+    """Cores and memory. `usable_cores` and the figures of memory respect the limits of a container; `fast_cores` are
+    the physical cores of the fast kind that may be used, 0 where the system does not say."""
 
     name: str
     physical_cores: int
@@ -40,6 +41,7 @@ class Cpu:
     available_bytes: int
     features: tuple[str, ...]
     is_limited: bool = False
+    fast_cores: int = 0
 
     @property
     def level(self) -> str:
@@ -48,8 +50,10 @@ class Cpu:
 
     @property
     def threads(self) -> int:
-        """How many threads should compute: one for each physical core that may be used."""
-        return max(1, min(self.physical_cores, int(self.usable_cores)))
+        """How many threads should compute: one for each physical core of the fast kind that may be used. The parts of a
+        step are equal, so the slowest core decides, and a core's second thread adds nothing to what it multiplies
+        (llama.cpp, `cpu_get_num_math` in common/common.cpp, counts so too)."""
+        return max(1, min(self.fast_cores or self.physical_cores, int(self.usable_cores)))
 
 
 def detect(host: Host | None = None) -> Cpu | None:
@@ -68,6 +72,7 @@ def detect(host: Host | None = None) -> Cpu | None:
             available_bytes=min(memory.available_bytes, left) if limit else memory.available_bytes,
             features=_features(host),
             is_limited=bool(limit and limit < memory.total_bytes) or bool(quota and quota < cores.logical),
+            fast_cores=_fast_cores(host, cores),
         )
     except Exception:  # psutil reads whatever the system shows, and a container may show less
         return None
@@ -120,6 +125,46 @@ def _memory_limit(host: Host) -> tuple[int, int]:
                 limits.append(int(limit))
                 left.append(max(int(limit) - used + (int(spare[1]) if spare else 0), 0))
     return (min(limits), min(left)) if limits else (0, 0)
+
+
+# ---- cores ----------------------------------------------------------------------------------------------------------
+
+_CPUS = "/sys/devices/system/cpu"
+# A little core has a third of a big one's capacity, or less; the middle ones of a phone have three quarters.
+_BIG = 0.5
+_MOST_CPUS = 8192  # of Linux
+
+
+def _fast_cores(host: Host, cores: Cores) -> int:
+    """Physical cores of the fast kind among those that this process may use; 0 where the system does not say.
+
+    macOS: `hw.perflevel0` (sysctl, "performance levels", fastest first). Linux: the `cpus` of the event source
+    `cpu_core` on Intel's hybrids (tools/perf/Documentation/intel-hybrid.txt), `cpu_capacity` on ARM
+    (Documentation/ABI/testing/sysfs-devices-system-cpu), and siblings by `topology/thread_siblings_list`.
+    """
+    if host.system == "darwin":
+        said = host.command(("sysctl", "-n", "hw.perflevel0.physicalcpu")).strip()
+        return int(said) if said.isdigit() else 0
+    allowed = cores.allowed or tuple(range(cores.logical))
+    siblings = {cpu: host.read(f"{_CPUS}/cpu{cpu}/topology/thread_siblings_list") for cpu in allowed}
+    capacities = {cpu: host.number(f"{_CPUS}/cpu{cpu}/cpu_capacity") or 0 for cpu in allowed}
+    big = _listed(host.read("/sys/devices/cpu_core/cpus")) & set(allowed)
+    if not big and all(capacities.values()):
+        big = {cpu for cpu, capacity in capacities.items() if capacity > _BIG * max(capacities.values())}
+    if not big and not all(siblings.values()):
+        return 0
+    return len({siblings[cpu] or cpu for cpu in big or allowed})
+
+
+def _listed(text: str) -> set[int]:
+    """The numbers of a list as the kernel writes it: `0-7,16`. Empty for anything else."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) > _MOST_CPUS:
+            return set()
+        found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 # ---- the processor --------------------------------------------------------------------------------------------------

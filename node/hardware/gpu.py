@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+class Unusable(Exception):
+    """A vendor's GPU is there, and nothing can be known of it: why, and what to do, in one line."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One GPU, or a part of one that stands alone (MIG). Memory in bytes; `free_bytes` is what others leave.

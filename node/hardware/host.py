@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import shutil
@@ -29,11 +30,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """`affinity` is how many logical cores this process may run on."""
+    """`affinity` is how many logical cores this process may run on, `allowed` which, where the system says that."""
 
     physical: int
     logical: int
     affinity: int
+    allowed: tuple[int, ...] = ()
 
 
 def run_command(argv: tuple[str, ...]) -> str:
@@ -62,13 +64,20 @@ def _memory() -> Memory:
 
 def _cores() -> Cores:
     logical = psutil.cpu_count() or os.cpu_count() or 1
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    return Cores(psutil.cpu_count(logical=False) or logical, logical, affinity)
+    allowed = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+    return Cores(psutil.cpu_count(logical=False) or logical, logical, len(allowed) or logical, allowed)
+
+
+# Where Windows shows its driver to Linux; the loader looks there only if the distribution has been told to.
+_WSL_NVML = "/usr/lib/wsl/lib/libnvidia-ml.so.1"
 
 
 def _nvml() -> Any:
     import pynvml
 
+    if os.path.exists(_WSL_NVML):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(_WSL_NVML)  # what is loaded once is found by its name, wherever it came from
     return pynvml
 
 
@@ -99,6 +108,10 @@ class Host:
                 return file.read(_MOST_BYTES).decode(errors="replace").strip("\0 \t\r\n")
         except (OSError, ValueError):
             return ""
+
+    def may_open(self, path: str) -> bool:
+        """Whether this user may read and write a device."""
+        return os.access(self.path(path), os.R_OK | os.W_OK)
 
     def number(self, path: str) -> int | None:
         """A file's whole number, decimal or 0x…; None if it holds none."""

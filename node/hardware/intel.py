@@ -19,6 +19,7 @@ _DRIVERS = ("i915", "xe")
 _LMEM_BAR = 2
 # The aperture of an integrated GPU is 256 MiB to 1 GiB at BAR 2; the smallest card has 4 GiB.
 _LEAST_VRAM = 2 << 30
+_INTEGRATED = "00:02.0"  # where on the bus an integrated GPU is, in every generation
 _SYCL = re.compile(r"\[level_zero:gpu\].*?, ((?:Intel|.*Graphics)[^\[\n]*?)\s+[\d.]+ \[")
 
 
@@ -51,6 +52,13 @@ def _gpu(host: Host, device: str, index: int, driver: str) -> Gpu:
         # The driver lets an integrated GPU use half of main memory (i915: the shmem region, halved by Level Zero).
         total, free = main.total_bytes // 2, min(main.total_bytes // 2, main.available_bytes)
     number = host.number(f"{device}/device") or 0
+    place = host.link(device)  # 0000:03:00.0
+    problem = ""
+    if is_shared and place and not place.endswith(_INTEGRATED):
+        is_shared, total, free = False, 0, 0
+        problem = (
+            "how much memory it has is not to be seen: turn on resizable BAR in the firmware, or use the xe driver"
+        )
     return Gpu(
         vendor="intel",
         index=index,
@@ -60,6 +68,7 @@ def _gpu(host: Host, device: str, index: int, driver: str) -> Gpu:
         build="SYCL",
         driver=driver,
         is_shared=is_shared,
+        problem=problem,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from node.hardware import amd, apple, intel, nvidia, qualcomm
 from node.hardware import cpu as processor
 from node.hardware.cpu import Cpu
-from node.hardware.gpu import Gpu
+from node.hardware.gpu import Gpu, Unusable
 from node.hardware.host import Host
 
 Vendor = Callable[[Host], tuple[Gpu, ...] | None]
@@ -44,6 +44,8 @@ def detect(host: Host | None = None, vendors: dict[str, Vendor] | None = None, p
     def ask(name: str, vendor: Vendor) -> None:
         try:
             found[name] = vendor(host) or ()
+        except Unusable as e:
+            problems[name] = f"{name}: {e}"
         except Exception as e:
             problems[name] = f"{name}: detection failed with {e!r}"
 

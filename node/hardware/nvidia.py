@@ -12,17 +12,22 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from node.hardware.gpu import Gpu
+from node.hardware.gpu import Gpu, Unusable
 from node.hardware.host import Host
+
+_NO_PERMISSION, _MISMATCH = 4, 18
 
 
 def detect(host: Host | None = None) -> tuple[Gpu, ...] | None:
-    """The GPUs and MIG instances that CUDA would show; None without a driver or without a GPU."""
+    """The GPUs and MIG instances that CUDA would show; None without a driver or without a GPU. Raises Unusable where
+    there is a driver that cannot be asked."""
     host = host or Host()
     try:
         nvml = host.nvml()
         nvml.nvmlInit()
-    except Exception:  # not installed, a broken installation, no driver: an error class of its own for each reason
+    except Exception as e:  # not installed, a broken installation, no driver: an error class of its own for each reason
+        if problem := _problem(host, e):
+            raise Unusable(problem) from None
         return None
     try:
         found = [each for i in range(nvml.nvmlDeviceGetCount()) for each in _device(nvml, i, host)]
@@ -32,6 +37,23 @@ def detect(host: Host | None = None) -> tuple[Gpu, ...] | None:
     finally:
         with contextlib.suppress(Exception):
             nvml.nvmlShutdown()
+
+
+def _problem(host: Host, e: Exception) -> str:
+    """Why a driver that is there cannot be asked, and what to do; empty if there is none. The numbers are nvml.h's
+    (nvmlReturn_t)."""
+    code = getattr(e, "value", 0)
+    if code == _MISMATCH:
+        return "the driver was updated while its old part runs: restart this machine"
+    # /proc and the device are the kernel module's; the library comes with the other half of the driver.
+    if host.path("/proc/driver/nvidia/version").exists() or host.path("/dev/nvidiactl").exists():
+        if code == _NO_PERMISSION:
+            return "this user may not use the driver's devices (/dev/nvidia*): see who owns them"
+        return (
+            "the driver is there, its management library is not, or does not answer: run `nvidia-smi`; a container "
+            "needs --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        )
+    return ""
 
 
 def _device(nvml: Any, index: int, host: Host) -> Iterator[tuple[str, Gpu]]:

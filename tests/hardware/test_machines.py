@@ -12,7 +12,7 @@ from recorded import MACHINES, NVMLError, host, machine
 
 from node.hardware import amd, apple, cpu, intel, nvidia, qualcomm
 from node.hardware.gpu import Gpu
-from node.hardware.host import Host
+from node.hardware.host import Cores, Host
 from node.hardware.machine import VENDORS, Machine, detect
 from node.hardware.rooms import rooms
 
@@ -42,7 +42,8 @@ EXPECTED: dict[str, list[tuple[str, str, float, float]]] = {
         ("nvidia", "NVIDIA A100-SXM4-80GB MIG 3g.40gb", 39.2, 39.2),
         ("nvidia", "NVIDIA A100-SXM4-80GB MIG 2g.20gb", 19.5, 5.6),
     ],
-    "strix-halo": [("amd", "AMD Radeon 8060S Graphics", 62.4, 61.8)],
+    "strix-halo": [("amd", "AMD Radeon 8060S Graphics", 61.9, 61.5)],
+    "strix-halo-96": [("amd", "AMD Radeon 8060S Graphics", 96.0, 95.8)],
     "workstation-mixed": [
         ("nvidia", "NVIDIA GeForce RTX 3090", 24.0, 23.6),
         ("nvidia", "NVIDIA GeForce RTX 3090", 24.0, 23.6),
@@ -64,8 +65,9 @@ def test_gpus_of_recorded_machines(name: str, tmp_path: Path) -> None:
         ("container-cgroup1", 4.0, 8.0, 6.0, "AVX2", 4),
         ("server-a100-mig", 8.0, 64.0, 58.0, "AVX2", 8),
         ("desktop-rtx4090", 32.0, 62.7, 48.5, "AVX-512", 16),
-        ("macmini-m2", 8.0, 16.0, 8.8, "NEON", 8),
-        ("phone-snapdragon", 8.0, 10.8, 4.8, "SVE", 8),
+        ("macmini-m2", 8.0, 16.0, 8.8, "NEON", 4),
+        ("phone-snapdragon", 8.0, 10.8, 4.8, "SVE", 5),
+        ("laptop-intel", 16.0, 15.4, 10.4, "AVX2", 4),
     ],
 )
 def test_the_processor_and_its_limits(
@@ -80,6 +82,41 @@ def test_the_processor_and_its_limits(
     )
     assert (found.level, found.threads) == (level, threads)
     assert found.is_limited is name.startswith(("container", "server"))
+
+
+def topology(*siblings: str) -> str:
+    """What the kernel says of each logical core's siblings."""
+    return "".join(
+        f"=== file /sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list\n{each}\n"
+        for i, each in enumerate(siblings)
+    )
+
+
+HYBRID = topology("0-1", "0-1", "2-3", "2-3", "4", "5", "6", "7")
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed", "threads"),
+    [
+        (topology("0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7"), tuple(range(8)), 4),
+        (
+            topology("0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7"),
+            (0, 1, 4, 5),
+            2,
+        ),  # taskset: two cores' halves
+        (HYBRID + "=== file /sys/devices/cpu_core/cpus\n0-3\n", tuple(range(8)), 2),
+        (HYBRID + "=== file /sys/devices/cpu_core/cpus\n0-3\n", (1, 2, 6, 7), 2),
+        (HYBRID + "=== file /sys/devices/cpu_core/cpus\n0-3\n", (4, 5, 6), 3),  # only efficient ones may be used
+        (HYBRID + "=== file /sys/devices/cpu_core/cpus\n0-99999999\n", tuple(range(8)), 6),  # nonsense says nothing
+        (HYBRID, tuple(range(8)), 6),
+        ("", tuple(range(8)), 4),  # a container that hides it: psutil's word
+    ],
+)
+def test_how_many_threads(text: str, allowed: tuple[int, ...], threads: int, tmp_path: Path) -> None:
+    here = host(EMPTY + text, tmp_path)
+    found = cpu.detect(replace(here, cores=lambda: Cores(4, 8, len(allowed), allowed)))
+    assert found is not None
+    assert found.threads == threads
 
 
 def test_the_least_limit_of_all_groups_above_holds(tmp_path: Path) -> None:
@@ -197,6 +234,34 @@ def test_nvml_that_cannot_be_loaded(tmp_path: Path) -> None:
     assert nvidia.detect(replace(host(EMPTY, tmp_path), nvml=lambda: SimpleNamespace(nvmlInit=no_driver))) is None
 
 
+@pytest.mark.parametrize(
+    ("files", "code", "said"),
+    [
+        ("", 18, "NVIDIA: the driver was updated while its old part runs: restart this machine"),
+        ("=== file /proc/driver/nvidia/version\nNVRM version: 570\n", 4, "NVIDIA: this user may not use"),
+        (
+            "=== file /proc/driver/nvidia/version\nNVRM version: 570\n",
+            12,
+            "NVIDIA: the driver is there, its management",
+        ),
+        ("=== file /dev/nvidiactl\n", 0, "NVIDIA: the driver is there, its management"),
+        ("", 12, ""),
+        ("", 9, ""),
+    ],
+)
+def test_a_driver_that_cannot_be_asked(files: str, code: int, said: str, tmp_path: Path) -> None:
+    """After an update without a restart, and in a container that has one half of it; not where there is none."""
+
+    class Nvml:
+        def nvmlInit(self) -> None:
+            error = NVMLError("of that number")
+            error.value = code  # type: ignore[attr-defined]
+            raise error
+
+    problems = detect(replace(host(EMPTY + files, tmp_path), nvml=Nvml)).problems
+    assert [p.startswith(said) for p in problems] == ([True] if said else [])
+
+
 def test_bytes_of_an_old_nvml(tmp_path: Path) -> None:
     recorded = machine("desktop-rtx4090", tmp_path)
     library = recorded.nvml()
@@ -256,6 +321,27 @@ def test_where_intel_keeps_the_size_of_vram(more: str, total: float, free: float
     assert (round(gpu.memory_bytes / GIB, 1), round(gpu.free_bytes / GIB, 1)) == (total, free)
 
 
+def test_an_arc_without_resizable_bar(tmp_path: Path) -> None:
+    """It is no integrated GPU: those are at 00:02.0."""
+    text = (MACHINES / "laptop-intel.txt").read_text()
+    for place, problem in (("0000:00:02.0", ""), ("0000:03:00.0", "turn on resizable BAR")):
+        root = tmp_path / place
+        here = host(text.replace("/sys/class/drm/renderD128/device/", f"/sys/devices/{place}/"), root)
+        (root / "sys/class/drm/renderD128").mkdir(parents=True)
+        (root / "sys/class/drm/renderD128/device").symlink_to(root / "sys/devices" / place)
+        [gpu] = intel.detect(here) or ()
+        assert problem in gpu.problem
+        assert gpu.is_shared is not bool(problem)
+
+
+def test_memory_that_the_firmware_set_aside_is_the_gpus(tmp_path: Path) -> None:
+    """96 GiB of 128: the plan is for these, and not for the 32 that the system has left."""
+    room, main = rooms(detect(machine("strix-halo-96", tmp_path)))
+    assert room is not None
+    assert main is not None
+    assert (room.where, round(room.usable / GIB), round(main.total / GIB)) == ("gpu", 86, 31)
+
+
 def test_an_adreno_of_a_laptop(tmp_path: Path) -> None:
     text = EMPTY + "=== file /sys/class/drm/renderD128/device/of_node/compatible\nqcom,adreno-43050a01\0qcom,adreno\n"
     (gpu,) = qualcomm.detect(host(text, tmp_path)) or ()
@@ -276,7 +362,7 @@ def test_where_a_model_goes(tmp_path: Path) -> None:
 
     assert room("workstation-mixed") == ("NVIDIA GeForce RTX 3090 + NVIDIA GeForce RTX 3090", 43.2)
     assert room("server-a100-mig") == ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", 35.3)
-    assert room("strix-halo") == ("AMD Radeon 8060S Graphics", 61.8)
+    assert room("strix-halo") == ("AMD Radeon 8060S Graphics", 61.5)
     assert room("macbook-m3-max") == ("Apple M3 Max GPU", 38.2)
     assert room("laptop-intel") == ("12th Gen Intel(R) Core(TM) i7-1260P", 10.4)
     assert room("container-small") == ("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", 2.0)
