@@ -215,7 +215,7 @@ def _running(directory: Path) -> dict[int, str]:
 
 def token(file: Path, override: str) -> Check:
     """Whether the mesh token is there, sound, and for this user only."""
-    from node.mesh.identity import parse_token
+    from node.mesh.identity import load_old_token, parse_token
 
     try:
         if override:
@@ -231,6 +231,10 @@ def token(file: Path, override: str) -> Check:
         return Check("token", FAIL, e.message)
     if stat.S_IMODE(mode) & 0o077:
         return Check("token", WARN, f"{file} is readable for others", f"chmod 600 {file}")
+    if (old := load_old_token(file.parent, time.time())) is not None:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(old.until))
+        found = f"{file}, for you only; machines with the one before are taken until {until}"
+        return Check("token", OK, f"{found}: start this machine's nodes again before the others get the new one")
     return Check("token", OK, f"{file}, for you only")
 
 

@@ -53,7 +53,10 @@ def _new(*, sure: bool, overlap_h: float) -> int:
         identity.store_old_token(directory, identity.OldToken(identity.load_token(directory), until))
         shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
         print(
-            f"The old token is accepted here until {shown}; then machines that have it only are cut off.",
+            f"The old token is accepted until {shown}; then machines that have it only are cut off. Nobody is before, "
+            "in this order:\n"
+            "  1. start the nodes of this machine again: they know both, and tell the others so\n"
+            "  2. start each other machine's with the new token, one after the other",
             file=sys.stderr,
         )
     else:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from node.address import is_address
 from node.core.members import Alive
 from node.errors import ConclaveError, InvalidRequest, PeerUnavailable, Unauthenticated
+from node.mesh import overlap
 from node.mesh.discovery import Found
 from node.mesh.identity import NODE_ID
 from node.mesh.peer import Peer
@@ -32,6 +33,7 @@ RETRIES_S = (
     30.0,
 )  # For what was announced; then it is given up until it is again.
 JOIN_RETRY_S = 2.0  # For what we were told to join: for ever.
+FOREIGN_S = 1.0
 RENEW_S = 3600.0  # A connection is made anew when its certificate has less to live, so a reconnect never fails by it.
 
 _log = logging.getLogger(__name__)
@@ -53,13 +55,21 @@ class Caller:
         """A node was announced, by mDNS or on this machine."""
         roster = self._roster
         if found.mesh_id not in roster.identity.mesh_ids():
-            roster.say(
-                f"another mesh ({found.mesh_id}) is here, at {', '.join(found.addresses[:1])}: to join it, start this "
-                "node with --token and what `python -m node token show` prints there",
-                key=f"mesh {found.mesh_id}",
-            )
+            roster.spawn(self._foreign(found))
         elif roster.info().address not in found.addresses:
             self.pursue(found.node_id, found.addresses)
+
+    async def _foreign(self, found: Found) -> None:
+        """A node of another mesh; it may turn out to be ours, when somebody tells us that its token was replaced."""
+        await asyncio.sleep(FOREIGN_S)
+        if found.mesh_id in self._roster.identity.mesh_ids():
+            self.found(found)
+            return
+        self._roster.say(
+            f"another mesh ({found.mesh_id}) is here, at {', '.join(found.addresses[:1])}: to join it, start this "
+            "node with --token and what `python -m node token show` prints there",
+            key=f"mesh {found.mesh_id}",
+        )
 
     def heard(self, info: NodeInfo) -> None:
         """A node called us, which proves that it lives, but not that we can call it."""
@@ -148,7 +158,8 @@ class Caller:
         Raises PeerUnavailable, Unauthenticated, or what the node itself answers.
         """
         roster = self._roster
-        hello = mesh_pb2.HelloRequest(node=roster.me(), protocol=PROTOCOL)
+        also = overlap.told(roster.identity.overlap())
+        hello = mesh_pb2.HelloRequest(node=roster.me(), protocol=PROTOCOL, overlap=also)
         if not node_id:
             node_id = await self._who(address, hello)
             if roster.is_met(node_id) or node_id == roster.id:
@@ -189,6 +200,7 @@ class Caller:
                 roster.say(self._clone(info.address))
             await peer.close()
             return
+        roster.identity.learn(answer.overlap)
         old = roster.peers.get(peer.id)
         roster.peers[peer.id] = peer
         if old is not None:

@@ -34,7 +34,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from node.errors import InvalidRequest, Unauthenticated
+from node.mesh import overlap
 from node.mesh.authority import Authority, utc
+from node.mesh.overlap import Overlap
+from node.v1 import mesh_pb2
 
 TOKEN_PREFIX = "clv1-"
 TOKEN_BYTES = 32
@@ -146,9 +149,9 @@ class Leaf:
 class Identity:
     """What a node needs to prove that it is of its mesh, and to check that another is.
 
-    `clock` gives Unix time in seconds (tests move it). While an `old` token is accepted, leaves of its mesh are good
-    too, and ours come with the old authority's word for the new one, so that nodes of the old mesh take them. Raises
-    InvalidRequest for a bad token or node id.
+    `clock` gives Unix time in seconds (tests move it). While an `old` token is accepted, or another node says that one
+    is (`learn`), leaves of its mesh are good too, and ours come with the old authority's word for the new one, so that
+    nodes of the old mesh take them. Raises InvalidRequest for a bad token or node id.
     """
 
     def __init__(
@@ -162,23 +165,33 @@ class Identity:
         self.mesh_id = self._authority.mesh_id
         self.ca_certificate = self._authority.certificate
         self.kv_secret = self._authority.kv_secret
-        self._old = None if old is None else Authority(parse_token(old.token))
-        self._old_until = 0.0 if old is None else old.until
+        given = None if old is None else overlap.of(Authority(parse_token(old.token)), self._authority, old.until)
+        self._overlap: Overlap | None = given
         self._lock = threading.Lock()  # gRPC asks for the server's leaf on threads of its own.
         self._leaf: Leaf | None = None
         self._served: tuple[Leaf, bytes] | None = None
 
     def mesh_ids(self) -> set[str]:
         """The meshes whose nodes are ours: one, and the old one while its token is accepted."""
-        return {self.mesh_id} | ({self._old.mesh_id} if self._old is not None and self._takes_old() else set())
+        also = self.overlap()
+        return {self.mesh_id} if also is None else {self.mesh_id, also.mesh_id}
 
     def roots(self) -> bytes:
         """The authorities whose leaves are accepted now, PEM."""
-        old = self._old.certificate if self._old is not None and self._takes_old() else b""
-        return self.ca_certificate + old
+        also = self.overlap()
+        return self.ca_certificate if also is None else self.ca_certificate + also.root
 
-    def _takes_old(self) -> bool:
-        return self._clock() < self._old_until
+    def overlap(self) -> Overlap | None:
+        """The other mesh whose nodes are ours now, if there is one."""
+        return self._overlap if self._overlap is not None and self._clock() < self._overlap.until else None
+
+    def learn(self, said: mesh_pb2.Overlap) -> None:
+        """A node of our mesh says that another one is ours too. One at a time: what is known already stays."""
+        if self.overlap() is not None or not said.root:
+            return
+        if (found := overlap.heard(said, self._authority, self._clock())) is not None:
+            with self._lock:
+                self._overlap, self._leaf = found, None  # the next leaf comes with the word for us
 
     def leaf(self) -> Leaf:
         """The current leaf; a new one when less than 8 hours of it remain."""
@@ -223,8 +236,8 @@ class Identity:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         chain = certificate.public_bytes(serialization.Encoding.PEM)
-        if self._old is not None and self._takes_old():
-            chain += self._old.vouch_for(self._authority)
+        if (also := self.overlap()) is not None:
+            chain += also.word
         return Leaf(pem, chain, now + lifetime_s)
 
     def server_credentials(self) -> grpc.ServerCredentials:

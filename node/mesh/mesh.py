@@ -16,7 +16,7 @@ from node import wire
 from node.address import is_address, split_address
 from node.core.members import Change, Dead, Settings
 from node.errors import ConclaveError, InvalidRequest, NotFound, NotReady
-from node.mesh import local
+from node.mesh import local, overlap
 from node.mesh.caller import Caller
 from node.mesh.discovery import Discovery, Found
 from node.mesh.identity import Identity
@@ -235,9 +235,11 @@ class Mesh:
             roster.apply(Dead(info.id, info.incarnation, left=True))
             return mesh_pb2.HelloResponse(node=roster.me(), protocol=PROTOCOL)
         await self._caller.refuse_clone(info)
+        roster.identity.learn(request.overlap)
         self._caller.heard(info)
         known = [wire.node_info_pb(i) for i in roster.members.alive() if i.id != info.id]
-        return mesh_pb2.HelloResponse(node=roster.me(), peers=known[:MAX_NEWS], protocol=PROTOCOL)
+        also = overlap.told(roster.identity.overlap())
+        return mesh_pb2.HelloResponse(node=roster.me(), peers=known[:MAX_NEWS], protocol=PROTOCOL, overlap=also)
 
     async def probe(self, request: mesh_pb2.ProbeRequest, peer_identity: str) -> mesh_pb2.ProbeResponse:
         """Mesh.Probe: a sign of life, or one of `target` on the caller's behalf. Raises Unauthenticated.

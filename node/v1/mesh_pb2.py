@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from node.v1 import types_pb2 as node_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12node/v1/mesh.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"R\n\x0cHelloRequest\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\"d\n\rHelloResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12 \n\x05peers\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\x10\n\x08protocol\x18\x03 \x01(\r\"`\n\x0cProbeRequest\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x1f\n\x04news\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\x0e\n\x06target\x18\x03 \x01(\t\"`\n\rProbeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x1f\n\x04news\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\r\n\x05\x61live\x18\x03 \x01(\x08\"\x0f\n\rStatusRequest\"\xa3\x02\n\x0eStatusResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\"\n\x06topics\x18\x02 \x03(\x0b\x32\x12.node.v1.TopicInfo\x12\x1d\n\x05slots\x18\x03 \x01(\x0b\x32\x0e.node.v1.Slots\x12\x0f\n\x07mesh_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x10\n\x08problems\x18\x06 \x03(\t\x12\x0f\n\x07notices\x18\x07 \x03(\t\x12$\n\x06models\x18\x08 \x03(\x0b\x32\x14.node.v1.ModelRecord\x12 \n\x07travels\x18\t \x03(\x0b\x32\x0f.node.v1.Travel\x12\x1f\n\x06speeds\x18\n \x01(\x0b\x32\x0f.node.v1.Speeds\"v\n\x06Travel\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x0e\n\x06tokens\x18\x06 \x01(\x04\x12\x0e\n\x06\x61ge_ms\x18\x07 \x01(\x01\"c\n\x0bModelRecord\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05votes\x18\x03 \x01(\x01\x12\x11\n\tagreement\x18\x04 \x01(\x01\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"\xae\x01\n\x06Speeds\x12\x1c\n\x14prefill_tokens_per_s\x18\x01 \x01(\x01\x12\x1b\n\x13restore_bytes_per_s\x18\x02 \x01(\x01\x12\x1a\n\x12kv_bytes_per_token\x18\x03 \x01(\x01\x12\x14\n\x0cworth_tokens\x18\x04 \x01(\x04\x12\x19\n\x11worth_tokens_disk\x18\x05 \x01(\x04\x12\x1c\n\x05links\x18\x06 \x03(\x0b\x32\r.node.v1.Link\"?\n\x04Link\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0b\x62ytes_per_s\x18\x02 \x01(\x01\x12\x14\n\x0cworth_tokens\x18\x03 \x01(\x04\"3\n\x05Slots\x12\x0c\n\x04used\x18\x01 \x01(\r\x12\x0e\n\x06parked\x18\x02 \x01(\r\x12\x0c\n\x04\x66ree\x18\x03 \x01(\r2\xb1\x01\n\x04Mesh\x12\x36\n\x05Hello\x12\x15.node.v1.HelloRequest\x1a\x16.node.v1.HelloResponse\x12\x36\n\x05Probe\x12\x15.node.v1.ProbeRequest\x1a\x16.node.v1.ProbeResponse\x12\x39\n\x06Status\x12\x16.node.v1.StatusRequest\x1a\x17.node.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12node/v1/mesh.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"u\n\x0cHelloRequest\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\x12!\n\x07overlap\x18\x04 \x01(\x0b\x32\x10.node.v1.Overlap\"7\n\x07Overlap\x12\x0c\n\x04root\x18\x01 \x01(\x0c\x12\x0c\n\x04word\x18\x02 \x01(\x0c\x12\x10\n\x08until_ms\x18\x03 \x01(\x04\"\x87\x01\n\rHelloResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12 \n\x05peers\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12!\n\x07overlap\x18\x04 \x01(\x0b\x32\x10.node.v1.Overlap\"`\n\x0cProbeRequest\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x1f\n\x04news\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\x0e\n\x06target\x18\x03 \x01(\t\"`\n\rProbeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.node.v1.NodeInfo\x12\x1f\n\x04news\x18\x02 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\r\n\x05\x61live\x18\x03 \x01(\x08\"\x0f\n\rStatusRequest\"\xa3\x02\n\x0eStatusResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.node.v1.NodeInfo\x12\"\n\x06topics\x18\x02 \x03(\x0b\x32\x12.node.v1.TopicInfo\x12\x1d\n\x05slots\x18\x03 \x01(\x0b\x32\x0e.node.v1.Slots\x12\x0f\n\x07mesh_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x10\n\x08problems\x18\x06 \x03(\t\x12\x0f\n\x07notices\x18\x07 \x03(\t\x12$\n\x06models\x18\x08 \x03(\x0b\x32\x14.node.v1.ModelRecord\x12 \n\x07travels\x18\t \x03(\x0b\x32\x0f.node.v1.Travel\x12\x1f\n\x06speeds\x18\n \x01(\x0b\x32\x0f.node.v1.Speeds\"v\n\x06Travel\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x0e\n\x06tokens\x18\x06 \x01(\x04\x12\x0e\n\x06\x61ge_ms\x18\x07 \x01(\x01\"c\n\x0bModelRecord\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05votes\x18\x03 \x01(\x01\x12\x11\n\tagreement\x18\x04 \x01(\x01\x12\x0e\n\x06weight\x18\x05 \x01(\x01\"\xae\x01\n\x06Speeds\x12\x1c\n\x14prefill_tokens_per_s\x18\x01 \x01(\x01\x12\x1b\n\x13restore_bytes_per_s\x18\x02 \x01(\x01\x12\x1a\n\x12kv_bytes_per_token\x18\x03 \x01(\x01\x12\x14\n\x0cworth_tokens\x18\x04 \x01(\x04\x12\x19\n\x11worth_tokens_disk\x18\x05 \x01(\x04\x12\x1c\n\x05links\x18\x06 \x03(\x0b\x32\r.node.v1.Link\"?\n\x04Link\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0b\x62ytes_per_s\x18\x02 \x01(\x01\x12\x14\n\x0cworth_tokens\x18\x03 \x01(\x04\"3\n\x05Slots\x12\x0c\n\x04used\x18\x01 \x01(\r\x12\x0e\n\x06parked\x18\x02 \x01(\r\x12\x0c\n\x04\x66ree\x18\x03 \x01(\r2\xb1\x01\n\x04Mesh\x12\x36\n\x05Hello\x12\x15.node.v1.HelloRequest\x1a\x16.node.v1.HelloResponse\x12\x36\n\x05Probe\x12\x15.node.v1.ProbeRequest\x1a\x16.node.v1.ProbeResponse\x12\x39\n\x06Status\x12\x16.node.v1.StatusRequest\x1a\x17.node.v1.StatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'node.v1.mesh_pb2', _globals
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLOREQUEST']._serialized_start=52
-  _globals['_HELLOREQUEST']._serialized_end=134
-  _globals['_HELLORESPONSE']._serialized_start=136
-  _globals['_HELLORESPONSE']._serialized_end=236
-  _globals['_PROBEREQUEST']._serialized_start=238
-  _globals['_PROBEREQUEST']._serialized_end=334
-  _globals['_PROBERESPONSE']._serialized_start=336
-  _globals['_PROBERESPONSE']._serialized_end=432
-  _globals['_STATUSREQUEST']._serialized_start=434
-  _globals['_STATUSREQUEST']._serialized_end=449
-  _globals['_STATUSRESPONSE']._serialized_start=452
-  _globals['_STATUSRESPONSE']._serialized_end=743
-  _globals['_TRAVEL']._serialized_start=745
-  _globals['_TRAVEL']._serialized_end=863
-  _globals['_MODELRECORD']._serialized_start=865
-  _globals['_MODELRECORD']._serialized_end=964
-  _globals['_SPEEDS']._serialized_start=967
-  _globals['_SPEEDS']._serialized_end=1141
-  _globals['_LINK']._serialized_start=1143
-  _globals['_LINK']._serialized_end=1206
-  _globals['_SLOTS']._serialized_start=1208
-  _globals['_SLOTS']._serialized_end=1259
-  _globals['_MESH']._serialized_start=1262
-  _globals['_MESH']._serialized_end=1439
+  _globals['_HELLOREQUEST']._serialized_end=169
+  _globals['_OVERLAP']._serialized_start=171
+  _globals['_OVERLAP']._serialized_end=226
+  _globals['_HELLORESPONSE']._serialized_start=229
+  _globals['_HELLORESPONSE']._serialized_end=364
+  _globals['_PROBEREQUEST']._serialized_start=366
+  _globals['_PROBEREQUEST']._serialized_end=462
+  _globals['_PROBERESPONSE']._serialized_start=464
+  _globals['_PROBERESPONSE']._serialized_end=560
+  _globals['_STATUSREQUEST']._serialized_start=562
+  _globals['_STATUSREQUEST']._serialized_end=577
+  _globals['_STATUSRESPONSE']._serialized_start=580
+  _globals['_STATUSRESPONSE']._serialized_end=871
+  _globals['_TRAVEL']._serialized_start=873
+  _globals['_TRAVEL']._serialized_end=991
+  _globals['_MODELRECORD']._serialized_start=993
+  _globals['_MODELRECORD']._serialized_end=1092
+  _globals['_SPEEDS']._serialized_start=1095
+  _globals['_SPEEDS']._serialized_end=1269
+  _globals['_LINK']._serialized_start=1271
+  _globals['_LINK']._serialized_end=1334
+  _globals['_SLOTS']._serialized_start=1336
+  _globals['_SLOTS']._serialized_end=1387
+  _globals['_MESH']._serialized_start=1390
+  _globals['_MESH']._serialized_end=1567
 # @@protoc_insertion_point(module_scope)

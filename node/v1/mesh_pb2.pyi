@@ -28,6 +28,7 @@ class HelloRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """Version of this protocol: 1."""
     leaving: _builtins.bool
@@ -36,20 +37,55 @@ class HelloRequest(_message.Message):
     def node(self) -> _types_pb2.NodeInfo:
         """The caller."""
 
+    @_builtins.property
+    def overlap(self) -> Global___Overlap:
+        """A mesh whose nodes are still taken. Default: none."""
+
     def __init__(
         self,
         *,
         node: _types_pb2.NodeInfo | None = ...,
         protocol: _builtins.int = ...,
         leaving: _builtins.bool = ...,
+        overlap: Global___Overlap | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "overlap", b"overlap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaving", b"leaving", "node", b"node", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaving", b"leaving", "node", b"node", "overlap", b"overlap", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HelloRequest: _TypeAlias = HelloRequest  # noqa: Y015
+
+@_typing.final
+class Overlap(_message.Message):
+    """A mesh whose token was replaced by this one's: its nodes are of this mesh too, for some time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: _builtins.int
+    WORD_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    root: _builtins.bytes
+    """The certificate of its authority, PEM."""
+    word: _builtins.bytes
+    """What that authority says of this mesh's: a certificate of its key, PEM."""
+    until_ms: _builtins.int
+    """Until when, Unix time in milliseconds."""
+    def __init__(
+        self,
+        *,
+        root: _builtins.bytes = ...,
+        word: _builtins.bytes = ...,
+        until_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["root", b"root", "until_ms", b"until_ms", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Overlap: _TypeAlias = Overlap  # noqa: Y015
 
 @_typing.final
 class HelloResponse(_message.Message):
@@ -60,6 +96,7 @@ class HelloResponse(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """Version of this protocol: 1."""
     @_builtins.property
@@ -70,16 +107,21 @@ class HelloResponse(_message.Message):
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.NodeInfo]:
         """The peers that it holds for alive."""
 
+    @_builtins.property
+    def overlap(self) -> Global___Overlap:
+        """A mesh whose nodes are still taken. Default: none."""
+
     def __init__(
         self,
         *,
         node: _types_pb2.NodeInfo | None = ...,
         peers: _abc.Iterable[_types_pb2.NodeInfo] | None = ...,
         protocol: _builtins.int = ...,
+        overlap: Global___Overlap | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "overlap", b"overlap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "peers", b"peers", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "overlap", b"overlap", "peers", b"peers", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

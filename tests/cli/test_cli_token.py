@@ -58,7 +58,9 @@ def test_a_damaged_one_is_said_to_be(run: Run, own_home: Path) -> None:
 def test_a_new_one_with_an_overlap_cuts_nobody_off(run: Run, own_home: Path) -> None:
     first = run("token", "new").out.strip()
     done = run("token", "new", "--overlap", "24")
-    assert (done.code, "The old token is accepted here until" in done.err) == (0, True)
+    assert (done.code, "The old token is accepted until" in done.err) == (0, True)
+    assert "start the nodes of this machine again" in done.err
+    assert "machines with the one before are taken until" in run("doctor").out
     old = identity.load_old_token(own_home / "config", time.time())
     assert old is not None
     assert old.token == first
