@@ -153,7 +153,7 @@ def _checked(info: AsyncServiceInfo, label: str) -> Found | None:
     if properties.get(b"id") != label.encode() or not MESH_ID.fullmatch(mesh) or not info.port:
         return None
     port = info.port
-    ips = [ip for ip in info.parsed_addresses(IPVersion.All) if not ipaddress.ip_address(ip).is_link_local]
+    ips = info.parsed_addresses(IPVersion.All)
     return Found(label, mesh.decode(), tuple(join_address(ip, port) for ip in likeliest_first(ips[:MAX_ADDRESSES])))
 
 

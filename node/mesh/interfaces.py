@@ -27,17 +27,33 @@ def is_virtual(name: str) -> bool:
 def own() -> list[Interface]:
     """All addresses of this machine with their networks, those of containers' bridges apart.
 
-    Without IPv6 link-local ones: elsewhere they mean nothing without a zone that only the one who dials knows.
+    IPv6 link-local ones only where there is nothing else to reach others by: who dials one must know by which of its
+    own interfaces (`dialled`).
     """
-    found: list[Interface] = []
+    found = [interface for _, interface in _all()]
+    usual = [i for i in found if i.version == 4 or not i.ip.is_link_local]
+    return found if all(i.ip.is_loopback for i in usual) else usual
+
+
+def dialled(address: str) -> str:
+    """What gRPC calls for HOST:PORT. For an IPv6 link-local address that names no zone, by every interface that has
+    such addresses."""
+    host, port = split_address(address) or ("", 0)
+    if host.lower().startswith("fe80:") and "%" not in host:
+        zones = dict.fromkeys(name for name, i in _all() if i.version == 6 and i.ip.is_link_local)
+        if zones:
+            return "ipv6:" + ",".join(f"[{host}%25{name}]:{port}" for name in zones)
+    return f"dns:///{address}"  # The scheme is said, or a hostile "unix:1" would be one.
+
+
+def _all() -> list[tuple[str, Interface]]:
+    found: list[tuple[str, Interface]] = []
     for adapter in ifaddr.get_adapters():
         if is_virtual(adapter.name):
             continue
         for ip in adapter.ips:
             address = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
-            interface = ipaddress.ip_interface(f"{address}/{ip.network_prefix}")
-            if interface.version == 4 or not interface.ip.is_link_local:
-                found.append(interface)
+            found.append((adapter.name, ipaddress.ip_interface(f"{address.partition('%')[0]}/{ip.network_prefix}")))
     return found
 
 
@@ -59,6 +75,8 @@ def is_ours(address: str) -> bool:
     """Whether this machine has the IP address of HOST:PORT: only that can be bound. 20 µs, where `still` takes 500."""
     try:
         ip = ipaddress.ip_address((split_address(address) or ("", 0))[0])
+        if ip.version == 6 and ip.is_link_local:  # to bind it takes the zone as well
+            return ip in {i.ip for i in own()}
         with socket.socket(socket.AF_INET if ip.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as s:
             s.bind((str(ip), 0))
     except (OSError, ValueError):
@@ -69,11 +87,13 @@ def is_ours(address: str) -> bool:
 def still(address: str, interfaces: Sequence[str] = ()) -> str:
     """The HOST:PORT that others should dial from now on, where it was `address` until now.
 
-    It stays as long as this machine has it, and also while it has no other: a cable that is out comes in again.
+    It stays as long as this machine has it, and also while it has no other: a cable that is out comes in again, a lease
+    that is over is renewed.
     """
     host, port = split_address(address) or ("", 0)
     now = announced(interfaces)
-    if host in {str(i.ip) for i in own()} or ipaddress.ip_address(now[0]).is_loopback:
+    first = ipaddress.ip_address(now[0])
+    if host in {str(i.ip) for i in own()} or first.is_loopback or (first.version == 6 and first.is_link_local):
         return address
     return join_address(now[0], port)
 

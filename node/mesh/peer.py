@@ -14,6 +14,7 @@ import grpc
 from node import tracing, wire
 from node.errors import ConclaveError, DeadlineExceeded, NotSupported, PeerUnavailable, Unauthenticated
 from node.mesh.identity import ANY_NODE, Identity, server_name
+from node.mesh.interfaces import dialled
 from node.types import NodeInfo
 from node.v1 import (
     generate_pb2_grpc,
@@ -68,7 +69,7 @@ class Peer:
 
     def _open(self, *options: tuple[str, int | str]) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(
-            f"dns:///{self.address}",  # The scheme is said, or a hostile "unix:1" would be one.
+            dialled(self.address),
             self._identity.channel_credentials(),
             options=[
                 *wire.CHANNEL_OPTIONS,

@@ -264,3 +264,27 @@ def test_no_multicast_is_said_in_the_banner_and_join_works(five: list[Machine], 
         assert "--join HOST:PORT" in deaf.said()
     finally:
         deaf.host.do("nft", "delete table inet deaf")
+
+
+def test_hosts_that_have_link_local_addresses_only_meet(tmp_path: Path) -> None:
+    if reason := unavailable():
+        pytest.skip(reason)
+    lan = Lan(2)
+    made = Swarm(lan, tmp_path, new_token())
+    try:
+        for host in lan.hosts:
+            host.do(*"ip -4 addr flush dev eth0".split())
+            host.do(*"ip -6 addr flush dev eth0 scope global".split())
+        for machine in made.machines:
+            made.start(machine, *FLAGS, "--http-port", "0")
+        made.ready()
+        until(made.see_each_other, "they meet over mDNS", instead=made.views)
+        one = made.machines[0]
+        assert all(n.address.startswith("[fe80:") for n in one.nodes())
+        wish = generate_pb2.GenerateRequest(
+            messages=[types_pb2.Message(role="user", content="hi")], candidates=4, strategy="quality"
+        )
+        assert len({c.node for c in one.generate.Generate(wish, timeout=SOON_S).candidates}) == 2
+    finally:
+        made.close()
+        lan.close()

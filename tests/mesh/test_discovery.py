@@ -131,6 +131,24 @@ def test_bridges_of_containers_are_not_announced(monkeypatch: pytest.MonkeyPatch
     assert announced() == ["127.0.0.1"]
 
 
+def test_link_local_addresses_are_for_where_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    lo, eth0 = ["127.0.0.1/8", "::1/128"], ["fe80::7/64"]
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: adapters(lo=lo, eth0=eth0, wlan0=["fe80::8/64"]))
+    monkeypatch.setattr(interfaces, "_primary", lambda *_: "")
+    assert announced() == ["fe80::7", "fe80::8"]
+    assert interfaces.is_ours("[fe80::7]:1")
+    assert not interfaces.is_ours("[fe80::9]:1")
+    # Who dials knows by which interface, or tries them all.
+    assert interfaces.dialled("[fe80::9]:1") == "ipv6:[fe80::9%25eth0]:1,[fe80::9%25wlan0]:1"
+    for text in ("[fe80::9%wlan0]:1", "[fd00::9]:1", "10.0.0.1:1", "host:1"):
+        assert interfaces.dialled(text) == f"dns:///{text}"
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: adapters(lo=lo, eth0=[*eth0, "10.0.0.7/24"]))
+    assert announced() == ["10.0.0.7"]
+    assert interfaces.still("[fe80::7]:1") == "10.0.0.7:1", "a better one came"
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: adapters(lo=lo, eth0=eth0))
+    assert interfaces.still("10.0.0.7:1") == "10.0.0.7:1", "a lease that is over for a moment"
+
+
 def test_an_address_stays_while_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interfaces, "_primary", lambda *_: "")
 
