@@ -4,6 +4,7 @@ rates       what links and codecs were measured to do; the cap on replication
 turns       logs: to peers before a turn is answered, from peers before a turn begins, and when nodes meet again
 snapshots   KV: taken from the engine, kept on disk, checked, and given back to the engine
 incoming    a snapshot on its way into the engine, put together as its blocks come
+receiver    a snapshot on its way in, part by part
 transfer    snapshots between nodes: offered, pushed, pulled; resumed where they broke off
 travels     which snapshots went lately, for people to watch
 replicator  all of it for the coordinator and the listeners

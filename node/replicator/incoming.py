@@ -42,13 +42,11 @@ class Incoming:
         """All of it, for the engine. Raises ValueError if blocks did not come."""
         return self._assembly.state()
 
-    def keep(self, *, is_whole: bool) -> None:
+    def keep(self) -> None:
         """Write what came to the disk; it blocks. Of a snapshot that broke off, the next transfer then needs the rest
-        only. Raises OSError, CorruptSnapshot."""
+        only. Raises OSError."""
         for each, data in self._new:
             self._blocks.put(each.key, data)
-        if is_whole:
-            self._blocks.save(self.head)
 
 
 Put = Callable[[Block, bytes], None]

@@ -94,6 +94,7 @@ class Replicator:
         self._id = node_id
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, asyncio.Event] = {}  # topic -> it changed again
+        self._pulling: set[str] = set()  # topics that are on their way here
         self._keeping: dict[str, asyncio.Task[None]] = {}  # topic -> what came for it goes to the disk
         self._pushes = asyncio.Semaphore(MAX_PUSHES)
         self._unequal = asyncio.Event()
@@ -194,8 +195,16 @@ class Replicator:
         return await self.snapshots.take(topic) or await self.snapshots.header(topic)
 
     async def _pull(self, topic: str, tokens: int, prefill_s: float) -> Incoming | None:
-        if tokens * prefill_s < PULL_WORTH_S or self._store.version(topic) == Version() or topic in self._keeping:
+        is_coming = topic in self._keeping or topic in self._pulling
+        if tokens * prefill_s < PULL_WORTH_S or self._store.version(topic) == Version() or is_coming:
             return None
+        self._pulling.add(topic)
+        try:
+            return await self._pull_from_any(topic, tokens, prefill_s)
+        finally:
+            self._pulling.discard(topic)
+
+    async def _pull_from_any(self, topic: str, tokens: int, prefill_s: float) -> Incoming | None:
         maker = self._store.version(topic).node_id
         peers = [p for p in self._mesh.peers() if p.info.fingerprint == self._engine.info.fingerprint]
         keepers = {p.id for p in self.turns.keepers(topic, more=1)}
@@ -217,7 +226,8 @@ class Replicator:
         async def keep() -> None:
             try:
                 await asyncio.sleep(KEEP_S)
-                await asyncio.to_thread(incoming.keep, is_whole=True)
+                await asyncio.to_thread(incoming.keep)
+                await self.snapshots.save(incoming.head)
             except OSError as e:
                 self.snapshots.failed(e)
             except ConclaveError as e:
@@ -282,6 +292,8 @@ class Replicator:
             await self.turns.reconcile(peer)
         except (ConclaveError, ValueError) as e:
             log.info("the topics of node %s were not compared: %s", peer.id, e)
+        except Exception:  # a defect of ours must not end all comparing
+            log.exception("comparing topics with node %s failed", peer.id)
 
     async def _reconcile_now_and_then(self) -> None:
         rng = random.Random()

@@ -94,7 +94,8 @@ class Snapshots:
             return None
         version = self._store.version(topic)
         try:
-            return await asyncio.to_thread(self._keep, topic, version, *got, before)
+            head = await asyncio.to_thread(self._keep, topic, version, *got, before)
+            return head if await self._is_wanted(topic) else None
         except (
             ValueError,
             CorruptSnapshot,
@@ -197,6 +198,22 @@ class Snapshots:
             raise count(e) from None
         self._blocks.put(each.key, data)
         self._store.kv_problem = ""
+
+    async def save(self, head: Header) -> None:
+        """Keep a checked snapshot whose blocks were put. Raises CorruptSnapshot, OSError."""
+        await asyncio.to_thread(self._blocks.save, head)
+        await self._is_wanted(head.topic)
+
+    async def _is_wanted(self, topic: str) -> bool:
+        """Whether a topic is still held, now that its snapshot was written. If it was forgotten meanwhile, its KV was
+        deleted before this came, so it is deleted again."""
+        try:
+            is_forgotten = self._store.log(topic).is_forgotten
+        except ConclaveError:
+            return True  # it is not known here, or not now
+        if is_forgotten:
+            await asyncio.to_thread(self._blocks.forget, topic)
+        return not is_forgotten
 
     def incoming(self, head: Header) -> Incoming:
         """A snapshot that is to be put together."""

@@ -15,7 +15,7 @@ from node.errors import ConclaveError, InvalidRequest, NotFound, PeerUnavailable
 from node.mesh.peer import Peer
 from node.store import Store
 from node.types import Version
-from node.v1 import kvsync_pb2
+from node.v1 import kvsync_pb2, types_pb2
 
 log = logging.getLogger(__name__)
 
@@ -202,11 +202,10 @@ class Turns:
         if not peers:
             return given
         tasks = [asyncio.ensure_future(self.fetch(peer, topic, request_id, given)) for peer in peers]
-        await asyncio.wait(tasks, timeout=timeout_s)
-        for task in tasks:
-            if task.done():
-                task.exception()
-            else:
+        try:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        finally:  # who asked may have left; what comes is taken all the same
+            for task in tasks:
                 self._spawn(_finish(task))
         return set(given)
 
@@ -260,20 +259,29 @@ class Turns:
             raise InvalidRequest(f"node {peer.id} lists {len(listed.topics)} topics")
         changed = 0
         for info in listed.topics:
-            topic, version = wire.name("topic", info.topic), wire.version(info.version)
-            ours = self._store.version(topic)
-            if version == ours:
-                self._store.add_replica(topic, version, peer.id)
-            elif version > ours and (ours != Version() or info.forgotten or self.is_keeper(topic)):
-                if info.forgotten:
-                    if ours != Version():
-                        await self.take(topic, Entry(version, forgotten=True))
-                        changed += 1
-                else:
-                    changed += await self.fetch(peer, topic)
-            elif version < ours and (head := self._store.log(topic).get(ours)) is not None:
-                await self.send(peer, topic, head)
+            try:
+                changed += await self._level(peer, info)
+            except PeerUnavailable:
+                raise
+            except ConclaveError as e:  # of this topic, such as a log that the disk does not give
+                log.info("a topic was not compared with node %s: %s", peer.id, e)
         return changed
+
+    async def _level(self, peer: Peer, info: types_pb2.TopicInfo) -> bool:
+        """One topic of a peer's list; says whether ours changed."""
+        topic, version = wire.name("topic", info.topic), wire.version(info.version)
+        ours = self._store.version(topic)
+        if version == ours:
+            self._store.add_replica(topic, version, peer.id)
+        elif version > ours and (ours != Version() or info.forgotten or self.is_keeper(topic)):
+            if not info.forgotten:
+                return await self.fetch(peer, topic)
+            if ours != Version():
+                await self.take(topic, Entry(version, forgotten=True))
+                return True
+        elif version < ours and (head := self._store.log(topic).get(ours)) is not None:
+            await self.send(peer, topic, head)
+        return False
 
     # ---- forgetting ----
 

@@ -96,6 +96,8 @@ class Blocks:
             self.forget(topic)
             return None
         with self._lock:
+            if self._stored.get(topic) is not stored:  # it was forgotten, or replaced, as we read it
+                return data
             self._stored[topic] = budget.used(stored, self._clock())
         with contextlib.suppress(OSError):
             os.utime(self._header_path(topic))

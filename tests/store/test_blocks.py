@@ -8,6 +8,7 @@ import pytest
 from node.core.snapshot import Block, Header
 from node.errors import CorruptSnapshot
 from node.store import Blocks
+from node.store import blocks as blocks_module
 from node.types import Version
 
 KB = 1000
@@ -124,6 +125,25 @@ def test_headers_that_cannot_be_used_are_let_go(tmp_path: Path) -> None:
     held._path(key(2)).unlink()
     assert blocks(tmp_path).topics() == ["c"]
     assert sorted(files(tmp_path).values()) == sorted([KB, len(header("c", [3]).pack())])
+
+
+def test_what_is_forgotten_while_it_is_read_stays_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = blocks(tmp_path)
+    save(held, "a", [1])
+    real = blocks_module._read
+
+    def read(path: Path) -> bytes | None:
+        data = real(path)
+        held.forget("a")  # on another thread
+        return data
+
+    with monkeypatch.context() as during:
+        during.setattr(blocks_module, "_read", read)
+        held.header("a")
+    assert (held.topics(), held.bytes) == ([], 0)
+    assert files(tmp_path) == {}
+    save(held, "a", [1])
+    assert held.bytes == sum(files(tmp_path).values())
 
 
 def test_without_a_budget_nothing_is_touched(tmp_path: Path) -> None:
