@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from google.protobuf import json_format
@@ -94,9 +94,27 @@ def _show(options: Namespace) -> int:
     render.facts(to, facts)
     _say(to, response.messages)
     for branch in response.branches:
-        to.print(f"\nbranch {_version(branch.version, names)}, said where it was not known what else was said:")
-        _say(to, branch.messages)
+        turns, rest = _apart(response.messages, branch.messages)
+        parts = (
+            f"parts from the above after {turns} turn{'s' if turns > 1 else ''}" if turns else "is apart from the start"
+        )
+        to.print(
+            f"\nbranch {_version(branch.version, names)}, on a node that did not see the others then; "
+            f"it {parts} and is no part of the conversation:"
+        )
+        _say(to, rest)
     return 0
+
+
+def _apart(
+    conversation: Sequence[types_pb2.Message], branch: Sequence[types_pb2.Message]
+) -> tuple[int, Sequence[types_pb2.Message]]:
+    """How many turns a branch has in common with the conversation, and what it has then."""
+    same = next((i for i, (a, b) in enumerate(zip(conversation, branch, strict=False)) if a != b), len(branch))
+    same = min(same, len(conversation), len(branch))
+    while 0 < same < len(branch) and branch[same].role != "user":  # a turn is whole: what was asked, and its answer
+        same -= 1
+    return sum(m.role == "user" for m in branch[:same]), branch[same:]
 
 
 def _forget(options: Namespace) -> int:
