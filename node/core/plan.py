@@ -169,13 +169,14 @@ def _fit(shape: Shape, usable: int, kv_type: str, on_gpu: bool, swa_full: bool) 
 
 def copy_bytes(shape: Shape) -> int:
     """A full copy of a model as a process of its own: its weights, its context of `CONTEXT` tokens, its buffers."""
-    return need(shape, CONTEXT, 1, "f16").total
+    alone = need(shape, CONTEXT, 1, "f16")
+    return alone.total - alone.embedding
 
 
 def offloaded(shape: Shape, usable: int, fitted: Fit) -> int:
     """Layers that go to a GPU with `usable` bytes when not all do, counted as llama.cpp does (the output first, then
     layers from the last); each takes its weights and its part of the KV cache."""
-    left = usable - fitted.need.compute - fitted.need.output - shape.output_bytes
+    left = usable - fitted.need.compute - fitted.need.output - fitted.need.embedding - shape.output_bytes
     left -= shape.input_bytes if shape.is_tied else 0
     if left < 0:
         return 0
@@ -299,7 +300,7 @@ def _reasons(found: Fit, copies: int, each: int, least: int, swa_full: bool) -> 
         else f"{shape.name} {shape.quantization} is the smallest",
         f"{copies} processes with a model each would take {each / GIB:.1f} GiB each",
         f"weights once: {takes.weights / GIB:.1f} GiB, KV {takes.kv / GIB:.1f} GiB ({found.slots} x {found.context} "
-        f"tokens, {found.kv_type}), buffers {(takes.compute + takes.output) / GIB:.1f} GiB",
+        f"tokens, {found.kv_type}), buffers {(takes.compute + takes.output + takes.embedding) / GIB:.1f} GiB",
     ]
     if shape.window:
         kept = "kept whole, so that topics can be rolled back" if swa_full else "all that is kept (--swa small)"

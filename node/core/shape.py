@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 UBATCH = 512
+EMBED_CONTEXT, EMBED_ROWS = 2048, 32  # tokens of a text that is embedded, in a context of its own, and of its batches
 SPARE = 1  # sequence beside those of candidates: it shares a range that is exported
 CONTEXT = 4096  # tokens a sequence, where nobody says
 _KV_BUDGET = 512 << 20  # bytes of KV that may be reserved so that every sequence can be full at once
@@ -61,17 +62,18 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that a loaded model takes."""
+    """Bytes that a loaded model takes. `embedding` is for the context in which votes on free text compare answers."""
 
     weights: int
     kv: int
     compute: int
     output: int
+    embedding: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv + self.compute + self.output
+        return self.weights + self.kv + self.compute + self.output + self.embedding
 
 
 def padded(cells: int) -> int:
@@ -141,4 +143,18 @@ def need(shape: Shape, cells: int, sequences: int, kv_type: str, *, swa_full: bo
         kv=kv_bytes(shape, cells, kv_type, sequences=sequences, swa_full=swa_full),
         compute=compute_bytes(shape, cells, small, most_outputs(sequences)),
         output=sequences * shape.vocabulary * _F32,
+        embedding=kv_bytes(shape, embedding_cells(shape), "f16") + embedding_buffers(shape),
+    )
+
+
+def embedding_cells(shape: Shape) -> int:
+    """Cells of the context that texts are embedded in; its KV is f16."""
+    return padded(min(EMBED_CONTEXT, shape.context or EMBED_CONTEXT))
+
+
+def embedding_buffers(shape: Shape) -> int:
+    """The buffers of the context that texts are embedded in: each row of a batch has its logits and its state."""
+    cells = embedding_cells(shape)
+    return compute_bytes(shape, cells, cells, EMBED_ROWS, EMBED_ROWS) + (
+        EMBED_ROWS * (shape.vocabulary + shape.embedding) * _F32
     )

@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from node.core.shape import Shape, compute_bytes, kv_bytes_per_cell, most_outputs, padded
+from node.core.shape import (
+    EMBED_ROWS,
+    Shape,
+    compute_bytes,
+    embedding_buffers,
+    embedding_cells,
+    kv_bytes_per_cell,
+    most_outputs,
+    padded,
+)
 
 GIB = 1 << 30
 MOST_LENDERS = 15  # ggml-rpc.h: GGML_RPC_MAX_SERVERS is 16
@@ -70,12 +79,18 @@ def spread(
     This machine takes as many layers as fit into `here` bytes, and the lenders the rest, the largest first; with `even`
     everyone takes the same part, or what it has memory for.
     """
+    embedding = embedding_cells(shape)
     costs = [
-        shape.layer_bytes[i] + kv_bytes_per_cell(shape, kv_type, layer=i) * padded(cells) for i in range(shape.layers)
+        shape.layer_bytes[i]
+        + kv_bytes_per_cell(shape, kv_type, layer=i) * padded(cells)
+        + kv_bytes_per_cell(shape, "f16", layer=i) * embedding
+        for i in range(shape.layers)
     ]
     own = shape.input_bytes * (2 if shape.copies_input else 1) + shape.output_bytes
     own += compute_bytes(shape, cells, padded(cells), most_outputs(sequences)) + sequences * shape.vocabulary * _F32
+    own += embedding_buffers(shape)
     lent = compute_bytes(shape, cells, padded(cells), 0) + SLACK
+    lent += compute_bytes(shape, embedding, embedding, 0, EMBED_ROWS)
     lenders = sorted(offers, key=lambda o: (-o.bytes, o.node))[:MOST_LENDERS]
     rooms = [here - own, *(o.bytes - lent for o in lenders)]
     if rooms[0] < 0:

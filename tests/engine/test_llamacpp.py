@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -197,6 +198,33 @@ def test_tools_and_unicode_go_through_the_template_and_the_tokenizer(backend: Ll
     assert text.index("weather") < text.index("Wetter")
     pieces = b"".join(backend.piece(t) for t in backend.tokenize("Wetter ☔️ 日本 👩‍🚀\r\n"))
     assert pieces.decode() == "Wetter ☔️ 日本 👩‍🚀\r\n"
+
+
+def pooled(backend: LlamaBackend, tokens: list[int]) -> np.ndarray:
+    """The mean of the last hidden states by llama.cpp's own pooling, all in one batch."""
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = len(tokens)
+    params.embeddings, params.pooling_type = True, llama_cpp.LLAMA_POOLING_TYPE_MEAN
+    context = llama_cpp.llama_init_from_model(backend._model, params)
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
+        batch.seq_id[i][0] = 0
+    batch.n_tokens = len(tokens)
+    assert llama_cpp.llama_decode(context, batch) == 0
+    pointer = llama_cpp.llama_get_embeddings_seq(context, 0)
+    vector = np.array(pointer[: llama_cpp.llama_model_n_embd(backend._model)])
+    llama_cpp.llama_batch_free(batch)
+    llama_cpp.llama_free(context)
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize("words", [1, 9, 60, 200])
+def test_a_text_is_embedded_in_pieces_as_it_is_at_once(backend: LlamaBackend, words: int) -> None:
+    text = " ".join(QUESTION.split()[i % 19] for i in range(words))
+    [found] = backend.embed([text])
+    expected = pooled(backend, backend.tokenize(text))
+    assert float(expected @ np.array(found)) > 0.9999
 
 
 def test_calls_leave_no_work_for_the_garbage_collector(backend: LlamaBackend) -> None:

@@ -56,6 +56,7 @@ def test_what_llama_cpp_allocates(
         )
     )
     cells = backend.info.cells
+    backend.embed(["one"])
     backend.close()
     found = [float(n) for r in caplog.records for n in re.findall(r"buffer size = +([\d.]+) MiB", r.getMessage())]
     said = need(shape(head, features), cells, model.slots, "f16", swa_full=swa == "full")
