@@ -1,12 +1,17 @@
 """Does the plan's arithmetic hold? Ten shapes: what it says, what llama.cpp allocates, what the process takes.
 
-    python scripts/bench/plan.py [--quick] [--json]
+    python scripts/bench/plan.py [--part shapes|process|all] [--quick] [--json]
 
 The models are GGUF files of nothing but zeros (holes in the file), so that they cost no disk; llama.cpp allocates for
 them what it would for real ones. Each is loaded by the node's own backend in a process of its own, which computes a
-batch of a prompt and some steps; the buffers are read from llama.cpp's log, and the memory of the process is its RSS
-less that before loading.
-Keys: `worst_allocated`, `worst_process`: the largest relative error over the shapes.
+batch of a prompt and some steps and embeds a text, as votes on free text do; the buffers are read from llama.cpp's log,
+and the memory of the process is its RSS less that before loading.
+
+process: a whole node on the random 0.5B model with so many topics that those in memory (`--kv-memory`) are full and the
+rest is on disk, and a text of 2,048 tokens embedded. Its RSS, less that of a node without a model, against the plan and
+what topics may take.
+
+Keys: `worst_allocated`, `worst_process`: the largest relative error over the shapes; `node_process`: of the node.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,7 +170,7 @@ def child(path: Path, m: Model) -> dict[str, float]:
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("node.engine.llamacpp.native").addHandler(handler)
     logging.getLogger("node.engine.llamacpp.native").setLevel(logging.DEBUG)
-    from node.core.shape import need
+    from node.core.shape import EMBED_ROWS, compute_bytes, embedding_cells, kv_bytes, need
     from node.engine.backend import Row
     from node.engine.llamacpp import LlamaBackend, LlamaOptions
     from node.hardware import cpu
@@ -189,14 +195,16 @@ def child(path: Path, m: Model) -> dict[str, float]:
         found = (re.findall(rf"{kind} buffer size =\s+([\d.]+) MiB", line) for line in lines)
         return sum(float(each) * MIB for sizes in found for each in sizes)
 
-    said = need(shape.shape(head, processor.features), info.cells, m.slots, m.kv_type)
+    sizes = shape.shape(head, processor.features)
+    said = need(sizes, info.cells, m.slots, m.kv_type)
+    embedding = embedding_cells(sizes)
     return {
         "planned": said.total,
         "allocated": size(""),
         "process": after.rss - before.rss,
         "weights": said.weights,
-        "kv": said.kv,
-        "compute": said.compute,
+        "kv": said.kv + kv_bytes(sizes, embedding, "f16"),
+        "compute": said.compute + compute_bytes(sizes, embedding, embedding, EMBED_ROWS, EMBED_ROWS),
         "allocated_weights": size("model"),
         "allocated_kv": size("KV"),
         "allocated_compute": size("compute"),
@@ -205,9 +213,55 @@ def child(path: Path, m: Model) -> dict[str, float]:
     }
 
 
+def process(topics: int, first: int) -> dict[str, float]:
+    """A node whose topics are in memory and on disk, against a node without a model; bytes."""
+    import random
+
+    import psutil
+
+    from node.core.shape import cells_for, kv_bytes_per_cell, need
+    from node.hardware import cpu
+    from node.models import gguf, shape
+    from node.v1 import generate_pb2, types_pb2
+    from scripts.bench import running
+    from scripts.bench.make_model import model
+    from scripts.bench.traces import LETTERS
+
+    slots, context, memory, disk = 8, 2048, 64, 512
+    path, processor, rng = model("q8_0"), cpu.detect(), random.Random(1)
+    assert processor is not None
+
+    def rss(node: running.Node) -> int:
+        return int(psutil.Process(node.process.pid).memory_info().rss)
+
+    with running.node("--join", "none", "--backend", "fake") as fake:
+        base = rss(fake)
+    flags = ("--slots", str(slots), "--ctx", str(context), "--kv-memory", str(memory), "--kv-disk", str(disk))
+    with running.node("--join", "none", "--model", str(path), *flags, "--disk-budget", "0") as node:
+        loaded = rss(node)
+        for topic in range(topics):
+            text = "".join(rng.choice(LETTERS) for _ in range(first))
+            request = generate_pb2.GenerateRequest(
+                topic=f"t{topic}",
+                messages=[types_pb2.Message(role="user", content=text)],
+                candidates=1,
+                scope=generate_pb2.SCOPE_LOCAL,
+                params=types_pb2.SamplingParams(max_tokens=1),
+            )
+            node.generate.Generate(request, timeout=600)
+        parked = rss(node)
+        node.generate.Embed(generate_pb2.EmbedRequest(texts=["a" * 2048]), timeout=600)
+        after = rss(node)
+    sizes = shape.shape(gguf.read(path), processor.features)
+    said = need(sizes, cells_for(slots, context, kv_bytes_per_cell(sizes, "f16")), slots, "f16")
+    planned = said.total + (memory << 20)
+    return {"planned": planned, "base": base, "loaded": loaded, "parked": parked, "process": after - base}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three of the ten shapes")
+    parser.add_argument("--part", choices=["shapes", "process", "all"], default="all")
+    parser.add_argument("--quick", action="store_true", help="three of the ten shapes, and no node")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -215,10 +269,28 @@ def main() -> None:
         [model] = [m for m in MODELS if m.name == args.child[1]]
         print(json.dumps(child(Path(args.child[0]), model)))
         return
+    worst: dict[str, float] = {}
+    if args.part != "process":
+        worst |= shapes(QUICK if args.quick else [m.name for m in MODELS])
+    if args.part != "shapes" and not args.quick:
+        r = process(60, 256)
+        worst["node_process"] = abs(r["planned"] / r["process"] - 1)
+        sizes = {name: f"{size / MIB:.0f}" for name, size in r.items()}
+        print(
+            f"a node, MiB: {sizes['base']} without a model, {sizes['loaded']} loaded, {sizes['parked']} with topics in "
+            f"memory and on disk; beyond the first, with a text embedded: {sizes['process']} taken, {sizes['planned']} "
+            f"planned for model and topics: {r['planned'] / r['process'] - 1:+.1%}"
+        )
+    if args.json:
+        print(json.dumps(worst))
+
+
+def shapes(names: Sequence[str]) -> dict[str, float]:
+    """The shapes, each in a process of its own."""
     results: dict[str, dict[str, float]] = {}
     print(f"{'MiB':40} {'plan':>6} {'allocated':>9} {'':>6} {'process':>8} {'':>6}   of it compute: plan, allocated")
     for m in MODELS:
-        if args.quick and m.name not in QUICK:
+        if m.name not in names:
             continue
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
@@ -236,14 +308,13 @@ def main() -> None:
             f"{r['compute'] / MIB:7.1f} {r['allocated_compute'] / MIB:7.1f}{'' if r['mmap'] else ' (read)'}",
             flush=True,
         )
-    worst = {
+    worst: dict[str, float] = {
         "worst_allocated": max(abs(r["allocated_error"]) for r in results.values()),
         "worst_process": max(abs(r["process_error"]) for r in results.values()),
         "shapes": len(results),
     }
     print(f"worst: {worst['worst_allocated']:.1%} of what is allocated, {worst['worst_process']:.1%} of the process")
-    if args.json:
-        print(json.dumps(worst))
+    return worst
 
 
 if __name__ == "__main__":
