@@ -35,6 +35,8 @@ class ModelInfo:
     rolls_back: bool = True  # whether the last tokens of a sequence can always be taken back
     is_demo: bool = False
     window: int = 0  # tokens that layers with a sliding window see; 0: there are none
+    parameters: int = 0  # 0: not known
+    weights_bytes: int = 0  # 0: not known
 
 
 @dataclass(frozen=True, slots=True)

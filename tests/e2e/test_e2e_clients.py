@@ -17,6 +17,7 @@ CLIENTS = Path(__file__).parent / "clients"
 OPENAI = ("openai==3.57.0",)
 LANGCHAIN = ("langchain-openai==1.7.4",)
 LITELLM = ("litellm==1.110.2",)
+OLLAMA = ("ollama==0.6.3",)
 MODELS = [
     *("conclave", "conclave:fast", "conclave:majority", "conclave:confidence", "conclave:similarity"),
     *("conclave:quality", "conclave-demo"),
@@ -80,6 +81,26 @@ def test_openais_javascript_client(llamas: Nodes, fakes: Nodes) -> None:
     assert found["kinds"] == ["response.created", "response.completed"]
     assert (found["response"], found["vector"]) == ("echo: hello", 1)
     assert found["error"] == ["NotFoundError", 404, "model_not_found"]
+    assert found["left"]
+
+
+def test_ollamas_python_client(llamas: Nodes, fakes: Nodes) -> None:
+    python = installed.python("ollama", *OLLAMA)
+    found = run([str(python), str(CLIENTS / "ollama_client.py")], llamas, fakes)
+    assert found["models"] == [m if ":" in m else f"{m}:latest" for m in MODELS]
+    assert found["shown"] == ["qwen3", "F16", ["completion", "tools"], 2048]
+    assert found["running"] == ["conclave-demo:latest"]
+    assert found["loaded"] == ["load", "unload"]
+    assert found["vote"] == [True, "stop", True, True]
+    assert found["stream"] == [True, True, [False, True], 2]
+    assert found["cut"] == "length"
+    assert (found["generated"], found["raw"] > 0) == ("echo: hello", True)
+    assert found["structured"] == ["a"]
+    assert found["called"] == [["weather", {"city": "Bonn"}]]
+    assert found["after"] == "echo: thanks"
+    assert found["vectors"] == [3, True, True]
+    assert [status for status, _ in found["errors"]] == [404, 501, 400, 400]
+    assert all("\n" not in line for _, line in found["errors"])
     assert found["left"]
 
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from node.api.http import errors, openapi
+from node.api.http import errors, ollama, openapi
 from node.api.http.chat import Chat
 from node.api.http.completions import Completions
 from node.api.http.embeddings import Embeddings
@@ -153,17 +153,34 @@ def _app(here: Here, look: Look) -> Starlette:
         routes += [Route(prefix + path, handler, methods=["GET"]) for path, handler in gets.items()]
         routes.append(Route(prefix + "/responses/{id}", stored.delete, methods=["DELETE"]))
         routes.append(Route(prefix + "/topics/{name:path}", _endpoint(look.forget), methods=["DELETE"]))
+    routes += _ollamas(here)
     routes += [Route("/metrics", look.metrics), Route("/openapi.json", describe)]
     routes += [Route(path, look.page) for path in PAGES]
     return Starlette(routes=routes, exception_handlers={ConclaveError: _failed, HTTPException: _refused})
 
 
-def _endpoint(handler: _Handler) -> _Handler:
+def _ollamas(here: Here) -> list[Route]:
+    look = ollama.Look(here)
+    posts: dict[str, _Handler] = {
+        "/api/chat": ollama.Chat(here),
+        "/api/generate": ollama.Generate(here),
+        "/api/embed": look.embed,
+        "/api/embeddings": look.embeddings,
+        "/api/show": look.show,
+    }
+    gets: dict[str, _Handler] = {"/api/tags": look.tags, "/api/ps": look.ps, "/api/version": look.version}
+    routes = [Route(path, _endpoint(handler, ollama.refused), methods=["POST"]) for path, handler in posts.items()]
+    routes += [Route(path, handler, methods=["GET"]) for path, handler in gets.items()]
+    methods = ["GET", "POST", "DELETE", "HEAD"]
+    return routes + [Route(path, look.unserved, methods=methods) for path in ollama.UNSERVED]
+
+
+def _endpoint(handler: _Handler, refused: Callable[[Exception], Response] | None = None) -> _Handler:
     async def endpoint(request: Request) -> Response:
         try:
             return await handler(request)
         except Exception as e:
-            return await _failed(request, e)
+            return await _failed(request, e) if refused is None else refused(e)
 
     return endpoint
 

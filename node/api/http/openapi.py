@@ -7,16 +7,25 @@ from typing import Any
 import msgspec
 
 from node.api.http import schema
+from node.api.http.ollama import schema as ollama
 
 _POSTS: dict[str, tuple[type, str]] = {
     "/v1/chat/completions": (schema.ChatRequest, "Answer a conversation"),
     "/v1/completions": (schema.CompletionRequest, "Go on with a text"),
     "/v1/responses": (schema.ResponsesRequest, "Answer, by the Responses API"),
     "/v1/embeddings": (schema.EmbeddingRequest, "Vectors of texts"),
+    "/api/chat": (ollama.ChatRequest, "Answer a conversation, by Ollama's API"),
+    "/api/generate": (ollama.GenerateRequest, "Answer a prompt, by Ollama's API"),
+    "/api/embed": (ollama.EmbedRequest, "Vectors of texts, by Ollama's API"),
+    "/api/embeddings": (ollama.EmbedRequest, "The vector of a text, by Ollama's older API"),
+    "/api/show": (ollama.ShowRequest, "What is known of a model, by Ollama's API"),
 }
 _GETS = {
     "/v1/models": ("The names of models, which carry how an answer is found", "application/json"),
     "/v1/status": ("The mesh as this node sees it", "application/json"),
+    "/api/tags": ("The names of models, by Ollama's API", "application/json"),
+    "/api/ps": ("The model that is loaded, by Ollama's API", "application/json"),
+    "/api/version": ("Versions of Ollama's API and of this node", "application/json"),
     "/health": ("Whether the node serves", "application/json"),
     "/metrics": ("Prometheus' text format", "text/plain"),
 }
@@ -54,13 +63,16 @@ _ERROR = {
 
 def document(version: str) -> bytes:
     """The whole description."""
-    _, components = msgspec.json.schema_components(
+    schemas, components = msgspec.json.schema_components(
         [kind for kind, _ in _POSTS.values()], ref_template="#/components/schemas/{name}"
     )
     paths: dict[str, Any] = {}
-    for path, (kind, summary) in _POSTS.items():
-        body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
-        answers = {"200": _answer("The answer, or its events", "application/json", "text/event-stream")}
+    for (path, (_, summary)), asked in zip(_POSTS.items(), schemas, strict=True):
+        is_ollama = path.startswith("/api/")
+        failure = _ollama_error if is_ollama else _openai_error
+        body = {"application/json": {"schema": asked}}
+        events = "application/x-ndjson" if is_ollama else "text/event-stream"
+        answers = {"200": _answer("The answer, or its events", "application/json", events)}
         for code, why in (
             ("400", "The request cannot be served as asked"),
             ("404", "No such model, topic or response"),
@@ -68,24 +80,25 @@ def document(version: str) -> bytes:
             ("500", "The model failed"),
             ("503", "The node stops, or too few candidates finished"),
         ):
-            answers[code] = _error(why)
+            answers[code] = failure(why)
         paths[path] = {
             "post": {
                 "summary": summary,
-                "operationId": path.removeprefix("/v1/").replace("/", "_"),
+                "operationId": path.removeprefix("/v1").strip("/").replace("/", "_"),
                 "requestBody": {"required": True, "content": body},
-                "responses": answers | {"401": _error("An API key is wanted"), "403": _error("Another site's page")},
+                "responses": answers
+                | {"401": _openai_error("An API key is wanted"), "403": _openai_error("Another site's page")},
             }
         }
     for path, (summary, kind_of_text) in _GETS.items():
         paths[path] = {
             "get": {
                 "summary": summary,
-                "operationId": path.removeprefix("/v1").strip("/"),
+                "operationId": path.removeprefix("/v1").strip("/").replace("/", "_"),
                 "responses": {
                     "200": _answer(summary, kind_of_text),
-                    "401": _error("An API key is wanted"),
-                    "403": _error("Another site's page"),
+                    "401": _openai_error("An API key is wanted"),
+                    "403": _openai_error("Another site's page"),
                 },
             }
         }
@@ -98,10 +111,10 @@ def document(version: str) -> bytes:
                 "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
                 "responses": {
                     "200": _answer(summary, "application/json"),
-                    "400": _error("No name can be so"),
-                    "401": _error("An API key is wanted"),
-                    "403": _error("Another site's page"),
-                    "404": _error(missing),
+                    "400": _openai_error("No name can be so"),
+                    "401": _openai_error("An API key is wanted"),
+                    "403": _openai_error("Another site's page"),
+                    "404": _openai_error(missing),
                 },
             }
         }
@@ -116,22 +129,22 @@ def document(version: str) -> bytes:
             "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
             "responses": {
                 "200": _answer(summary, "application/json"),
-                "401": _error("An API key is wanted"),
-                "403": _error("Another site's page"),
-                "404": _error("It is not remembered"),
+                "401": _openai_error("An API key is wanted"),
+                "403": _openai_error("Another site's page"),
+                "404": _openai_error("It is not remembered"),
             },
         }
         if name == "response_input_items":
             operation["parameters"] = [*operation["parameters"], *_PAGE]
-            operation["responses"] = {**operation["responses"], "400": _error("A parameter is out of range")}
+            operation["responses"] = {**operation["responses"], "400": _openai_error("A parameter is out of range")}
         paths.setdefault(path.partition(" ")[2], {})[verb] = operation
-    return msgspec.json.encode(
+    made = msgspec.json.encode(
         {
             "openapi": "3.1.0",
             "info": {
                 "title": "Conclave",
                 "version": version,
-                "description": "OpenAI's API over a swarm of local models that vote.",
+                "description": "OpenAI's and Ollama's APIs over a swarm of local models that vote.",
             },
             "paths": paths,
             "components": {
@@ -141,12 +154,19 @@ def document(version: str) -> bytes:
             "security": [{}, {"key": []}],
         }
     )
+    # Where both APIs have a name, msgspec calls each by its module.
+    return made.replace(b"node.api.http.ollama.schema.", b"Ollama.").replace(b"node.api.http.schema.", b"")
 
 
 def _answer(description: str, *kinds: str) -> dict[str, Any]:
     return {"description": description, "content": {kind: {"schema": {}} for kind in kinds}}
 
 
-def _error(description: str) -> dict[str, Any]:
+def _ollama_error(description: str) -> dict[str, Any]:
+    error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+    return {"description": description, "content": {"application/json": {"schema": error}}}
+
+
+def _openai_error(description: str) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {"description": description, "content": content}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
@@ -13,19 +14,42 @@ from starlette.types import Receive, Scope, Send
 
 from node.api.http import errors
 
-# A stream that says nothing for so long gets a comment, which clients skip: proxies and clients give up on silence
-# (nginx after 60 s), and a long prompt takes minutes on a small machine.
+# A stream that says nothing for so long says that it is alive, which clients skip: proxies and clients give up on
+# silence (nginx after 60 s), and a long prompt takes minutes on a small machine.
 KEEP_ALIVE_S = 5.0
-_COMMENT = b": still working\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How a stream says what is no piece of its answer. `idle` is what it says when it has nothing to say."""
+
+    media: bytes
+    idle: bytes
+    failed: Callable[[Exception], bytes]  # an error after the first piece
+    refused: Callable[[Exception], Response]  # an error before it
+
+
+SSE = Framing(
+    b"text/event-stream; charset=utf-8",
+    b": still working\n\n",
+    lambda e: b"data: " + errors.rendered(e)[1] + b"\n\n",
+    errors.response,
+)
 
 
 class Whole(Response):
     """A JSON answer that is worked on until it is there."""
 
-    def __init__(self, work: Callable[[], Awaitable[bytes]], id: str = "") -> None:
+    def __init__(
+        self,
+        work: Callable[[], Awaitable[bytes]],
+        id: str = "",
+        refused: Callable[[Exception], Response] = errors.response,
+    ) -> None:
         super().__init__(media_type="application/json")
         self._work = work
         self._id = id
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Work, and answer unless the client has left."""
@@ -34,26 +58,31 @@ class Whole(Response):
             try:
                 found = Response(await self._work(), headers=_headers(self._id), media_type="application/json")
             except Exception as e:
-                found = errors.response(e)
+                found = self._refused(e)
             await found(scope, receive, send)
 
         await _unless_left(answer(), receive)
 
 
 class Stream(Response):
-    """Server-sent events. An error before the first one is an answer of its own; later, it is an event."""
+    """Events, as they come. An error before the first one is an answer of its own; later, it is an event."""
 
     def __init__(
-        self, pieces: Callable[[], AsyncGenerator[bytes, None]], id: str, end: bytes = b"data: [DONE]\n\n"
+        self,
+        pieces: Callable[[], AsyncGenerator[bytes, None]],
+        id: str,
+        end: bytes = b"data: [DONE]\n\n",
+        framing: Framing = SSE,
     ) -> None:
-        super().__init__(media_type="text/event-stream")
+        super().__init__()
+        self._framing = framing
         self._id = id
         self._pieces = pieces
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events as they come, comments when none come."""
-        out = _Out(send, self._id)
+        """Send events as they come, and something else when none come."""
+        out = _Out(send, self._id, self._framing)
 
         async def write() -> None:
             try:
@@ -62,10 +91,9 @@ class Stream(Response):
                         await out.send(piece)
             except Exception as e:
                 if not out.started:
-                    await errors.response(e)(scope, receive, send)
+                    await self._framing.refused(e)(scope, receive, send)
                     return
-                _, body = errors.rendered(e)
-                await out.send(b"data: " + body + b"\n\n")
+                await out.send(self._framing.failed(e))
             await out.end(self._end)
 
         await _unless_left(write(), receive, out)
@@ -74,9 +102,10 @@ class Stream(Response):
 class _Out:
     """The body of a stream on its way out."""
 
-    def __init__(self, send: Send, id: str) -> None:
+    def __init__(self, send: Send, id: str, framing: Framing) -> None:
         self._send = send
         self._id = id
+        self._framing = framing
         self._last = time.monotonic()
         self.started = False
 
@@ -86,7 +115,7 @@ class _Out:
         if not self.started:
             self.started = True
             headers = [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"content-type", self._framing.media),
                 (b"cache-control", b"no-cache"),
                 (b"x-accel-buffering", b"no"),  # nginx would collect it otherwise
                 *((k.encode(), v.encode("latin-1", "replace")) for k, v in _headers(self._id).items()),
@@ -102,7 +131,7 @@ class _Out:
     async def keep_alive(self) -> None:
         """Say something if nothing was said for long."""
         if time.monotonic() - self._last >= KEEP_ALIVE_S:
-            await self.send(_COMMENT)
+            await self.send(self._framing.idle)
 
 
 def _headers(id: str) -> dict[str, str]:

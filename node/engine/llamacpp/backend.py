@@ -173,6 +173,8 @@ class LlamaBackend:
             rolls_back=not self._small_window,
             is_demo=o.is_demo,
             window=max(ll.llama_model_n_swa(self._model), 0),
+            parameters=ll.llama_model_n_params(self._model),
+            weights_bytes=ll.llama_model_size(self._model),
         )
 
     @property
