@@ -18,6 +18,8 @@ class Sum(BaseModel):
 
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Bonn"}}</tool_call>'
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+# Of two: what else this small model might write between the quotes need not end before its context does.
+CITIES = PARAMETERS | {"properties": {"city": {"enum": ["Bonn", "Rome"]}}}
 FUNCTION = {"name": "weather", "description": "tells the weather", "parameters": PARAMETERS}
 
 
@@ -46,7 +48,7 @@ def chat(real, echo):
     forced = real.chat.completions.create(
         model="conclave-demo",
         messages=ask("How is the weather in Bonn?"),
-        tools=[{"type": "function", "function": FUNCTION}],
+        tools=[{"type": "function", "function": FUNCTION | {"parameters": CITIES}}],
         tool_choice={"type": "function", "function": {"name": "weather"}},
     )
     [call] = forced.choices[0].message.tool_calls
