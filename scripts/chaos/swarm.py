@@ -18,7 +18,7 @@ from chaos.lan import Host, Lan
 from node.v1 import generate_pb2_grpc, kvsync_pb2, kvsync_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
-SOON_S = 60.0  # for what takes a second on a quiet machine
+SOON_S = 90.0  # for what takes a second on a quiet machine
 STEP_S = 0.02
 
 

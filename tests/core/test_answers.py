@@ -518,8 +518,8 @@ def test_a_megabyte_of_anything_is_read_in_time(name: str) -> None:
     assert answer_key(text, question=COUNT, json_schema=SCHEMA) or not text.strip()
     assert 0.0 <= quality(f"```python\n{text}", STOP) <= 1.0
     has_key(text)
-    # Linear work takes well under a third of this on one slow core; anything quadratic takes minutes.
-    assert time.process_time() - start < 6.0
+    # Linear work takes a second of a slow core; anything quadratic takes an hour.
+    assert time.process_time() - start < 60.0
 
 
 @pytest.mark.parametrize(

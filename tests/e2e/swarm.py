@@ -22,7 +22,7 @@ from node.v1 import generate_pb2, generate_pb2_grpc, kvsync_pb2_grpc, mesh_pb2, 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 NODE = [sys.executable, "-m", "node"]
-SOON_S = 60.0  # for what takes a second on a quiet machine
+SOON_S = 90.0  # for what takes a second on a quiet machine
 STEP_S = 0.02
 
 

@@ -197,13 +197,13 @@ def test_whatever_fails_every_job_ends_once_and_nothing_leaks(
     assert_nothing_leaked(backend, scheduler)
 
 
-@pytest.mark.parametrize("memory", [0, 10_000])
-def test_ten_thousand_short_requests_with_cancels_leave_nothing_behind(memory: int) -> None:
+@pytest.mark.parametrize(("requests", "memory"), [(2_000, 0), (10_000, 10_000)])
+def test_thousands_of_short_requests_with_cancels_leave_nothing_behind(requests: int, memory: int) -> None:
     rng = random.Random(1)
     backend = Breaks(sequences=8, context=200, cells=800, batch=64)
     scheduler = Scheduler(backend, Clock(), queue_limit=40, memory=memory)
     ended = 0
-    for i in range(10_000):
+    for i in range(requests):
         id = f"j{i % 500}"  # names come back, words too
         if id in scheduler._running or any(r.job.id == id for r in scheduler._queue):
             scheduler.cancel(id)
@@ -218,7 +218,7 @@ def test_ten_thousand_short_requests_with_cancels_leave_nothing_behind(memory: i
             scheduler.cancel(f"j{rng.randrange(500)}")
         scheduler.rest()
     drain(scheduler)
-    assert ended > 4_000
+    assert ended > 0.4 * requests
     assert len(scheduler._ended) < 10
     assert_nothing_leaked(backend, scheduler)
     assert not scheduler._running
