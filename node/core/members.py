@@ -15,12 +15,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from random import Random
 
+from node.core.events import Alive, Change, Dead, Due, Event, Failed, Kind, Suspect, Tick
+from node.core.round import Round
 from node.core.rumours import Rumours
+from node.core.table import Table
 from node.types import NodeInfo, NodeState
+
+__all__ = [
+    "MAX_INCARNATION",
+    "Alive",
+    "Change",
+    "Dead",
+    "Event",
+    "Failed",
+    "Kind",
+    "Members",
+    "Settings",
+    "Suspect",
+    "Tick",
+]
 
 MAX_INCARNATION = 1 << 62  # Above it nobody could refute any more.
 MAX_SUSPECTS = 8  # That many are probed again and again; in a larger collapse the rounds have to do.
@@ -47,85 +63,6 @@ class Settings:
     most: int = 1024  # A bound on what peers can make us hold; far above any mesh of one person or lab.
 
 
-class Kind(StrEnum):
-    """What happened to a member."""
-
-    JOINED = "joined"  # New, or back from the dead.
-    UPDATED = "updated"  # It says something new about itself.
-    SUSPECTED = "suspected"
-    RECOVERED = "recovered"  # It refuted the suspicion.
-    DIED = "died"
-    LEFT = "left"  # It said goodbye.
-    REFUTED = "refuted"  # We were suspected and raised our own incarnation.
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One change, with the member as it is now; `info.state` is alive, suspect or dead (or loading, draining)."""
-
-    kind: Kind
-    info: NodeInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Alive:
-    """`info` is alive in its incarnation. `direct`: the node said so itself, just now."""
-
-    info: NodeInfo
-    direct: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """The node `by` could not reach `id`, which was in `incarnation`."""
-
-    id: str
-    incarnation: int
-    by: str
-
-
-@dataclass(frozen=True, slots=True)
-class Dead:
-    """`id` is dead in `incarnation`; `left`: it said so itself."""
-
-    id: str
-    incarnation: int
-    left: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Our own probe of `id`, direct and indirect, found nothing."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed."""
-
-
-Event = Alive | Suspect | Dead | Failed | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """What to do now, by node id."""
-
-    probe: tuple[str, ...] = ()
-    gossip: tuple[str, ...] = ()  # Send our news to these.
-    reconnect: tuple[str, ...] = ()  # Dead ones to call again.
-
-
-@dataclass(slots=True)
-class _Member:
-    info: NodeInfo
-    state: NodeState = NodeState.ALIVE  # ALIVE, SUSPECT or DEAD
-    since: float = 0.0
-    left: bool = False
-    witnesses: set[str] = field(default_factory=set)
-
-
 class Members:
     """The membership that one node holds, itself not among `alive`.
 
@@ -138,12 +75,8 @@ class Members:
         self.incarnation = incarnation
         self.settings = settings or Settings()
         self._rng = rng
-        self._members: dict[str, _Member] = {}
-        # Which are suspects or dead, in that order of time: a look at those few each tick, and not at a thousand.
-        self._suspects: dict[str, None] = {}
-        self._dead_ones: dict[str, None] = {}
-        self._order: list[str] = []
-        self._at = 0
+        self._members = Table()
+        self._round = Round(rng)
         self._checks: set[str] = set()
         self._rumours = Rumours()
         self._next_probe = self._next_gossip = self._next_reconnect = -math.inf
@@ -152,16 +85,16 @@ class Members:
 
     def alive(self) -> list[NodeInfo]:
         """The nodes that are neither suspected nor dead, by id."""
-        return [m.info for _, m in sorted(self._members.items()) if m.state is NodeState.ALIVE]
+        return [m.info for m in self._members.by_id() if m.state is NodeState.ALIVE]
 
     def all(self) -> list[NodeInfo]:
         """Every node that is remembered, by id, with its state."""
-        return [_told(m) for _, m in sorted(self._members.items())]
+        return [m.told() for m in self._members.by_id()]
 
     def get(self, id: str) -> NodeInfo | None:
         """A node that is remembered, with its state."""
         member = self._members.get(id)
-        return _told(member) if member else None
+        return member.told() if member else None
 
     def has_left(self, id: str) -> bool:
         """Whether it said goodbye and has not come back."""
@@ -220,7 +153,7 @@ class Members:
 
     def stalled(self, seconds: float) -> None:
         """This process could not run for so long; suspects are given that time on top, for it proves nothing."""
-        for id in self._suspects:
+        for id in self._members.suspects:
             self._members[id].since += seconds
 
     # ---- what to do ----
@@ -228,7 +161,7 @@ class Members:
     @property
     def is_quiet(self) -> bool:
         """Whether nobody is in doubt and there is nothing to tell: then `due` has only the regular beats to say."""
-        return not (self._checks or self._suspects or self._rumours)
+        return not (self._checks or self._members.suspects or self._rumours)
 
     def due(self, now: float) -> Due:
         """What to do now; call it every 100 ms or so, and half as often while it `is_quiet`."""
@@ -237,8 +170,8 @@ class Members:
         if now >= self._next_probe:
             self._next_probe = _following(self._next_probe, self.settings.probe_s, now)
             # Whoever holds a suspicion keeps asking the suspect itself, so it cannot miss the refutation by bad luck.
-            suspects = list(self._suspects)[:MAX_SUSPECTS]
-            turn = self._turn()
+            suspects = self._members.suspects[:MAX_SUSPECTS]
+            turn = self._round.next(lambda id: self._members[id].state is not NodeState.DEAD)
             probe = tuple(dict.fromkeys((*probe, *suspects, *([turn] if turn else []))))
         gossip: tuple[str, ...] = ()
         if self._rumours and now >= self._next_gossip:
@@ -250,7 +183,7 @@ class Members:
         reconnect: tuple[str, ...] = ()
         if now >= self._next_reconnect:
             self._next_reconnect = _following(self._next_reconnect, self.settings.reconnect_s, now)
-            dead = [id for id in self._dead_ones if not self._members[id].left]
+            dead = [id for id in self._members.dead if not self._members[id].left]
             reconnect = (self._rng.choice(dead),) if dead else ()
         return Due(probe, gossip, reconnect)
 
@@ -268,12 +201,12 @@ class Members:
         out = []
         held = self._members.get(to)
         if held is not None and held.state is not NodeState.ALIVE:
-            out.append(_told(held))
+            out.append(held.told())
         most = self.settings.retransmit * math.ceil(math.log10(len(self._members) + 2))
         for id in self._rumours.take(self.settings.news - len(out), most):
             member = self._members.get(id)
             if member is not None and id != to:
-                out.append(_told(member))
+                out.append(member.told())
         return out
 
     # ---- the rules ----
@@ -287,9 +220,8 @@ class Members:
         if member is None:
             if len(self._members) >= self.settings.most and not self._drop_one_dead():
                 return []
-            self._members[info.id] = _Member(info, NodeState.ALIVE, now)
-            # At a random place, as SWIM has it: else all nodes would probe the newcomer at the same time.
-            self._order.insert(self._rng.randint(0, len(self._order)), info.id)
+            self._members.add(info, now)
+            self._round.add(info.id)
             self._rumours.add(info.id)
             return [Change(Kind.JOINED, info)]
         if info.incarnation < member.info.incarnation:
@@ -305,7 +237,7 @@ class Members:
         else:
             member.info = replace(member.info, incarnation=info.incarnation, address=info.address)
         was = member.state
-        self._enter(info.id, NodeState.ALIVE, now)
+        self._members.enter(info.id, NodeState.ALIVE, now)
         member.left = False
         member.witnesses.clear()
         self._checks.discard(info.id)
@@ -330,10 +262,10 @@ class Members:
             self._rumours.add(id)
         if member.state is NodeState.SUSPECT:
             return []
-        self._enter(id, NodeState.SUSPECT, now)
+        self._members.enter(id, NodeState.SUSPECT, now)
         if by != self.id:
             self._checks.add(id)
-        return [Change(Kind.SUSPECTED, _told(member))]
+        return [Change(Kind.SUSPECTED, member.told())]
 
     def _dead(self, id: str, incarnation: int, left: bool, now: float) -> list[Change]:
         if incarnation > MAX_INCARNATION:
@@ -348,11 +280,11 @@ class Members:
         member.left = member.left or left
         if member.state is NodeState.DEAD:
             return []
-        self._enter(id, NodeState.DEAD, now)
+        self._members.enter(id, NodeState.DEAD, now)
         member.witnesses.clear()
         self._checks.discard(id)
         self._rumours.add(id)
-        return [Change(Kind.LEFT if left else Kind.DIED, _told(member))]
+        return [Change(Kind.LEFT if left else Kind.DIED, member.told())]
 
     def _refute(self, incarnation: int) -> list[Change]:
         if incarnation < self.incarnation:
@@ -363,67 +295,36 @@ class Members:
 
     def _tick(self, now: float) -> list[Change]:
         changes: list[Change] = []
-        for id in list(self._suspects):
+        for id in self._members.suspects:
             member = self._members[id]
             if now - member.since >= self.suspicion_s(len(member.witnesses)):
                 changes += self._dead(id, member.info.incarnation, False, now)
-        for id in list(self._dead_ones):
+        for id in self._members.dead:
             if now - self._members[id].since < self.settings.forget_s:
                 break  # Those after it died later.
             self._remove(id)
         return changes
 
-    def _enter(self, id: str, state: NodeState, now: float) -> None:
-        member = self._members[id]
-        member.state, member.since = state, now
-        self._suspects.pop(id, None)
-        self._dead_ones.pop(id, None)
-        if state is NodeState.SUSPECT:
-            self._suspects[id] = None
-        elif state is NodeState.DEAD:
-            self._dead_ones[id] = None
-
     def suspicion_s(self, witnesses: int) -> float:
         """How long a suspect of so many witnesses may take to refute, in seconds (Lifeguard's formula)."""
         s = self.settings
-        living = 1 + len(self._members) - len(self._dead_ones)
+        living = 1 + self._members.living
         scale = max(1.0, math.log10(living))
         # Fewer can bear witness in a small mesh; alone, one gets the long time: there is nobody to confirm it.
         needed = min(s.witnesses, living - 1)
         share = math.log(max(1, witnesses)) / math.log(needed) if needed > 1 else 0.0
         return scale * max(s.suspicion_min_s, s.suspicion_max_s - (s.suspicion_max_s - s.suspicion_min_s) * share)
 
-    def _turn(self) -> str | None:
-        # A shuffled round robin bounds the time until every node is probed; a random choice does not.
-        for _ in range(len(self._order) + 1):
-            if self._at >= len(self._order):
-                self._at = 0
-                self._rng.shuffle(self._order)
-                if not self._order:
-                    return None
-            id = self._order[self._at]
-            self._at += 1
-            if self._members[id].state is not NodeState.DEAD:
-                return id
-        return None
-
     def _drop_one_dead(self) -> bool:
-        longest = next(iter(self._dead_ones), None)
-        if longest is not None:
-            self._remove(longest)
-        return longest is not None
+        dead = self._members.dead
+        if dead:
+            self._remove(dead[0])
+        return bool(dead)
 
     def _remove(self, id: str) -> None:
-        del self._members[id]
-        self._suspects.pop(id, None)
-        self._dead_ones.pop(id, None)
-        self._order.remove(id)
+        self._members.remove(id)
+        self._round.remove(id)
         self._rumours.drop(id)
-
-
-def _told(member: _Member) -> NodeInfo:
-    """A member as it is told to others: its own state (loading, draining) counts only while it lives."""
-    return member.info if member.state is NodeState.ALIVE else replace(member.info, state=member.state)
 
 
 def _said(info: NodeInfo) -> NodeInfo:
