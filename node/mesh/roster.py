@@ -23,6 +23,7 @@ from node.v1 import mesh_pb2, types_pb2
 PROTOCOL = 1
 MAX_NEWS = 256  # Entries of one message that are looked at.
 MAX_NOTICES = 50
+DRAINED_S = 2.0  # as long as a node that stops takes for what runs on it
 UNREACHED_S = 5.0  # So long nobody may have called us, while answers say that we are dead.
 
 _log = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ class Roster:
         """Acts on a change: a dead node's connection is closed, callbacks are called."""
         id = change.info.id
         if change.kind in (Kind.DIED, Kind.LEFT) and id in self.peers:
-            self.spawn(self.peers.pop(id).close())
+            # Who says goodbye still finishes what it was asked for.
+            self.spawn(self.peers.pop(id).close(DRAINED_S if change.kind is Kind.LEFT else None))
         if change.kind is Kind.JOINED and id not in self.peers:
             self.strangers(change.info)  # It is back, others say: only who is called can be probed.
         if change.kind is Kind.UPDATED and id in self.peers and self.peers[id].address != change.info.address:

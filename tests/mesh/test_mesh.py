@@ -288,6 +288,22 @@ class TestLosing:
         with pytest.raises(PeerUnavailable):
             await peer.decide(vote_pb2.DecideRequest())
 
+    async def test_who_leaves_finishes_what_it_was_asked_for(self, start: Any) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        poll = a.mesh.peer(B).poll(vote_pb2.PollRequest())
+        await anext(poll)
+        waiting = asyncio.ensure_future(anext(poll))
+        await b.mesh.stop()
+        await until(lambda: Kind.LEFT in a.kinds(B), 2)
+        assert a.sees() == set()
+        await asyncio.sleep(0.1)
+        assert not waiting.done(), "its listener serves on"
+        await b.server.stop(None)
+        with pytest.raises(PeerUnavailable):
+            await waiting
+
     async def test_a_cancelled_task_is_cancelled(self, start: Any) -> None:
         a = await start("a")
         b = await start("b", join=a.address)
