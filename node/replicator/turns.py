@@ -136,11 +136,19 @@ class Turns:
         except ConclaveError as e:
             log.info("node %s did not take turn %s of a topic: %s", peer.id, entry.version.turn, e)
             return False
+        held, ours = wire.version(answer.held), self._store.version(topic)
         if answer.stored:
             self._store.add_replica(topic, entry.version, peer.id)
-        if wire.version(answer.held) > entry.version:
+            if held < ours:
+                # The next turn came while this one was on its way, from a node that could not know who has it.
+                self._spawn(self._send_later(peer, topic, ours))
+        if held > entry.version:
             self._spawn(self._fetch_later(peer, topic))
         return bool(answer.stored)
+
+    async def _send_later(self, peer: Peer, topic: str, version: Version) -> None:
+        if (head := self._store.log(topic).get(version)) is not None:
+            await self.send(peer, topic, head)
 
     def _lacking(self, topic: str, held: Version, last: Entry) -> list[Entry]:
         entries = self._store.log(topic).path(last.version)

@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nodes import Node, meet, nodes, part
@@ -17,6 +18,7 @@ from node.core.log import Entry
 from node.core.members import Change, Kind
 from node.core.refusal import Reason, refuse
 from node.core.slots import Speeds, common_prefix
+from node.engine.fake import FakeBackend, FakeSpec
 from node.errors import NotFound
 from node.replicator import Options, snapshots, transfer, turns
 from node.replicator import replicator as replicator_module
@@ -495,3 +497,28 @@ async def test_a_disk_that_takes_nothing_is_said_until_it_does(tmp_path: Path, m
         await one.settled()
         assert "Argo" in result.text
         assert not durability(result)
+
+
+async def test_who_gets_a_turn_late_gets_the_next_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turn is on its way to its keeper for so long that another node, which cannot know of that, makes the next."""
+    made = nodes(tmp_path, 3, Options(replicas=1), make=lambda: FakeBackend(FakeSpec(), sequences=4, context=1024))
+    async with made as (one, two, three):
+        topic = next(t for t in map(str, range(100)) if one.replicator.turns.keepers(t)[0].id == two.id)
+        arrives, append = asyncio.Event(), one.replicator.turns._append
+
+        async def late(peer: Any, *what: Any) -> Any:
+            if peer.id == two.id:
+                await arrives.wait()
+            return await append(peer, *what)
+
+        monkeypatch.setattr(one.replicator.turns, "_append", late)
+        monkeypatch.setattr(turns, "ACKNOWLEDGE_S", 0.05)
+        part(two, three)
+        await one.say("my boat is called Argo", topic=topic)
+        assert (await three.say("what is my boat called?", topic=topic, append=True)).version.turn == 2
+        assert one.store.version(topic).turn == 2
+        assert two.store.version(topic).turn == 0
+        arrives.set()
+        async with asyncio.timeout(10):
+            while two.store.version(topic).turn < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
