@@ -73,6 +73,13 @@ class Turns:
         by_id = {p.id: p for p in same}
         return [by_id[i] for i in placement.replicas(topic, by_id, self._replicas + more)]
 
+    def _keepers_of(self, topic: str, maker: str) -> list[str]:
+        """The nodes that keep a topic besides another one, as that one would choose."""
+        models = {p.id: p.info.fingerprint for p in self._mesh.peers()} | {self._id: self._fingerprint}
+        model = models.pop(maker, self._fingerprint)
+        same = [id for id, its in models.items() if its == model] or list(models)
+        return placement.replicas(topic, same, self._replicas)
+
     def holders(self, topic: str) -> list[Peer]:
         """The peers that should have a topic's next turn: its keepers, and whoever is known to hold it, as a node that
         answered a turn of it or kept it while another was away. Else they would stay behind."""
@@ -180,7 +187,8 @@ class Turns:
         """Who had the turn before without being a keeper now (it stood in for one that was away), or made one that is a
         branch by now, is not known to the maker of this one. We know of it and tell it, or it would stay behind."""
         held = self._store.log(topic)
-        told = {self._id, *(e.version.node_id for e in held.path()[-MAX_ASKED:]), *(p.id for p in self.keepers(topic))}
+        makers = {e.version.node_id for e in held.path()[-MAX_ASKED:]}
+        told = {self._id, *makers, *self._keepers_of(topic, entry.version.node_id)}
         behind = {*had, *(version.node_id for version in held.branches())} - told
         for peer in self._mesh.peers() if behind else ():
             if peer.id in behind:

@@ -13,7 +13,7 @@ from nodes import Node, meet, nodes, part
 
 from node import metrics
 from node.config import Config
-from node.core import blob, block, snapshot
+from node.core import blob, block, placement, snapshot
 from node.core.log import Entry
 from node.core.members import Change, Kind
 from node.core.refusal import Reason, refuse
@@ -522,3 +522,17 @@ async def test_who_gets_a_turn_late_gets_the_next_one_too(tmp_path: Path, monkey
         async with asyncio.timeout(10):
             while two.store.version(topic).turn < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_a_keeper_of_ours_that_is_none_of_the_next_makers_is_not_left_behind(tmp_path: Path) -> None:
+    """Each maker chooses keepers besides itself: with one replica the first chooses the second, the third the first."""
+    make = {"make": lambda: FakeBackend(FakeSpec(), sequences=4, context=1024)}
+    async with nodes(tmp_path, 4, Options(replicas=1), **make) as made:
+        by_id = {node.id: node for node in made}
+        first, second, third, _ = (by_id[id] for id in placement.replicas("t", by_id, 4))
+        await third.say("hello")
+        for turn, node in ((2, first), (3, third)):
+            await node.say("and then?")
+            async with asyncio.timeout(10):
+                while second.store.version("t").turn < turn:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
