@@ -13,9 +13,13 @@ from statistics import median
 # While one prompt is computed, those who write may wait this many times as long for their next token. Each further
 # request that waits adds as much again: a larger piece of a prompt delays the writers now and not in all, while the
 # weights that are read once more for every small piece delay all that wait. But not longer than STALL_S for more than
-# one: four tokens a second, about as fast as people read.
+# one: four tokens a second, about as fast as people read. Where a step alone takes nearly that (a large model on a
+# processor), twice what one prompt would make them wait is the limit: with no more than that one's, twelve clients had
+# 0.84 and thirty-two 0.83 of the throughput of whole prompts first, and waited longer too; so they have 0.94 and 0.98
+# (tests/engine/test_load.py).
 STALL = 2.5
 STALL_S = 0.25
+STALL_MOST = 5.0
 # So many prompt tokens enter in any case: a prompt must come to its end.
 LEAST_ROOM = 8
 # Before anything was measured.
@@ -84,7 +88,8 @@ class Pace:
         if not step:
             return FIRST_ROOM
         one = (STALL - 1) * step
-        return max(LEAST_ROOM, int(max(one, min(waiting * one, STALL_S - step)) / self.prefill_s))
+        most = max(STALL_S, STALL_MOST * step) - step
+        return max(LEAST_ROOM, int(min(waiting * one, most) / self.prefill_s))
 
     def worth(self, rows: int, writing: int, most: int, chance: float) -> int:
         """How many guessed tokens, up to `most`, to add to a step of `rows` rows in which `writing` candidates write.

@@ -24,10 +24,11 @@ class Machine(FakeBackend):
     """Each decode takes its time, of which the clock tells at once."""
 
     now = 0.0
+    slow = 1.0
 
     def decode(self, rows: Sequence[Row]) -> None:
         super().decode(rows)
-        self.now += STEP_S + ROW_S * len(rows)
+        self.now += self.slow * (STEP_S + ROW_S * len(rows))
 
 
 @dataclass
@@ -39,13 +40,15 @@ class Seen:
     seconds: float = 0.0
 
 
-def play(clients: Sequence[Sequence[tuple[int, int]]], sequences: int = 16) -> Seen:
-    """Clients that each send requests of (prompt, answer) tokens one after the other."""
+def play(clients: Sequence[Sequence[tuple[int, int]]], sequences: int = 16, slow: float = 1.0) -> Seen:
+    """Clients that each send requests of (prompt, answer) tokens one after the other; on a machine so many times as
+    slow."""
     machine = Machine(FakeSpec(), sequences=sequences, context=5000, cells=20_000)
+    machine.slow = slow
     scheduler = Scheduler(machine, lambda: machine.now, queue_limit=1000)
     for rows in (1, 4, 16):  # as a node has seen that runs for a while
-        scheduler.pace.saw(rows, 0, STEP_S + rows * ROW_S)
-    scheduler.pace.saw(0, 512, STEP_S + 512 * ROW_S)
+        scheduler.pace.saw(rows, 0, slow * (STEP_S + rows * ROW_S))
+    scheduler.pace.saw(0, 512, slow * (STEP_S + 512 * ROW_S))
     todo = [list(requests) for requests in clients]
     seen, last, began, of = Seen(), dict[str, float](), dict[str, float](), dict[str, int]()
 
@@ -90,6 +93,20 @@ def test_many_clients_lose_little_against_whole_prompts_first(
     assert max(max(seen.gaps) for seen in ours) < 0.4 < max(max(seen.gaps) for seen in first)
     for seen in ours:
         assert max(seen.waits) < 4 * statistics.median(seen.waits)
+
+
+@pytest.mark.parametrize(("clients", "requests", "lost"), [(12, 1, 0.07), (32, 2, 0.03)])
+def test_a_large_model_loses_little_too(
+    clients: int, requests: int, lost: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose steps take as long by themselves as others may be made to wait on a faster machine."""
+    work = mixed(clients, requests, 1)
+    ours = play(work, slow=10)
+    monkeypatch.setattr(pace.Pace, "room", lambda *_: 1 << 20)
+    first = play(work, slow=10)
+    assert ours.seconds < (1 + lost) * first.seconds
+    assert max(ours.waits) < 1.25 * max(first.waits)
+    assert max(ours.gaps) < 0.35 * max(first.gaps)
 
 
 def test_one_long_prompt_makes_nobody_wait_three_times_as_long() -> None:
