@@ -10,6 +10,10 @@ one     the whole model in one process
 plain   llama.cpp's rpc-server that listens on an open port, without our carrying: the floor
 stock   the same with the output on the lender, where llama.cpp puts it: the rival
 
+What they write must be the same: `same_tokens` counts the greedy tokens up to the first that differs from those of one
+machine, and `logit_difference` is the largest between the winning logits up to there (with random weights the second
+best is often near, so rounding alone could change a token).
+
 Workers of all kinds wait side by side and measure in turn (A B C A B C). They use the backend without the scheduler, so
 what is compared is the computing and the way. Where both processes are on one machine they share its cores, but take
 turns with them: more than one machine's speed cannot be had, and is not what this is for.
@@ -30,6 +34,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -68,7 +73,7 @@ def work(path: str, kind: str, where: str, generate: int) -> None:
     started = time.perf_counter()
     options = LlamaOptions(Path(path), "random", "fp", sequences=4, context=1024, threads=THREADS, spread=over)
     backend = LlamaBackend(options)
-    said: dict[str, float] = {"load_s": time.perf_counter() - started}
+    said: dict[str, Any] = {"load_s": time.perf_counter() - started}
     print(json.dumps(said), flush=True)
     for _ in sys.stdin:
         said = _measure(backend, generate)
@@ -79,7 +84,7 @@ def work(path: str, kind: str, where: str, generate: int) -> None:
     os._exit(0)
 
 
-def _measure(backend: object, generate: int) -> dict[str, float]:
+def _measure(backend: object, generate: int) -> dict[str, Any]:
     from node.engine.backend import Row
     from node.engine.llamacpp import LlamaBackend
 
@@ -89,13 +94,16 @@ def _measure(backend: object, generate: int) -> dict[str, float]:
     backend.decode([Row(97 + i % 26, i, 0, i == PROMPT - 1) for i in range(PROMPT)])
     backend.top(PROMPT - 1, 1)
     prompted = time.perf_counter()
-    row = PROMPT - 1
+    row, tokens, logits = PROMPT - 1, [], []
     for position in range(PROMPT, PROMPT + generate):
-        [(token, _)] = backend.top(row, 1)
+        [(token, logit)] = backend.top(row, 1)
+        tokens.append(int(token))
+        logits.append(float(logit))
         backend.decode([Row(token, position, 0, True)])
         row = 0
     backend.top(row, 1)
-    return {"prompt_s": prompted - started, "tokens_per_s": generate / (time.perf_counter() - prompted)}
+    speed = generate / (time.perf_counter() - prompted)
+    return {"prompt_s": prompted - started, "tokens_per_s": speed, "tokens": tokens, "logits": logits}
 
 
 class _Borrowed:
@@ -134,17 +142,17 @@ class Worker:
         self._process = process
         self.load_s = self._read()["load_s"]
 
-    def measure(self) -> dict[str, float]:
+    def measure(self) -> dict[str, Any]:
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         return self._read()
 
-    def _read(self) -> dict[str, float]:
+    def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.startswith("{"):
             sys.exit(f"a worker ended: {line}")
-        found: dict[str, float] = json.loads(line)
+        found: dict[str, Any] = json.loads(line)
         return found
 
 
@@ -237,7 +245,7 @@ def compare(
     with workers(path, generate, hosts) as made:
         for worker in made.values():
             worker.measure()
-        found: dict[str, list[dict[str, float]]] = {kind: [] for kind in made}
+        found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in made}
         for _ in range(rounds):
             for kind, worker in made.items():
                 found[kind].append(worker.measure())
@@ -245,13 +253,25 @@ def compare(
         for kind, each in found.items():
             prompt = statistics.median(m["prompt_s"] for m in each)
             speed = statistics.median(m["tokens_per_s"] for m in each)
-            rows.append([kind, f"{made[kind].load_s:.1f}", f"{prompt:.2f}", f"{speed:.1f}"])
+            same = min(_same(a, b)[0] for a, b in zip(each, found["one"], strict=True))
+            rows.append([kind, f"{made[kind].load_s:.1f}", f"{prompt:.2f}", f"{speed:.1f}", f"{same} of {generate}"])
         ratios = {"carried_load_s": made["carried"].load_s, "plain_load_s": made["plain"].load_s}
+        both = [_same(a, b) for a, b in zip(found["carried"], found["one"], strict=True)]
+        ratios["same_tokens"] = min(count for count, _ in both)
+        ratios["logit_difference"] = max(difference for _, difference in both)
         for other in ("one", "plain", "stock"):
             pairs = list(zip(found["carried"], found[other], strict=True))
             ratios[f"decode_over_{other}"] = statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in pairs)
             ratios[f"prompt_over_{other}"] = statistics.median(a["prompt_s"] / b["prompt_s"] for a, b in pairs)
     return rows, ratios
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> tuple[int, float]:
+    """Tokens up to the first that differs, and the largest difference of their logits."""
+    pairs = zip(one["tokens"], other["tokens"], strict=True)
+    count = next((i for i, (a, b) in enumerate(pairs) if a != b), len(one["tokens"]))
+    both = list(zip(one["logits"], other["logits"], strict=True))
+    return count, max((abs(a - b) for a, b in both[:count]), default=0.0)
 
 
 def main() -> None:
@@ -276,7 +296,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = str(rpc.folder())
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     path = model()
-    head = ["", "loaded in s", "prompt of 512, s", "tokens/s"]
+    head = ["", "loaded in s", "prompt of 512, s", "tokens/s", "as one machine's"]
     figures: dict[str, object] = {}
     rows, ratios = compare(path, options.generate, options.rounds)
     print("\nover loopback\n")
