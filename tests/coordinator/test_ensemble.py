@@ -1,7 +1,9 @@
 """Votes of nodes with different models: who takes part, what they weigh, what is learnt, what a peer cannot claim."""
 
 import asyncio
+import random
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +267,34 @@ async def test_a_node_refuses_a_poll_for_another_model() -> None:
         found = [e async for e in made.coordinator.poll(request(), [1], "x", fingerprint=made.engine.info.fingerprint)]
         assert len(found) == 1
         await asyncio.sleep(0)
+
+
+async def test_four_nodes_of_two_models_learn_which_is_the_better_one() -> None:
+    """Two nodes each: one model is right nine times in ten, the other three times, and what is wrong differs."""
+    rng = random.Random(5)
+
+    def mostly(right: float) -> Script:
+        async def script(wish: vote_pb2.PollRequest) -> AsyncGenerator[vote_pb2.PollResponse, None]:
+            texts = ["42" if rng.random() < right else str(rng.randrange(1000, 9999)) for _ in wish.candidates]
+            async for event in says(*texts)(wish):
+                yield event
+
+        return script
+
+    spec = FakeSpec(answers=(*["42"] * 9, "7"))
+    async with swarm(spec, **ALL) as made:
+        made.join("good", mostly(0.9))
+        guest(made, "bad", mostly(0.3)), guest(made, "worse", mostly(0.3))
+        weights: list[float] = []
+        right = 0
+        for i in range(80):
+            result = await made.coordinator.generate(request(candidates=8, params={"seed": i}))
+            assert {c.node for c in result.candidates} <= {"me", "good", "bad", "worse"}
+            right += result.text == "42"
+            weights.append(min(m.weight for m in result.outcome.models))
+        assert right >= 78
+        assert weights[0] == 1.0
+        # The ratio of log odds of 0.9 and 0.3 with four answers is 0.1; what is not known is shrunk to the mean.
+        assert LEAST <= weights[-1] < 0.4
+        late = weights[-20:]
+        assert max(late) - min(late) < 0.15, "it has settled"
