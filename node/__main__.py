@@ -34,8 +34,9 @@ def _enter_venv() -> None:
     elif sys.version_info < (3, 11):
         problem = "Conclave needs Python 3.11 or newer, and this is {}: use a newer one".format(sys.version.split()[0])
     else:
+        # No `pip install conclave` here: that name belongs to somebody else on PyPI.
         missing = ", ".join(name for name in _NEEDED if not importlib.util.find_spec(name))
-        problem = "Conclave's dependencies are missing ({}): run `pip install conclave`".format(missing)
+        problem = "Conclave's dependencies are missing ({}): run `make run` in its clone".format(missing)
     sys.exit(problem)
 
 

@@ -20,6 +20,7 @@ from node.engine.fake import FakeBackend, FakeSpec
 from node.errors import BackendError, InvalidRequest, NotFound
 from node.hardware import cpu
 from node.hardware.bandwidth import read_bytes_per_s
+from node.hardware.idle import idle
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
 from node.models import resolve
@@ -60,7 +61,10 @@ async def make(
     except (ImportError, OSError) as e:
         raise BackendError(f"llama.cpp cannot be loaded ({e}): run `make run` again, or use --backend fake") from None
     machine = await asyncio.to_thread(detect)
-    room, main = rooms(machine, has_gpu=llamacpp.has_gpu())
+    has_gpu = llamacpp.has_gpu()
+    if unused := idle(machine, has_gpu):
+        notice(f"{unused.found}: {unused.advice}")
+    room, main = rooms(machine, has_gpu=has_gpu)
     reads = 0.0
     if config.model == "auto" and room is not None and room is main and machine.cpu:
         reads = await asyncio.to_thread(read_bytes_per_s, config.threads or machine.cpu.threads)

@@ -8,6 +8,7 @@ from node.cli.check import FAIL, GIB, OK, WARN, Check
 from node.core.plan import plan, tokens_per_s
 from node.hardware.bandwidth import read_bytes_per_s
 from node.hardware.gpu import Gpu
+from node.hardware.idle import idle
 from node.hardware.machine import Machine
 from node.hardware.rooms import rooms
 from node.models import catalogue
@@ -51,19 +52,9 @@ def describe(gpu: Gpu) -> str:
 
 
 def backend_on_gpu(machine: Machine, has_gpu: bool) -> Iterator[Check]:
-    """Whether llama.cpp was built for the GPU that is there.
-
-    Graphics of a processor other than Apple's are not worth the advice: they are no faster than its cores.
-    """
-    idle = [gpu for gpu in machine.gpus if not gpu.problem and (not gpu.is_shared or gpu.vendor in ("apple", "nvidia"))]
-    if idle and not has_gpu:
-        build = idle[0].build
-        yield Check(
-            "backend on GPU",
-            WARN,
-            f"llama_cpp was built without {build}, so the {idle[0].name} stays idle",
-            f'CMAKE_ARGS="-DGGML_{build}=on" pip install --force-reinstall --no-cache-dir llama-cpp-python',
-        )
+    """Whether llama.cpp was built for the GPU that is there."""
+    if found := idle(machine, has_gpu):
+        yield Check("backend on GPU", WARN, found.found, found.advice)
 
 
 def planned(machine: Machine, reads: Callable[[int], float] = read_bytes_per_s) -> Check:
