@@ -69,10 +69,10 @@ async def test_a_name_that_is_not_here_is_asked_for(monkeypatch: pytest.MonkeyPa
         return BUNDLED
 
     with pytest.raises(InvalidRequest, match="no model on this machine has this name"):
-        await backends._file("of-a-peer", None, print, print, nobody)
+        await backends._file("of-a-peer", None, print, print, nobody, 0.0)
     assert asked == ["of-a-peer"]
-    assert (await backends._file("of-a-peer", None, print, print, somebody)).path == BUNDLED
-    assert (await backends._file("bundled", None, print, print, nobody)).is_demo
+    assert (await backends._file("of-a-peer", None, print, print, somebody, 0.0)).path == BUNDLED
+    assert (await backends._file("bundled", None, print, print, nobody, 0.0)).is_demo
     assert asked == ["of-a-peer"]
 
 
