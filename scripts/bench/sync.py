@@ -10,7 +10,8 @@ wire      a chat of 20 turns on one node, another node keeps it: bytes of KV sen
 codec     2,048 tokens exported, cut into blocks, each packed and checksummed, checked and put together, and restored,
           on one core; and how much smaller they become, here and with the bundled model's real weights
 takeover  an engine takes 2,048 tokens over from a peer in another process (pull, checks, restore, and one token more
-          with the probe), against computing them there, and against computing them with llama.cpp's own kernels
+          with the probe), against computing them there, and against computing them with llama.cpp's own kernels; the
+          floor is bare gRPC that sends as many bytes on the same connection
 sender    four chats in turn on a node whose KV is replicated as it writes in the next one, and on one that replicates
           nothing; the two in turn, each on the same core, the receiver on another; several starts, as processes differ
 """
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -64,6 +65,8 @@ from scripts.bench.traces import LETTERS
 TOKENS = 2048
 NAMES = "a" * 16, "b" * 16
 CHATS = 4  # in turn, so that the KV of one is replicated while the next one's answer is written
+TOKEN_BYTES = 12_288  # of KV, in f16
+BLOCK_BYTES = 64 * TOKEN_BYTES
 REST_S = 1.5  # for what is replicated last, which must not slow the other node
 
 
@@ -271,6 +274,21 @@ class Keeper:
         await self.engine.close()
 
 
+async def bare(request: bytes, context: object) -> AsyncIterator[bytes]:
+    """So many bytes, in messages as large as blocks."""
+    data = os.urandom(BLOCK_BYTES)
+    for _ in range(int(request) // BLOCK_BYTES):
+        yield data
+
+
+async def floor_of(peer: Peer, size: int) -> float:
+    """Seconds until so many bytes have come by gRPC alone."""
+    started = time.perf_counter()
+    async for _ in peer._bulky().unary_stream("/floor/Send")(str(size).encode()):
+        pass
+    return time.perf_counter() - started
+
+
 def peer_process(path: Path, home: Path, token: str, tokens: int, pipe: Connection) -> None:
     """The node that is taken over from, in a process of its own: computes a topic when it is told, says how long it
     took, and serves its KV."""
@@ -280,6 +298,8 @@ def peer_process(path: Path, home: Path, token: str, tokens: int, pipe: Connecti
         keeper = await Keeper.start(path, home, name)
         server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
         kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(keeper.replicator, is_mesh=True), server)
+        floor = grpc.method_handlers_generic_handler("floor", {"Send": grpc.unary_stream_rpc_method_handler(bare)})
+        server.add_generic_rpc_handlers((floor,))
         port = server.add_secure_port("127.0.0.1:0", Identity(token, name).server_credentials())
         await server.start()
         pipe.send((port, keeper.engine.info.fingerprint))
@@ -306,7 +326,7 @@ async def takeover(path: Path, tokens: int, rounds: int) -> dict[str, float]:
         peer = Peer(Identity(token, NAMES[1]), f"127.0.0.1:{port}", NAMES[0])
         peer.info = type(peer.info)(NAMES[0], "", fingerprint=fingerprint)
         keeper.mesh.all.append(peer)
-        cold, warm, pulled = [], [], []
+        cold, warm, pulled, floor = [], [], [], []
         for turn in range(rounds):
             topic = f"t{turn}"
             await keeper.store.add(topic, entry(NAMES[0]))
@@ -323,6 +343,7 @@ async def takeover(path: Path, tokens: int, rounds: int) -> dict[str, float]:
             if cached != tokens:
                 sys.exit(f"{cached} of {tokens} tokens were taken over")
             warm.append(pulled[-1] + seconds)
+            floor += [await floor_of(peer, tokens * TOKEN_BYTES) for _ in range(3)]
             await keeper.engine.forget(topic)
         ours.send(None)
         await peer.close()
@@ -330,14 +351,18 @@ async def takeover(path: Path, tokens: int, rounds: int) -> dict[str, float]:
         await asyncio.to_thread(process.join)
     stock = [prefilled_by_stock(path, tokens) for _ in range(rounds)]
     speedups = [statistics.median(c / w for c, w in zip(all_, warm, strict=True)) for all_ in (cold, stock)]
-    middle = [statistics.median(all_) for all_ in (cold, stock, warm, pulled)]
+    middle = [statistics.median(all_) for all_ in (cold, stock, warm, pulled, floor)]
     running.table([
         ["tokens", "computing them, s", "with llama.cpp's own kernels, s", "taking over and one token, s",
-         "of it pull and checks, s", "quicker than computing", "than with llama.cpp's kernels"],
-        [tokens, f"{middle[0]:.2f}", f"{middle[1]:.2f}", f"{middle[2]:.3f}", f"{middle[3]:.3f}",
+         "of it pull and checks, s", "bare gRPC, s", "quicker than computing", "than with llama.cpp's kernels"],
+        [tokens, f"{middle[0]:.2f}", f"{middle[1]:.2f}", f"{middle[2]:.3f}", f"{middle[3]:.3f}", f"{middle[4]:.3f}",
          *(f"{s:.0f}x" for s in speedups)],
     ])  # fmt: skip
-    return {"restore_speedup_over_prefill": speedups[0], "restore_speedup_over_stock_prefill": speedups[1]}
+    return {
+        "restore_speedup_over_prefill": speedups[0],
+        "restore_speedup_over_stock_prefill": speedups[1],
+        "pull_over_bare_grpc": middle[3] / middle[4],
+    }
 
 
 def prefilled_by_stock(path: Path, tokens: int) -> float:
@@ -417,7 +442,7 @@ def main() -> None:
     path, quick = model("q8_0"), args.quick
     figures: dict[str, object] = {}
     parts = {
-        "wire": lambda: part_wire(path, 5 if quick else 20, 128 if quick else 512, 12_288),
+        "wire": lambda: part_wire(path, 5 if quick else 20, 128 if quick else 512, TOKEN_BYTES),
         "codec": lambda: part_codec(path, 256 if quick else TOKENS, 2 if quick else 5),
         "takeover": lambda: asyncio.run(takeover(path, 512 if quick else TOKENS, 1 if quick else 3)),
         "sender": lambda: part_sender(path, 1 if quick else 4, 1 if quick else 3, 8 if quick else 32),
