@@ -198,7 +198,8 @@ class Blocks:
 def _files(directory: Path) -> Iterator[Path]:
     for path in sorted(directory.iterdir()):
         if path.name.endswith(".new"):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         else:
             yield path
 

@@ -42,7 +42,8 @@ class LogFiles:
         for name in sorted(os.listdir(self._directory)):
             path = self._directory / name
             if name.endswith(".new"):  # a rewrite that was not finished
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a disk that is read-only is read all the same
+                    path.unlink()
             elif name.endswith(".jsonl"):
                 try:
                     found = self._read(path)

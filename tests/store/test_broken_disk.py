@@ -161,6 +161,7 @@ async def main(folder):
     mount("-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs")
     store = loaded(Path(folder))
     await store.add("t", entry(1))
+    (Path(folder) / "old.new").touch()  # a rewrite that was not finished
     mount("-o", "remount,ro")
     kept = await store.add("t", entry(2))
     assert not kept.on_disk and "Read-only file system" in store.problem, store.problem
