@@ -159,10 +159,12 @@ class Blocks:
             try:
                 topic, version, tokens, keys = snapshot.summary(data or b"")
             except ConclaveError:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 continue
             if not all(key in self._sizes for key in keys) or self._header_path(topic) != path:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 continue
             size = len(data or b"")
             self._stored[topic] = Stored(topic, version, tokens, keys, size, path.stat().st_mtime)
