@@ -276,7 +276,12 @@ def test_hosts_of_this_machine(host: str, ours: bool) -> None:
 
 async def test_pages_of_other_sites_may_not_ask() -> None:
     async with web() as node:
-        for headers in ({"origin": "https://evil.example"}, {"origin": "null"}, {"host": "evil.example"}):
+        for headers in (
+            {"origin": "https://evil.example"},
+            {"origin": "null"},
+            {"origin": "chrome-extension://a"},
+            {"host": "evil.example"},
+        ):
             found = await node.post(CHAT, asked(), **headers)
             assert found.status == 403
             assert "access-control-allow-origin" not in found.headers
@@ -285,6 +290,8 @@ async def test_pages_of_other_sites_may_not_ask() -> None:
         assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (200, own)
         assert preflight.headers["access-control-allow-headers"] == "content-type"
         assert (await node.post(CHAT, asked(), origin=own)).status == 200
+        for program in ("app://obsidian.md", "tauri://localhost", "vscode-webview://0a1b"):
+            assert (await node.get("/v1/models", origin=program)).headers["access-control-allow-origin"] == program
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------

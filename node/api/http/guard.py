@@ -3,7 +3,7 @@
 A listener on loopback without a key is open to every program of this machine, as any local server is. It must not be
 open to every web site that the machine's browser visits: a page may post to 127.0.0.1, and may reach it under its own
 name by DNS rebinding. So without a key, the Host must be an address or this machine, and an Origin must be of this
-machine too. With a key, any page that knows it may ask.
+machine too, or of a program on it. With a key, any page that knows it may ask.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from node.api.http.look import PAGES
 
 OPEN = (*PAGES, "/health", "/v1/health", "/openapi.json")  # tell nothing of the mesh
 _METHODS = b"GET, POST, DELETE, OPTIONS"
+# Schemes of pages of programs on this machine (Obsidian, Tauri, VS Code; Ollama's server lets them in too):
+# no web site can have such an origin. Not "null", which a sandboxed frame of any site has.
+_PROGRAMS = frozenset({"app", "tauri", "vscode-webview", "vscode-file"})
 
 
 class Guard:
@@ -77,7 +80,7 @@ class Guard:
             return Response(body, 401, {"www-authenticate": "Bearer"}, "application/json")
         if not is_this_machine(headers.get("host", "")):
             return _forbidden("the Host header names neither an address nor this machine", "http://127.0.0.1:PORT")
-        if origin is not None and not is_this_machine(origin.partition("://")[2]):
+        if origin is not None and not is_of_this_machine(origin):
             return _forbidden(f"a page of {origin[:80]} may not ask this node", "an API key: start it with --api-key")
         return None
 
@@ -86,6 +89,12 @@ class Guard:
         key = given.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         # Every key is compared, in a time that does not depend on which of them it is.
         return any([hmac.compare_digest(k, key.encode()) for k in self._keys])
+
+
+def is_of_this_machine(origin: str) -> bool:
+    """Whether an Origin is of a server, or of a program with pages of its own, on this machine."""
+    scheme, _, host = origin.partition("://")
+    return scheme in _PROGRAMS or is_this_machine(host)
 
 
 def is_this_machine(host: str) -> bool:
