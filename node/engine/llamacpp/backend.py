@@ -27,6 +27,7 @@ from node.engine.llamacpp import devices, native
 from node.engine.llamacpp.embedding import Embedder
 from node.engine.llamacpp.logits import Logits
 from node.engine.llamacpp.sampling import Candidates, Chain
+from node.engine.llamacpp.segments import Segments, specials
 from node.engine.template import ChatTemplate
 from node.errors import BackendError, InvalidRequest
 from node.types import Message, SamplingParams, Tool
@@ -118,7 +119,9 @@ class LlamaBackend:
             template = source.decode()
         except UnicodeDecodeError:
             raise InvalidRequest(f"{o.path} is damaged: its chat template is not UTF-8") from None
-        self._template = ChatTemplate(template, bos=self._text(bos), eos=self._text(eos))
+        ends = self._text(bos), self._text(eos)
+        self._template = ChatTemplate(template, bos=ends[0], eos=ends[1])
+        self._segments = Segments(specials(self._vocab), "".join((template, *ends)), self._tokenize)
         self._threads: int = o.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
         self._make_context(o)
 
@@ -192,6 +195,9 @@ class LlamaBackend:
         """Token ids; control tokens that the template wrote are recognised."""
         if self._bos and not text.startswith(self._bos):
             text = self._bos + text
+        return self._segments.tokens(text)
+
+    def _tokenize(self, text: str) -> list[int]:
         data = text.encode()
         size = len(data) + 8
         tokens = (ll.llama_token * size)()
