@@ -4,7 +4,7 @@ llama.cpp cuts a text at its special tokens and tokenizes what is between them, 
 (src/llama-vocab.cpp, tokenizer_st_partition). So the tokens of a text are those of its pieces, where it is cut before
 special tokens that nothing could blur: that take no space from what is before them, and that no other special token can
 overlap. Templates write such tokens around each message. The pieces of lately used conversations are remembered, so a
-turn tokenizes what is new of it: 5 ms became 0.2 with 12,000 tokens.
+turn tokenizes what is new of it: 5.5 ms became 0.4 with 12,000 tokens.
 """
 
 from __future__ import annotations
