@@ -107,7 +107,12 @@ class Config:
     http_key: str = _option("", "its private key (PEM), if it is in a file of its own", metavar="FILE")
     interface: str = _option("", "IP addresses to meet peers on; empty: all interfaces", metavar="IP[,IP]")
     data_dir: str = _option("", "where this node keeps its id and data; empty: the next free default", metavar="DIR")
-    token: str = _option("", "the mesh's token; empty: the one of this machine", metavar="clv1-…")
+    token: str = _option(
+        "",
+        "the mesh's token, which is then kept, unless this machine has one that other machines share (what the "
+        "environment or the file says is never kept); empty: the one of this machine",
+        metavar="clv1-…",
+    )
     name: str = _option("", "name for people; empty: the host's", metavar="NAME")
     replicas: str = _option("2", "other nodes that keep each conversation: a number, or all", metavar="N|all")
     durability: str = _option(

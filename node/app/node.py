@@ -34,7 +34,9 @@ from node.engine.engine import Engine
 from node.engine.face import EngineFace
 from node.errors import ConclaveError
 from node.home import DataDir, home
+from node.mesh import unshared
 from node.mesh.identity import Identity, load_node_id, load_old_token, load_token
+from node.mesh.local import running_nodes
 from node.mesh.mesh import Mesh
 from node.models.shared import Shared
 from node.pool.borrower import Borrower
@@ -311,6 +313,13 @@ class Node:
     def _on_change(self, change: Change) -> None:
         if change.info.state in (NodeState.ALIVE, NodeState.DEAD):
             self._lender.heard(change.info.id, alive=change.info.state is NodeState.ALIVE)
+        if change.info.state is NodeState.ALIVE and unshared.is_unshared(home().config):
+            self._share(change.info.id)
+
+    def _share(self, peer: str) -> None:
+        """The token is another machine's too; nodes of this one take a new token with it."""
+        if peer not in {n.node_id for n in running_nodes(home().runtime)}:
+            unshared.met(home().config, self._token)
 
     def _describe(self) -> NodeInfo:
         """What other nodes are told of this one."""

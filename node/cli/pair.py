@@ -17,7 +17,7 @@ from node import home
 from node.address import join_address, split_address
 from node.cli import render
 from node.errors import ConclaveError, InvalidRequest, NotFound, PeerUnavailable
-from node.mesh import identity, pairing
+from node.mesh import identity, pairing, unshared
 from node.mesh.interfaces import announced, likeliest_first
 
 SERVICE = "_conclave-pair._tcp.local."
@@ -50,6 +50,7 @@ async def _show() -> int:
         render.note(f"Type it on the other machine: python -m node pair {code[:3]} {code[3:]}")
         render.note(f"If that does not find this machine: python -m node pair {code[:3]} {code[3:]} --at {at}")
         await shown.wait()
+    unshared.met(home.home().config, token)
     render.note("paired: the other machine has this mesh's token now")
     return 0
 
@@ -57,9 +58,11 @@ async def _show() -> int:
 async def _type(code: str, at: Sequence[str] | None, *, sure: bool) -> int:
     directory = home.home().config
     file = directory / "token"
-    if file.exists() and not sure and not _may_replace():
+    has_one, is_unshared = file.exists(), unshared.is_unshared(directory)
+    if has_one and not is_unshared and not sure and not _may_replace():
         raise InvalidRequest(
-            "this machine has a token already, of its own mesh: --yes puts the other machine's in its place"
+            "this machine has a token already, which other machines may share: --yes puts the other machine's in its "
+            "place, and this one leaves their mesh (its conversations stay)"
         )
     where = [split_address(a) or ("", 0) for a in at] if at else await _found()
     problem: ConclaveError | None = None
@@ -72,6 +75,8 @@ async def _type(code: str, at: Sequence[str] | None, *, sure: bool) -> int:
         identity.store_token(directory, token)
         mesh = identity.Identity(token, "a234567bcd").mesh_id
         print(f"paired: this machine is of mesh {mesh} now")
+        if is_unshared:
+            render.note("Its own token, which no other machine had, is gone; its conversations stay.")
         render.note(
             "Start its node: python -m node --join auto   (one that runs keeps its old token until it is started again)"
         )
@@ -83,7 +88,11 @@ async def _type(code: str, at: Sequence[str] | None, *, sure: bool) -> int:
 def _may_replace() -> bool:
     if not sys.stdin.isatty():
         return False
-    print("This machine has a token already. Put the other machine's in its place? [y/N] ", end="", file=sys.stderr)
+    print(
+        "This machine has a token already, which other machines may share; with another one it leaves their mesh.",
+        file=sys.stderr,
+    )
+    print("Its conversations stay. Put the other machine's in its place? [y/N] ", end="", file=sys.stderr)
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

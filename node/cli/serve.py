@@ -44,10 +44,18 @@ def run(options: Namespace) -> int:
     # cipher that is left for it needs an RSA certificate, which no node has.
     os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES128-GCM-SHA256")
     _log(verbose=bool(options.verbose), as_json=chosen.log == "json")
-    return asyncio.run(_serve(chosen))
+    return asyncio.run(_serve(chosen, _kept(options.token)))
 
 
-async def _serve(chosen: Config) -> int:
+def _kept(token: str | None) -> list[str]:
+    """Notices about a token that was given by hand: whoever types it once does not want to type it again."""
+    from node.mesh.identity import keep_token
+
+    line = keep_token(home.home().config, token) if token else ""
+    return [line] if line else []
+
+
+async def _serve(chosen: Config, early: list[str]) -> int:
     from node.app import Node
 
     stop = asyncio.Event()
@@ -55,7 +63,6 @@ async def _serve(chosen: Config) -> int:
     before = again.losses(os.environ)
     node = Node(chosen, after_loss=before > 0)
     serving_since = math.inf
-    early: list[str] = []
     node.on_notice = early.append
     node.on_line = _say
     node.on_progress = progress = Progress(sys.stdout)

@@ -66,8 +66,9 @@ class Caller:
             self.found(found)
             return
         self._roster.say(
-            f"another mesh ({found.mesh_id}) is here, at {', '.join(found.addresses[:1])}: to join it, start this "
-            "node with --token and what `python -m node token show` prints there",
+            f"another mesh ({found.mesh_id}) is here, at {', '.join(found.addresses[:1])}: to join it, use "
+            "`python -m node pair`, there and here, or start this node with --token and what `python -m node token "
+            "show` prints there",
             key=f"mesh {found.mesh_id}",
         )
 

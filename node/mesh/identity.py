@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from node.errors import InvalidRequest, Unauthenticated
-from node.mesh import overlap
+from node.mesh import overlap, unshared
 from node.mesh.authority import Authority, utc
 from node.mesh.overlap import Overlap
 from node.v1 import mesh_pb2
@@ -83,15 +83,42 @@ def load_token(config: Path, override: str = "") -> str:
         parse_token(override)
         return override.strip()
     path = config / "token"
+    is_new = not path.exists()
     token = _read_or_make(path, new_token)
     parse_token(token, str(path))
+    if is_new:
+        unshared.mark(config, token)
     return token
 
 
 def store_token(config: Path, token: str) -> None:
-    """Puts a token in the place of the stored one, atomically. Raises InvalidRequest."""
+    """Puts a token in the place of the stored one, atomically; it counts as shared. Raises InvalidRequest."""
     parse_token(token)
+    (config / unshared.FILE).unlink(missing_ok=True)
     _write(config / "token", token.strip() + "\n", replace=True)
+
+
+def keep_token(config: Path, token: str) -> str:
+    """Stores what `--token` said, unless this machine has another token that other machines share. Returns a line for a
+    person; "" where it is the stored one already. Raises InvalidRequest for what is no token.
+    """
+    parse_token(token)
+    path = config / "token"
+    try:
+        stored = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+        if stored == token.strip():
+            return ""
+        if stored and not unshared.is_unshared(config):
+            return (
+                f"--token holds for this run only: the token in {path} is of another mesh, which other machines may "
+                "share; to change to this one for good, use `python -m node pair`, there and here"
+            )
+        store_token(config, token)
+        unshared.mark(config, token)
+    except OSError as e:
+        return f"--token holds for this run only: it cannot be kept in {path} ({e.strerror or e})"
+    replaced = ", in the place of its own, which no other machine had" if stored else ""
+    return f"the token is kept{replaced}: later runs need no --token"
 
 
 @dataclass(frozen=True, slots=True)

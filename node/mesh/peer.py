@@ -260,8 +260,8 @@ _SIGNS: list[tuple[str, Callable[[Peer], ConclaveError]]] = [
     (
         "CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE",
         lambda p: Unauthenticated(
-            f"{p.address} is of another mesh: to join it, start this node with --token and what "
-            "`python -m node token show` prints there, or use `python -m node pair`"
+            f"{p.address} is of another mesh: to join it, use `python -m node pair`, there and here, "
+            "or start this node with --token and what `python -m node token show` prints there"
         ),
     ),
     (

@@ -126,6 +126,7 @@ def test_another_meshs_token(fakes: Pair, own: Swarm) -> None:
     assert one.mesh_address in said
     assert "--token" in said
     assert "token show" in said
+    assert said.index("node pair") < said.index("--token")
     assert stranger.peers() == set()
     assert stranger.id not in {n.id for n in one.client.status().nodes}
     assert stranger.client.ask("hello").text == "echo: hello"

@@ -15,8 +15,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from meshnode import HOST
 
 from node.errors import ConclaveError, InvalidRequest, PeerUnavailable, Unauthenticated
-from node.mesh import identity
-from node.mesh.identity import Identity, load_node_id, load_token, new_token, parse_token, peer_id, store_token
+from node.mesh import identity, unshared
+from node.mesh.identity import (
+    Identity,
+    keep_token,
+    load_node_id,
+    load_token,
+    new_token,
+    parse_token,
+    peer_id,
+    store_token,
+)
 from node.mesh.peer import Peer
 from node.v1 import mesh_pb2
 
@@ -62,7 +71,7 @@ class TestToken:
         file = tmp_path / "config" / "token"
         assert file.stat().st_mode & 0o777 == 0o600
         assert file.parent.stat().st_mode & 0o777 == 0o700
-        assert [p.name for p in file.parent.iterdir()] == ["token"]
+        assert {p.name for p in file.parent.iterdir()} == {"token", "token.unshared"}
 
     def test_a_readable_one_is_closed_again(self, tmp_path: Path) -> None:
         token = load_token(tmp_path)
@@ -76,6 +85,35 @@ class TestToken:
         assert not (tmp_path / "none").exists()
         with pytest.raises(InvalidRequest, match="--token"):
             load_token(tmp_path, "nonsense")
+
+    def test_one_that_nobody_shares_makes_way(self, tmp_path: Path) -> None:
+        first, second, third = new_token(), new_token(), new_token()
+        assert "is kept: later" in keep_token(tmp_path, first)
+        assert keep_token(tmp_path, first) == ""
+        assert "no other machine had" in keep_token(tmp_path, second)
+        assert load_token(tmp_path) == second
+        unshared.met(tmp_path, first)  # a node that was started with another one
+        assert unshared.is_unshared(tmp_path)
+        unshared.met(tmp_path, second)
+        assert not unshared.is_unshared(tmp_path)
+        said = keep_token(tmp_path, third)
+        assert "for this run only" in said
+        assert "node pair" in said
+        assert load_token(tmp_path) == second
+        assert {p.name for p in tmp_path.iterdir()} == {"token"}
+
+    def test_one_that_came_from_elsewhere_counts_as_shared(self, tmp_path: Path) -> None:
+        load_token(tmp_path)
+        (tmp_path / "token").write_text(new_token() + "\n")  # by hand: the mark is not of this one
+        assert not unshared.is_unshared(tmp_path)
+        store_token(tmp_path, new_token())
+        assert not unshared.is_unshared(tmp_path)
+
+    def test_a_config_that_cannot_be_written_stops_nobody(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        assert "cannot be kept" in keep_token(tmp_path / "file" / "config", new_token())
+        with pytest.raises(InvalidRequest, match="--token"):
+            keep_token(tmp_path, "nonsense")
 
     def test_store_replaces(self, tmp_path: Path) -> None:
         load_token(tmp_path)
