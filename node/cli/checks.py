@@ -193,11 +193,14 @@ def speeds(status: mesh_pb2.StatusResponse) -> Iterator[Check]:
     yield Check("speed", OK, found)
     for link in here.links[:MAX_NOTICES]:
         rate = f"{link.bytes_per_s / 1e6:.0f} MB/s"
-        yield Check(f"link to {one_line(link.node, 16)}", OK, f"{rate}: {_worth(link.worth_tokens)}")
+        yield Check(f"link to {one_line(link.node, 16)}", OK, f"{rate} for KV: {_worth(link.worth_tokens)}")
 
 
 def _worth(count: int) -> str:
-    return f"worth it from {render.count_of_tokens(count)} on" if count else "computing it again is quicker"
+    """Whether bringing KV back beats computing it."""
+    if count <= 1:
+        return "that is quicker than computing it again" if count else "computing it again is quicker"
+    return f"that is quicker than computing it again for topics of {render.count_of_tokens(count)} or more"
 
 
 def _running(directory: Path) -> dict[int, str]:

@@ -298,8 +298,9 @@ def _speed(response: mesh_pb2.StatusResponse) -> str:
     read = f"{here.prefill_tokens_per_s:.0f} tokens/s of a prompt"
     if not here.worth_tokens:
         return read
+    disk = f"from disk if it has {here.worth_tokens_disk} or more" if here.worth_tokens_disk else "from disk never"
     least = count_of_tokens(here.worth_tokens)
-    return f"{read}; KV is brought back from {least} on (disk {here.worth_tokens_disk or 'never'})"
+    return f"{read}; an idle topic of {least} or more is brought back, not computed again ({disk})"
 
 
 def count_of_tokens(count: int) -> str:

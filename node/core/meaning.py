@@ -15,10 +15,11 @@ def topics(speeds: Speeds, kv_bytes: float, memory: int, disk: int, context: int
     tokens = min(TOPIC, context // 2)
     each = kv_bytes * tokens
     in_memory, on_disk = int(memory / each), int(disk / each) if memory else 0
-    room = f"{in_memory:,} of {tokens:,} tokens rest in memory" if memory else "none rest outside the context"
+    room = f"room for {in_memory:,} topics of {tokens:,} tokens in memory" if memory else "no room for idle ones"
     if on_disk:
         room += f", {on_disk:,} more on disk"
     least = worth_from(speeds, kv_bytes)
     if not least:
         return f"{room}; computing one again is quicker than bringing it back"
-    return f"{room}; from {least:,} token{'s' if least > 1 else ''} on, bringing one back beats computing it again"
+    longer = f" of {least:,} tokens or more" if least > 1 else ""
+    return f"{room}; bringing one{longer} back is quicker than computing it again"

@@ -148,9 +148,10 @@ def test_what_running_nodes_noticed(node: FakeNode, own_home: Path) -> None:
     node.notices = ["10.0.0.7:7421 is of another mesh: to join it, start this node with --token\x1b[2J"]
     node.problems = ["token logs cannot be written (No space left on device): answers are in memory only"]
     joined, durability, speed, near, far, told = checks.mesh(own_home / "run")
-    assert speed.found == "50 tokens/s written, 500 read, KV brought back at 2000 MB/s: worth it from 3 tokens on"
-    assert (near.name, near.found) == ("link to bbbbbbbbbb", "110 MB/s: worth it from 70 tokens on")
-    assert far.found == "0 MB/s: computing it again is quicker"
+    quicker = "that is quicker than computing it again for topics of"
+    assert speed.found == f"50 tokens/s written, 500 read, KV brought back at 2000 MB/s: {quicker} 3 tokens or more"
+    assert (near.name, near.found) == ("link to bbbbbbbbbb", f"110 MB/s for KV: {quicker} 70 tokens or more")
+    assert far.found == "0 MB/s for KV: computing it again is quicker"
     assert (joined.level, joined.found) == ("ok", "feedfeed, with 1 other node")
     assert (durability.level, durability.name, durability.found) == ("warn", "durability", node.problems[0])
     assert "free some space" in durability.advice

@@ -28,7 +28,8 @@ def test_plain_lines(run: Run, node: FakeNode) -> None:
         "garden        3     100  2026-11-25 12:00  hal, bob (away)",
         "",
         "slots    4 used, 3 parked, 12 free",
-        "speed    500 tokens/s of a prompt; KV is brought back from 3 tokens on (disk never)",
+        "speed    500 tokens/s of a prompt; an idle topic of 3 tokens or more is brought back, not computed again "
+        "(from disk never)",
         "mesh     feedfeed",
         "version  0.1.0",
     ]

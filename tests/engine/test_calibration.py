@@ -105,11 +105,13 @@ def test_what_it_means() -> None:
     speeds = Speeds(prefill_s=1e-3, restore_s=4.5e-3, restore_s_per_byte=1e-8, is_measured=True)
     said = meaning.topics(speeds, 10_000, 1 << 30, 1 << 32, 8192)
     assert said == (
-        "52 of 2,048 tokens rest in memory, 209 more on disk; "
-        "from 6 tokens on, bringing one back beats computing it again"
+        "room for 52 topics of 2,048 tokens in memory, 209 more on disk; "
+        "bringing one of 6 tokens or more back is quicker than computing it again"
     )
-    assert meaning.topics(speeds, 10_000, 1 << 30, 0, 1024).startswith("209 of 512 tokens rest in memory; from")
-    assert meaning.topics(speeds, 10_000, 0, 1 << 32, 1024).startswith("none rest outside the context; from")
+    assert meaning.topics(speeds, 10_000, 1 << 30, 0, 1024).startswith(
+        "room for 209 topics of 512 tokens in memory; bring"
+    )
+    assert meaning.topics(speeds, 10_000, 0, 1 << 32, 1024).startswith("no room for idle ones; bring")
     assert meaning.topics(speeds, 1e9, 1 << 30, 0, 8192).endswith(
         "computing one again is quicker than bringing it back"
     )
