@@ -41,7 +41,25 @@ def detect(host: Host | None = None) -> tuple[Gpu, ...] | None:
             found.append(gpu)
     if not found and computing:
         found = list(_rocm_smi(host, list(computing.values())))
-    return tuple(found) or None
+    return _visible(found, host) or None
+
+
+def _visible(found: list[Gpu], host: Host) -> tuple[Gpu, ...]:
+    """Those that ROCm shows to this process: variables hide GPUs from programs, by their numbers among those that
+    compute, and not from the driver (ROCm's documentation, "GPU isolation techniques"). What follows the first unknown
+    number is not visible, and UUIDs are not looked at."""
+    for variable in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        asked = host.environ.get(variable)
+        if asked is None or "GPU-" in asked:
+            continue
+        computing = [gpu for gpu in found if gpu.architecture]
+        shown: list[Gpu] = []
+        for word in (w.strip() for w in asked.split(",")):
+            if not word.isdigit() or int(word) >= len(computing):
+                break
+            shown.append(computing[int(word)])
+        found = shown
+    return tuple(found)
 
 
 def _computing(host: Host) -> Iterator[tuple[int, str]]:

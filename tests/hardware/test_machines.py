@@ -321,6 +321,33 @@ def test_where_intel_keeps_the_size_of_vram(more: str, total: float, free: float
     assert (round(gpu.memory_bytes / GIB, 1), round(gpu.free_bytes / GIB, 1)) == (total, free)
 
 
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, [128, 129, 130]),
+        ({"HIP_VISIBLE_DEVICES": "1"}, [130]),
+        ({"ROCR_VISIBLE_DEVICES": "1,0", "HIP_VISIBLE_DEVICES": "0"}, [130]),
+        ({"HIP_VISIBLE_DEVICES": "0,7,1"}, [128]),
+        ({"HIP_VISIBLE_DEVICES": "-1"}, []),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-0123456789abcdef"}, [128, 129, 130]),
+    ],
+)
+def test_what_rocm_hides(environ: dict[str, str], expected: list[int], tmp_path: Path) -> None:
+    """Of three cards, the second of which cannot compute."""
+    text = EMPTY + "=== file /dev/kfd\n\n"
+    for number, minor in enumerate((128, 129, 130)):
+        device = f"/sys/class/drm/renderD{minor}/device"
+        text += f"=== file {device}/vendor\n0x1002\n=== file {device}/product_name\n{minor}\n"
+        text += f"=== file {device}/mem_info_vram_total\n17179869184\n=== file {device}/mem_info_vram_used\n0\n"
+        if minor != 129:
+            text += (
+                f"=== file /sys/class/kfd/kfd/topology/nodes/{number}/properties\n"
+                f"simd_count 80\ngfx_target_version 110000\ndrm_render_minor {minor}\n"
+            )
+    found = amd.detect(replace(host(text, tmp_path), environ=environ)) or ()
+    assert [int(gpu.name) for gpu in found] == expected
+
+
 def test_an_arc_without_resizable_bar(tmp_path: Path) -> None:
     """It is no integrated GPU: those are at 00:02.0."""
     text = (MACHINES / "laptop-intel.txt").read_text()
