@@ -519,7 +519,7 @@ async def test_who_gets_a_turn_late_gets_the_next_one_too(tmp_path: Path, monkey
         assert one.store.version(topic).turn == 2
         assert two.store.version(topic).turn == 0
         arrives.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while two.store.version(topic).turn < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -533,6 +533,6 @@ async def test_a_keeper_of_ours_that_is_none_of_the_next_makers_is_not_left_behi
         await third.say("hello")
         for turn, node in ((2, first), (3, third)):
             await node.say("and then?")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while second.store.version("t").turn < turn:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
