@@ -207,19 +207,19 @@ class Turns:
         if request_id:
             asked = {p.id for p in peers}
             peers = [*peers, *(p for p in self.witnesses(topic) if p.id not in asked)]
-        return await self.fetch_soon(topic, peers, request_id, FRESH_S if known else FETCH_S)
+        return await self.fetch_soon(topic, peers, request_id, is_known=known)
 
     async def fetch_soon(
-        self, topic: str, peers: Sequence[Peer], request_id: str = "", timeout_s: float = FRESH_S
+        self, topic: str, peers: Sequence[Peer], request_id: str = "", *, is_known: bool = True
     ) -> set[str]:
-        """Take from peers the turns that we lack, as far as they come in time; the others as they come. Answers which
-        nodes were given the request too."""
+        """Take from peers the turns that we lack, as far as they come in time (which is longer where the topic is not
+        known here); the others as they come. Answers which nodes were given the request too."""
         given: set[str] = set()
         if not peers:
             return given
         tasks = [asyncio.ensure_future(self.fetch(peer, topic, request_id, given)) for peer in peers]
         try:
-            await asyncio.wait(tasks, timeout=timeout_s)
+            await asyncio.wait(tasks, timeout=FRESH_S if is_known else FETCH_S)
         finally:  # who asked may have left; what comes is taken all the same
             for task in tasks:
                 self._spawn(_finish(task))

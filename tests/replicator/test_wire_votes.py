@@ -7,15 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from nodes import Node, nodes
 
-from node.coordinator import Voted
+from node.coordinator import Voted, claims
 from node.engine.fake import FakeBackend, FakeSpec
-from node.replicator import Options
+from node.replicator import Options, turns
 from node.types import GenerateRequest, GenerateResult, Message, SamplingParams, Strategy
 
 # Of replication: the KV of a topic, on its way to who keeps it when the turn is over.
 AFTERWARDS = ("Offer", "Push")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded machine a peer may take longer than a person should wait for it."""
+    monkeypatch.setattr(turns, "ACKNOWLEDGE_S", 10.0)
+    monkeypatch.setattr(turns, "FRESH_S", 10.0)
+    monkeypatch.setattr(claims, "CLAIM_S", 10.0)
 
 
 def fake(spec: FakeSpec) -> dict[str, Any]:
