@@ -6,6 +6,7 @@ TOML key `mesh_port`.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 import tomllib
@@ -181,7 +182,9 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
             values[name] = (flags[name], f"--{name.replace('_', '-')}")
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise InvalidRequest(f"{values[unknown[0]][1]} is not an option; options are {', '.join(sorted(known))}")
+        near = difflib.get_close_matches(unknown[0].replace("-", "_"), known, n=1)
+        said = f": did you mean {near[0]}?" if near else f"; options are {', '.join(sorted(known))}"
+        raise InvalidRequest(f"{values[unknown[0]][1]} is not an option{said}")
     checked: dict[str, Any] = {}
     for name, (value, source) in values.items():
         if name in ("replicas", "pool") and type(value) in (int, float):  # a number in the file

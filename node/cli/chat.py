@@ -62,7 +62,9 @@ class Chat:
             self.is_held = not self.is_whole
             raise
         if self.last is not None and response.version.node_id != self.last.version.node_id and not view.has_moved:
-            render.note(f"note: node {render.one_line(response.version.node_id)} answers now: another did before")
+            now = response.version.node_id
+            name = (await turn.node_names(self.client)).get(now, now)
+            render.note(f"note: node {render.one_line(name)} answers now: another did before")
         self.messages += [message, turn.assistant(response.text)]
         self.is_held = True
         self.last, self.failed = response, ""
@@ -133,11 +135,16 @@ def _script(runner: asyncio.Runner, chat: Chat) -> int:
         except UnicodeDecodeError as e:
             raise InvalidRequest(f"standard input is not valid UTF-8 (byte {e.start} of a line)") from None
 
+    said = False
     with contextlib.suppress(EOFError):
         while True:
             line = read()
-            if line.strip() and not runner.run(_act(chat, _message(line, read))):
-                break
+            if line.strip():
+                said = True
+                if not runner.run(_act(chat, _message(line, read))):
+                    break
+    if not said:
+        raise InvalidRequest("there is nothing on standard input to say: type in a terminal, or give lines in a pipe")
     return 0
 
 

@@ -62,7 +62,7 @@ def _turns(p: Options) -> None:
     p.value("--seed", "for answers that can be repeated", "N", readers.whole(0, 2**64 - 1))
     p.value("--system", "a system prompt, at the start of the conversation", "TEXT", readers.utf8)
     # CONCLAVE_MODEL is what a node serves, and that may be a path.
-    p.value("--model", "refuse a node that serves another model", "NAME", readers.name, variable="CONCLAVE_ASK_MODEL")
+    p.value("--model", "ask only nodes that serve this model", "NAME", readers.name, variable="CONCLAVE_ASK_MODEL")
     p.value("--timeout", "give up after so long (default 300)", "SECONDS", readers.number(0.001, 86400))
 
 

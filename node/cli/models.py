@@ -97,6 +97,8 @@ def _shape_of(name: str) -> Shape:
         except NotFound:
             if entry is None:
                 raise
+        except InvalidRequest as e:
+            raise InvalidRequest(e.message.removeprefix("--model ")) from None
     return entry.shape(_known(quantization or "Q4_K_M"))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from node import __version__
@@ -81,6 +82,22 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], prog: str) -> argpars
     found = parser.values(front + rest, environ)
     found.command = name
     return found
+
+
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """Lines about variables that look like an option's and are none's, so that nobody believes that they count."""
+    known = set()
+    for command in COMMANDS.values():
+        options = Options(prog="")
+        command.add(options)
+        known |= {variable for _, variable, _ in options.readers.values()}
+    strange = sorted(name for name in set(environ) - known if name.startswith(VARIABLE))
+    near = {name: difflib.get_close_matches(name.removeprefix(VARIABLE), _words(known), 1, 0.75) for name in strange}
+    return [f"{name} is no option: did you mean {VARIABLE}{found[0]}?" for name, found in near.items() if found]
+
+
+def _words(variables: Iterable[str]) -> list[str]:
+    return sorted(v.removeprefix(VARIABLE) for v in variables)
 
 
 def overview(prog: str) -> str:

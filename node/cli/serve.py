@@ -13,13 +13,14 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from node import __version__, config, home
 from node.address import is_loopback, split_address
 from node.cli import again, render
+from node.cli.parser import misspelt
 from node.cli.progress import Progress
 from node.config import Config
 from node.errors import ConclaveError
@@ -44,7 +45,7 @@ def run(options: Namespace) -> int:
     # cipher that is left for it needs an RSA certificate, which no node has.
     os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES128-GCM-SHA256")
     _log(verbose=bool(options.verbose), as_json=chosen.log == "json")
-    return asyncio.run(_serve(chosen, _kept(options.token)))
+    return asyncio.run(_serve(chosen, [*_kept(options.token), *misspelt(os.environ)]))
 
 
 def _kept(token: str | None) -> list[str]:
@@ -64,8 +65,11 @@ async def _serve(chosen: Config, early: list[str]) -> int:
     node = Node(chosen, after_loss=before > 0)
     serving_since = math.inf
     node.on_notice = early.append
-    node.on_line = _say
-    node.on_progress = progress = Progress(sys.stdout)
+    say = _log_line if chosen.log == "json" else _say
+    node.on_line = say
+    progress = Progress(sys.stdout)
+    if chosen.log != "json":
+        node.on_progress = progress
     start = asyncio.create_task(node.start())
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -73,18 +77,18 @@ async def _serve(chosen: Config, early: list[str]) -> int:
         progress.end()
         if start.done() and not node.failed.done():
             await start  # raises what went wrong
-            node.on_notice = _say
+            node.on_notice = say
             serving_since = time.monotonic()
             summary = node.summary()
             # What is there now stays: full collections need not go through it, so they come sooner and are shorter.
             gc.collect()
             gc.freeze()
-            _banner(summary, early)
-            peers = asyncio.create_task(_follow(node, Peers(summary.peers)))
+            (_log_banner if chosen.log == "json" else _banner)(summary, early)
+            peers = asyncio.create_task(_follow(node, Peers(summary.peers), say))
             await asyncio.wait((stopped, node.failed), return_when=asyncio.FIRST_COMPLETED)
             peers.cancel()
         if not node.failed.done():
-            _say("stopping (^C again to stop at once)")
+            say("stopping (^C again to stop at once)")
         start.cancel()
         await asyncio.wait((start,), timeout=STOP_S)
         return 0
@@ -145,11 +149,11 @@ def _name(peer: NodeInfo) -> str:
     return f"{peer.name} ({peer.id})" if peer.name else peer.id
 
 
-async def _follow(node: Node, peers: Peers) -> None:
+async def _follow(node: Node, peers: Peers, say: Callable[[str], None]) -> None:
     while True:
         await asyncio.sleep(EVERY_S)
         for line in peers.seen(node.peers):
-            _say(line)
+            say(line)
 
 
 async def _end(node: Node) -> None:
@@ -182,6 +186,30 @@ def _say(line: str) -> None:
     """A line during the run. A node goes on when nobody reads its output any more."""
     with contextlib.suppress(OSError, ValueError):
         print(render.one_line(line, 400), flush=True)
+
+
+def _log_line(line: str) -> None:
+    """The same where a program reads: in its log, so that standard output stays empty."""
+    logging.getLogger("node").info("%s", render.one_line(line, 400))
+
+
+def _log_banner(s: Summary, early: list[str]) -> None:
+    """The banner as one line of the log, without the token."""
+    facts = {
+        "version": __version__,
+        "model": s.model,
+        "backend": s.backend,
+        "sequences": s.sequences,
+        "context": s.ctx,
+        "clients": s.local_address,
+        "http": s.http_address,
+        "mesh_address": s.mesh_address,
+        "mesh": s.mesh_id,
+        "peers": [p.id for p in s.peers],
+    }
+    logging.getLogger("node").info("ready", extra=facts)
+    for notice in dict.fromkeys((*s.notices, *early)):
+        _log_line(notice)
 
 
 def _banner(s: Summary, early: list[str]) -> None:

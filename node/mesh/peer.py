@@ -274,7 +274,15 @@ _SIGNS: list[tuple[str, Callable[[Peer], ConclaveError]]] = [
         "Stream removed|Connection reset|Broken pipe",
         lambda p: PeerUnavailable(f"{p._who()} is gone: the connection broke"),
     ),
-    ("Connection refused", lambda p: PeerUnavailable(f"{p._who()} is gone: nobody listens there")),
+    (
+        "Connection refused",
+        lambda p: PeerUnavailable(
+            f"{p._who()} is gone: nobody listens there"
+            if p.id
+            else f"nobody listens at {p.address}: give the mesh address that the other node's banner shows, and see "
+            "that it runs"
+        ),
+    ),
     (
         "DNS|resolution|resolve|Domain name",
         lambda p: PeerUnavailable(f"{p.address} is no known host: check the name or use its IP address"),

@@ -152,7 +152,7 @@ class Snapshots:
         if topic and len(self._untaken) < MOST_UNTAKEN:
             self._untaken.add(topic)
         if not self._store.kv_problem:
-            log.warning("KV snapshots are not written: %s", error)
+            log.warning("KV snapshots are not written: %s", error.strerror or error)
         self._store.kv_problem = (
             f"KV snapshots cannot be written ({error.strerror or error}): after a restart, or on another node, topics "
             "are computed again"

@@ -160,7 +160,7 @@ class Store:
         """A conversation. Raises NotFound."""
         found = self.log(name)
         if found.is_forgotten:
-            raise NotFound(f"topic {name!r} was forgotten: start it anew without append")
+            raise NotFound(f"topic {name!r} was forgotten: a first message to it begins a new one of this name")
         known = self._known[name]
         return Topic(name, known.version, found.conversation(), known.tokens, known.replicas)
 
@@ -262,7 +262,9 @@ class Store:
                 self._write(other, self._logs.get(other))
         except OSError as e:
             if not self.problem:
-                log.error("conversations are not written, and kept in memory until the disk takes them: %s", e)
+                log.error(
+                    "conversations are not written, and kept in memory until the disk takes them: %s", e.strerror or e
+                )
             self.problem = f"conversations cannot be written ({e.strerror or e}): new turns are in memory only"
         else:
             if self.problem:

@@ -139,6 +139,12 @@ def test_a_block_is_one_message(run: Run, node: FakeNode) -> None:
     assert [r.messages[-1].content for r in node.requests] == ["one\n\n/two", "/three", "four", "open"]
 
 
+def test_nothing_to_say_is_an_error(run: Run, node: FakeNode) -> None:
+    done = run("chat", "--address", node.address)
+    assert (done.code, done.out) == (2, "")
+    assert "nothing on standard input" in done.err
+
+
 def test_another_node_that_answers_is_named(run: Run, node: FakeNode, other: FakeNode) -> None:
     done = run("chat", "--address", node.address, stdin=b"one\ntwo\n")
     assert done.err == ""

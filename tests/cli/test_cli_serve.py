@@ -1,12 +1,15 @@
 """`serve` around a node made of promises: flags, banner, notices, signals, and a start that fails."""
 
 import asyncio
+import json
+import logging
 import os
 import signal
 import sys
 import types as pytypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from fakenode import Run
@@ -14,6 +17,7 @@ from fakenode import Run
 from node.cli.serve import GONE_AFTER, Peers
 from node.config import Config
 from node.errors import BackendError, ConclaveError, InvalidRequest
+from node.mesh.identity import new_token
 from node.types import NodeInfo
 
 
@@ -83,7 +87,7 @@ class StandIn:
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
     class Node(StandIn):
         pass
 
@@ -91,7 +95,11 @@ def app(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     module = pytypes.ModuleType("node.app")
     module.Node, module.Summary = Node, Summary  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "node.app", module)
-    return Node
+    before = list(logging.getLogger().handlers)
+    yield Node
+    # A node's log goes to this test's stderr, which is closed for those that come after.
+    for handler in [h for h in logging.getLogger().handlers if h not in before]:
+        logging.getLogger().removeHandler(handler)
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -112,6 +120,42 @@ def test_banner_notices_and_a_clean_stop(run: Run, app: type[StandIn], signal_: 
     assert "  lends    2.0 GiB to nodes of this mesh (--pool)" in lines
     assert "peer bob (bbbbbbbbbb) joined[2J" in lines
     assert len(lines) <= 17
+
+
+def test_a_log_for_programs_is_all_that_is_said(run: Run, app: type[StandIn]) -> None:
+    done = run("--log", "json")
+    assert (done.code, done.out) == (0, "")
+    lines = [json.loads(line) for line in done.err.splitlines()]
+    [ready] = [x for x in lines if x["message"] == "ready"]
+    assert (ready["model"], ready["http"], ready["mesh"]) == ("conclave-demo", "127.0.0.1:7422", "feedfeed")
+    assert "mDNS is off: no network" in [x["message"] for x in lines]
+    assert "clv1-" not in done.err
+
+
+def test_a_variable_that_is_nearly_an_option_is_said(
+    run: Run, app: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONCLAVE_PROT", "1")
+    monkeypatch.setenv("CONCLAVE_SOMETHING_ELSE", "1")
+    monkeypatch.setenv("CONCLAVE_MAX_TOKENS", "1")  # of another command
+    lines = run().out.splitlines()
+    assert [x for x in lines if "CONCLAVE_" in x] == ["  CONCLAVE_PROT is no option: did you mean CONCLAVE_PORT?"]
+
+
+def test_a_token_that_is_given_is_kept(run: Run, app: type[StandIn], own_home: Path) -> None:
+    token = new_token()
+    assert "  the token is kept: later runs need no --token" in run("--token", token).out.splitlines()
+    assert (own_home / "config/token").read_text().strip() == token
+    assert (own_home / "config/token").stat().st_mode & 0o777 == 0o600
+    assert "is kept" not in run("--token", token).out
+
+
+def test_a_token_of_the_environment_is_not(
+    run: Run, app: type[StandIn], own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONCLAVE_TOKEN", new_token())
+    assert run().code == 0
+    assert not (own_home / "config/token").exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:7421", "[::1]:7421"])

@@ -156,7 +156,9 @@ def _app(here: Here, look: Look) -> Starlette:
     routes += _ollamas(here)
     routes += [Route("/metrics", look.metrics), Route("/openapi.json", describe)]
     routes += [Route(path, look.page) for path in PAGES]
-    return Starlette(routes=routes, exception_handlers={ConclaveError: _failed, HTTPException: _refused})
+    app = Starlette(routes=routes, exception_handlers={ConclaveError: _failed, HTTPException: _refused})
+    app.router.redirect_slashes = False  # else `/topics` would be sent to a topic without a name
+    return app
 
 
 def _ollamas(here: Here) -> list[Route]:
