@@ -29,6 +29,9 @@ def library(name: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(LIB / f"lib{name}.{suffix}"))
 
 
+CPU = Path("/proc/cpuinfo")
+# Rows that our attention holds in registers at once: a larger group of heads goes to llama.cpp's own.
+MOST_ROWS = 64 if CPU.exists() and "avx512f" in CPU.read_text() else 32
 HAS_KERNELS = hasattr(library("ggml-cpu"), "__wrap_ggml_compute_forward_flash_attn_ext")
 
 
@@ -167,7 +170,7 @@ def test_attention_of_tokens_that_share_little(how: str, heads: int, kv_heads: i
     mask = own_cells(tokens, cells, how)
     exact = plain_attention(q, k, v, mask)
     for threads in (1, 2, 3):
-        is_ours = HAS_KERNELS and tokens * kv_heads >= threads
+        is_ours = HAS_KERNELS and tokens * kv_heads >= threads and heads // kv_heads <= MOST_ROWS
         out = attention(q, k, v, mask, threads, kind)
         np.testing.assert_allclose(out, exact, atol=2e-5 if is_ours else 0.1)
 
