@@ -2,7 +2,8 @@
 
     python scripts/readme/record.py ["a question"]
 
-Each program runs on a pseudo-terminal, so it prints what a person would see. All nodes stay on loopback.
+Each program runs on a pseudo-terminal, so it prints what a person would see. All nodes stay on loopback, or on the
+addresses of CONCLAVE_INTERFACE (with one of a network the banner has the line for another machine).
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def main() -> None:
     question = sys.argv[1] if len(sys.argv) > 1 else QUESTION
     python = [sys.executable, "-m", "node"]
     with tempfile.TemporaryDirectory() as home:
-        env = {**os.environ, "CONCLAVE_HOME": home, "CONCLAVE_INTERFACE": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+        where = os.environ.get("CONCLAVE_INTERFACE", "127.0.0.1")
+        env = {**os.environ, "CONCLAVE_HOME": home, "CONCLAVE_INTERFACE": where, "PYTHONUNBUFFERED": "1"}
         first = Terminal([sys.executable, "scripts/first_run.py"], env)
         first.read(60, b"On another machine:")
         first.read(2)
