@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,3 +145,19 @@ def test_records_are_kept_through_a_kill_and_a_file_that_is_broken(mesh: Mesh) -
     assert records() == {}
     assert nodes["llama"].client.ask(SUM, candidates=8).outcome.finished >= 4
     together(*nodes.values())
+
+
+def test_a_model_of_another_node_answers_over_http(mesh: Mesh) -> None:
+    """What most people do first: a laptop asks the model of the machine with the GPU, by its name."""
+    _, nodes = mesh
+    here = nodes["llama"].http_address
+    listed = json.load(urllib.request.urlopen(f"http://{here}/v1/models", timeout=10))["data"]
+    assert [m["conclave"]["node"] for m in listed if m["id"] == "scripted"] == [nodes["fake"].id]
+    body = {"model": "scripted", "messages": [{"role": "user", "content": SUM}], "stream": True}
+    headers = {"content-type": "application/json"}
+    asked = urllib.request.Request(f"http://{here}/v1/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        lines = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: {")]
+    texts = [c["delta"].get("content") or "" for line in lines for c in json.loads(line)["choices"]]
+    assert "".join(texts) == "answer: 42"
+    assert len([t for t in texts if t]) > 1, "as it is written, over two nodes"

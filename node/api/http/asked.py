@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,10 +42,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What reading a request takes from the node: its model's name, and what requests leave out."""
+    """What reading a request takes from the node: its model's name, what requests leave out, others' models."""
 
     model: str
     defaults: wire.Defaults
+    others: Collection[str] = ()
 
 
 def chat(body: schema.ChatRequest, node: Node, request_id: str = "") -> Asked:
@@ -181,10 +182,11 @@ def tools_pb(tools: Sequence[schema.Tool]) -> list[types_pb2.Tool]:
 
 
 def _asked(body: schema.Sampling, pb: generate_pb2.GenerateRequest, node: Node, n: int, request_id: str) -> Asked:
-    mode = names.mode(body.model or "", node.model)
+    mode = names.mode(body.model or "", node.model, node.others)
     more = body.conclave or schema.Conclave()
     pb.topic = body.topic or ""
     pb.request_id = request_id
+    pb.model = mode.model
     pb.strategy = more.strategy or (mode.strategy.value if mode.strategy else "")
     pb.candidates = more.candidates or mode.candidates
     if mode.is_vote and n > 1:
@@ -200,8 +202,9 @@ def _asked(body: schema.Sampling, pb: generate_pb2.GenerateRequest, node: Node, 
     if not mode.is_vote:
         # No vote: by which strategy nothing is counted does not matter, so the one that costs nothing.
         strategy = request.strategy if more.strategy else wire.strategy("majority")
-        request = replace(request, strategy=strategy, scope=Scope.LOCAL)
-    wishes = Wishes(bool(more.progress), bool(more.leader), bool(more.events and more.peers))
+        request = replace(request, strategy=strategy, scope=request.scope if mode.model else Scope.LOCAL)
+    # What another node's model writes is the answer itself, and wanted as it is written.
+    wishes = Wishes(bool(more.progress), bool(more.leader), bool((more.events and more.peers) or mode.model))
     return Asked(request, body.model or names.VOTE, n, mode.is_vote, bool(more.events), wishes=wishes)
 
 

@@ -61,6 +61,7 @@ class _Choice:
         self._splitter = Splitter(asked.request.tools) if asked.request.tools else None
         self._most = 1 if asked.one_call else None
         self._has_begun = False
+        self._said = ""
         self._calls = 0
         self.is_over = False
 
@@ -68,6 +69,7 @@ class _Choice:
         """More text of its candidate."""
         self._has_begun = True
         if self._splitter is None:
+            self._said += event.text
             yield Said(self._index, event.text, event.logprobs)
         else:
             text, calls = self._splitter.feed(event.text)
@@ -82,6 +84,8 @@ class _Choice:
             yield from self._pieces(candidate.text, candidate.tool_calls, candidate.logprobs)
         elif self._splitter is not None:
             yield from self._pieces(*self._splitter.finish())
+        elif rest := candidate.text.removeprefix(self._said) if candidate.text.startswith(self._said) else "":
+            yield Said(self._index, rest)  # of a peer, whose ballot counts and not what it let us watch
         yield Ended(self._index, candidate)
 
     def _pieces(
@@ -128,7 +132,8 @@ async def deltas(events: AsyncGenerator[Event, None], asked: Asked, here: str) -
 def streams(plan: Planned, asked: Asked, here: str) -> bool:
     """Whether each candidate of a plan is a choice, so that what it writes is the answer."""
     ids = [(node, id) for node, share in plan.shares for id in share]
-    return len(ids) == asked.choices and all(node == here for node, _ in ids) and (not asked.is_vote or len(ids) == 1)
+    is_seen = asked.wishes.peers or all(node == here for node, _ in ids)
+    return len(ids) == asked.choices and is_seen and (not asked.is_vote or len(ids) == 1)
 
 
 def chosen_of(result: GenerateResult, asked: Asked) -> tuple[Candidate, ...]:

@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request
 
 from node import wire
+from node.api.http import names
 from node.api.http.asked import Asked, Node
 from node.api.http.deltas import Delta, deltas
 from node.coordinator import Coordinator
@@ -20,7 +21,7 @@ from node.errors import InvalidRequest
 from node.mesh.mesh import Mesh
 from node.replicator import Travels
 from node.store import Store
-from node.types import Version
+from node.types import NodeInfo, Version
 
 MAX_BODY_BYTES = 16 << 20  # far more than a prompt that fits any context
 MAX_ID_BYTES = 128
@@ -46,7 +47,15 @@ class Here:
     @property
     def node(self) -> Node:
         """What reading a request takes from the node."""
-        return Node(self.engine.info.name, self.defaults)
+        return Node(self.engine.info.name, self.defaults, self.others)
+
+    @property
+    def others(self) -> dict[str, NodeInfo]:
+        """Models that other nodes have and this one has not, each with a node that has it. One that calls itself a vote
+        is none: it may be a mesh's HTTP listener, and this node's own votes have those names."""
+        found = {p.info.model: p.info for p in self.mesh.peers()}
+        own = {"", self.engine.info.name}
+        return {name: info for name, info in found.items() if name not in own and name.partition(":")[0] != names.VOTE}
 
     @property
     def fingerprint(self) -> str:

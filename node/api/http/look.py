@@ -50,7 +50,7 @@ class Look:
 
     async def models(self, _: Request) -> Response:
         """The names that requests may give."""
-        found = [self._model(n) for n in names.listed(self._here.engine.info.name)]
+        found = [self._model(n) for n in names.listed(self._here.engine.info.name, self._here.others)]
         return _json({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
@@ -58,7 +58,7 @@ class Look:
         name = request.path_params["name"]
         if not name:
             raise NotFound("the name of a model is missing")
-        names.mode(name, self._here.engine.info.name)
+        names.mode(name, self._here.engine.info.name, self._here.others)
         return _json(self._model(name))
 
     async def status(self, _: Request) -> Response:
@@ -108,14 +108,11 @@ class Look:
         return Response(body, headers=headers, media_type=_KINDS[name.rpartition(".")[2]])
 
     def _model(self, name: str) -> dict[str, Any]:
-        info = self._here.engine.info
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._here.started,
-            "owned_by": "conclave",
-            "context_length": info.context,
-        }
+        """One of the names. A peer does not say how long its contexts are; it refuses what does not fit."""
+        found = {"id": name, "object": "model", "created": self._here.started, "owned_by": "conclave"}
+        if (other := self._here.others.get(name)) is not None:
+            return found | {"conclave": {"node": other.id, "name": other.name}}
+        return found | {"context_length": self._here.engine.info.context}
 
     def _gauge(self) -> None:
         here, load, info = self._here, self._here.engine.load, self._here.engine.info

@@ -3,12 +3,14 @@
 conclave              a vote over the mesh, with the node's strategy and number of candidates
 conclave:fast         the first answer to finish
 conclave:majority-9   a vote by that strategy, with that many candidates; either may be left out
-the model's own name  one candidate of this node, streamed as it is written
+a model's own name    one candidate of that model, streamed as it is written: of this node if it has the model, else
+                      of a node that does
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from node.errors import NotFound
@@ -22,17 +24,20 @@ MAX_CANDIDATES = 64
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """What a model name asks for. `strategy` None and `candidates` 0 are the node's own."""
+    """What a model name asks for. `strategy` None and `candidates` 0 are the node's own; `model` is another node's."""
 
     is_vote: bool
     strategy: Strategy | None = None
     candidates: int = 0
+    model: str = ""
 
 
-def mode(name: str, model: str) -> Mode:
-    """What a model name means on a node with this model; empty is a vote. Raises NotFound."""
+def mode(name: str, model: str, others: Collection[str] = ()) -> Mode:
+    """What a model name means on a node with this model, in a mesh with others; empty is a vote. Raises NotFound."""
     if name == model:
         return Mode(is_vote=False)
+    if name in others:
+        return Mode(is_vote=False, model=name)
     if name in ("", VOTE):
         return Mode(is_vote=True)
     head, _, rest = name.partition(":")
@@ -45,12 +50,12 @@ def mode(name: str, model: str) -> Mode:
         if known:
             return Mode(True, _STRATEGIES[strategy] if strategy else None, candidates)
     raise NotFound(
-        f"model {name[:80]!r} does not exist here: there are {', '.join(listed(model))}; "
+        f"model {name[:80]!r} does not exist here: there are {', '.join(listed(model, others))}; "
         f"a number of candidates may follow, as in conclave:majority-9"
     )
 
 
-def listed(model: str) -> list[str]:
-    """The names that /v1/models lists."""
+def listed(model: str, others: Collection[str] = ()) -> list[str]:
+    """The names that /v1/models lists, those of models last."""
     votes = [s.value for s in Strategy if s not in (Strategy.AUTO, Strategy.FASTEST)]
-    return [VOTE, f"{VOTE}:fast", *(f"{VOTE}:{s}" for s in votes), model]
+    return [VOTE, f"{VOTE}:fast", *(f"{VOTE}:{s}" for s in votes), model, *sorted(others)]

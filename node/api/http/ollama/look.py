@@ -18,6 +18,7 @@ from node.api.http.ollama import say, schema
 from node.api.http.ollama.asked import LATEST, model
 from node.api.http.wait import Whole
 from node.errors import InvalidRequest
+from node.types import NodeInfo
 
 # The version of Ollama's API that this follows: programs refuse what is older than what they know.
 API = "0.12.6"
@@ -40,8 +41,9 @@ class Look:
         return _json({"version": API, "conclave": self._here.version})
 
     async def tags(self, _: Request) -> Response:
-        """The names that requests may give: votes, and the model itself."""
-        return _json({"models": [self._model(n) for n in names.listed(self._here.engine.info.name)]})
+        """The names that requests may give: votes, this node's model, and those of others."""
+        here = self._here
+        return _json({"models": [self._model(n) for n in names.listed(here.engine.info.name, here.others)]})
 
     async def ps(self, _: Request) -> Response:
         """The model that is loaded."""
@@ -62,8 +64,9 @@ class Look:
         name = body.model or body.name
         if not name:
             raise InvalidRequest("the name of a model is missing: send `model`")
-        names.mode(model(name), info.name)
-        details = self._details()
+        other = self._here.others.get(model(name))
+        names.mode(model(name), info.name, self._here.others)
+        details = self._details(other)
         kind = details["family"] or "unknown"
         return _json(
             {
@@ -73,9 +76,9 @@ class Look:
                 "details": details,
                 "model_info": {
                     "general.architecture": kind,
-                    "general.basename": info.name,
-                    "general.parameter_count": info.parameters,
-                    f"{kind}.context_length": info.context,
+                    "general.basename": other.model if other else info.name,
+                    **({} if other else {"general.parameter_count": info.parameters}),
+                    **({} if other else {f"{kind}.context_length": info.context}),
                 },
                 "capabilities": ["completion", "tools"],
                 "modified_at": say.stamp(self._here.started),
@@ -127,29 +130,30 @@ class Look:
         )
 
     def _model(self, name: str) -> dict[str, Any]:
-        info = self._here.engine.info
+        info, other = self._here.engine.info, self._here.others.get(name)
         name = name if ":" in name else name + LATEST
         return {
             "name": name,
             "model": name,
             "modified_at": say.stamp(self._here.started),
-            "size": info.weights_bytes,
-            "digest": hashlib.sha256(f"{info.fingerprint} {name}".encode()).hexdigest(),
-            "details": self._details(),
+            "size": 0 if other else info.weights_bytes,
+            "digest": hashlib.sha256(f"{(other or info).fingerprint} {name}".encode()).hexdigest(),
+            "details": self._details(other),
         }
 
-    def _details(self) -> dict[str, Any]:
-        """What is known of the model: llama.cpp describes it by architecture, size in billions and quantization."""
+    def _details(self, other: NodeInfo | None) -> dict[str, Any]:
+        """What is known of the model: llama.cpp describes it by architecture, size in billions and quantization. A peer
+        says none of that of its own."""
         info = self._here.engine.info
         family, quantization = "", ""
-        if info.backend == "llama":
+        if info.backend == "llama" and other is None:
             family, _, quantization = (*info.description.split(" ", 2), "", "")[:3]
         return {
             "parent_model": "",
-            "format": "gguf" if info.backend == "llama" else "",
+            "format": "gguf" if (other or info).backend == "llama" else "",
             "family": family,
             "families": [family] if family else [],
-            "parameter_size": _human(info.parameters),
+            "parameter_size": "" if other else _human(info.parameters),
             "quantization_level": re.sub(r" - ([SML])\w*$", r"_\1", quantization),  # "Q4_K - Medium" is Q4_K_M
         }
 
