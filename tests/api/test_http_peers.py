@@ -21,8 +21,8 @@ CHAT = "/v1/chat/completions"
 def test_a_name_of_another_node_is_its_model_alone() -> None:
     assert names.mode("big", "small", {"big"}) == names.Mode(False, model="big")
     assert names.mode("small", "small", {"big"}) == names.Mode(False), "of one that both have this node's counts"
-    assert names.listed("small", {"big", "also"})[-3:] == ["small", "also", "big"]
-    with pytest.raises(NotFound, match=r"'huge' does not exist here: .*small, big"):
+    assert names.listed("small", {"big", "also"})[-3:] == ["also", "big", "small"]
+    with pytest.raises(NotFound, match=r"'huge' does not exist here: .*big, small"):
         names.mode("huge", "small", {"big"})
 
 
@@ -37,7 +37,7 @@ async def test_models_of_the_mesh_are_listed() -> None:
     async with web(peers=peers) as node:
         listed = (await node.get("/v1/models")).json["data"]
         named = [m["id"] for m in listed if not m["id"].startswith("conclave")]
-        assert named == ["fake", "big"]
+        assert named == ["big", "fake"]
         one = (await node.get("/v1/models/big")).json
         assert one["conclave"]["node"] in "bc"
         assert "context_length" not in one

@@ -56,6 +56,6 @@ def mode(name: str, model: str, others: Collection[str] = ()) -> Mode:
 
 
 def listed(model: str, others: Collection[str] = ()) -> list[str]:
-    """The names that /v1/models lists, those of models last."""
+    """The names that /v1/models lists, the node's own model last: nodes with `--backend openai` take that one."""
     votes = [s.value for s in Strategy if s not in (Strategy.AUTO, Strategy.FASTEST)]
-    return [VOTE, f"{VOTE}:fast", *(f"{VOTE}:{s}" for s in votes), model, *sorted(others)]
+    return [VOTE, f"{VOTE}:fast", *(f"{VOTE}:{s}" for s in votes), *sorted(others), model]
