@@ -263,7 +263,8 @@ class GenerateRequest:
 
     `early_stop` None is the node's default. With `is_raw`, the last message is the prompt as it stands, without the
     model's template, and only the node that is asked computes it.
-    `parent` is the version that it continues, at the least; the zero version is any.
+    `parent` is the version that it continues, at the least; the zero version is any. With `begin`, what continues a
+    topic that is not there begins it, and system messages at the front count only then.
     """
 
     messages: tuple[Message, ...]
@@ -279,6 +280,15 @@ class GenerateRequest:
     early_stop: EarlyStop | None = None
     is_raw: bool = False
     parent: Version = Version()
+    begin: bool = False
+
+    @property
+    def said(self) -> tuple[Message, ...]:
+        """What it adds to a topic that is there already."""
+        front = 0
+        while self.begin and self.messages[front].role == "system":
+            front += 1
+        return self.messages[front:]
 
 
 @dataclass(frozen=True, slots=True)

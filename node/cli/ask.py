@@ -58,12 +58,14 @@ async def _ask(client: Client, options: Namespace, prompt: str, view: turn.View)
         except NotFound:
             if view.has_moved:  # it is known where we asked first, and that node is gone
                 raise
-            # A new topic: the same question begins it.
+            # A new topic: the same question begins it, if no other has meanwhile.
         else:
             if options.system:
                 render.note(f"note: topic {options.topic} exists already: --system counts only where one begins")
             return response
-    asked = turn.asked(options, [*turn.system(options), message], topic=options.topic or "")
+    is_new = bool(options.topic)
+    messages = [*turn.system(options), message]
+    asked = turn.asked(options, messages, topic=options.topic or "", append=is_new, begin=is_new)
     return await turn.answer(client, options, asked, view)
 
 

@@ -89,6 +89,7 @@ class Chat:
             raise
 
     async def _ask(self, message: types_pb2.Message, view: turn.View) -> generate_pb2.GenerateResponse:
+        is_new = False
         if self.is_held:
             # Said with it is what it continues: a node that was not told the last turn must not go on without it.
             parent = self.last.version if self.last is not None else None
@@ -102,7 +103,8 @@ class Chat:
                     )
                     render.note(what)
                 self.is_whole = True
-        asked = turn.asked(self.options, [*self.messages, message], topic=self.topic)
+                is_new = self.last is None  # another chat may begin it meanwhile, and is not written over
+        asked = turn.asked(self.options, [*self.messages, message], topic=self.topic, append=is_new, begin=is_new)
         return await turn.answer(self.client, self.options, asked, view)
 
 

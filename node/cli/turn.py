@@ -32,6 +32,7 @@ def asked(
     *,
     topic: str = "",
     append: bool = False,
+    begin: bool = False,
     parent: types_pb2.Version | None = None,
     id: str = "",
 ) -> generate_pb2.GenerateRequest:
@@ -50,6 +51,7 @@ def asked(
         messages,
         topic=topic,
         append=append,
+        begin=begin,
         parent=parent,
         candidates=options.candidates or 0,
         strategy=options.strategy or "",

@@ -12,6 +12,7 @@ from node.coordinator.place import Place
 from node.core import answers, placement
 from node.core.consensus import Vote
 from node.errors import InvalidRequest, NotFound
+from node.store import Topic
 from node.types import EarlyStop, GenerateRequest, Version
 
 # Left of a client's deadline for electing and for the way back, so that the answer arrives and not the deadline.
@@ -96,19 +97,29 @@ def plan(place: Place, asked: GenerateRequest, deadline: float | None) -> Plan:
 def _settled(place: Place, request: GenerateRequest) -> GenerateRequest:
     """The request with its whole conversation, its strategy and its seed."""
     messages = request.messages
-    if request.append:
-        topic = place.store.get(request.topic)
+    topic = _held(place, request) if request.append else None
+    if topic is not None:
         if topic.version < request.parent:
             raise NotFound(
                 f"topic {request.topic!r} is known here up to turn {topic.version.turn}, not to turn "
                 f"{request.parent.turn}: send the whole conversation"
             )
-        messages = topic.messages + messages
+        messages = topic.messages + request.said
     params = request.params
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(63))
     strategy = answers.resolve(request.strategy, messages, request.tools, params.json_schema)
     return replace(request, messages=messages, params=params, strategy=strategy)
+
+
+def _held(place: Place, request: GenerateRequest) -> Topic | None:
+    """What is held of the topic that a request goes on with; None if it begins it. Raises NotFound."""
+    try:
+        return place.store.get(request.topic)
+    except NotFound:
+        if request.begin and request.parent == Version():
+            return None
+        raise
 
 
 def _check_logprobs(request: GenerateRequest, candidates: int) -> None:

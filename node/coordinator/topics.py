@@ -70,8 +70,8 @@ def again(store: Store, request: GenerateRequest) -> GenerateResult | None:
         return None
     name, said = found
     conversation = store.log(name).conversation(said.version)
-    asked = request.messages
-    if name != request.topic or conversation[-1 - len(asked) : -1] != asked:
+    tails = (request.messages, request.said)
+    if name != request.topic or not any(conversation[-1 - len(t) : -1] == t for t in tails):
         raise InvalidRequest(
             f"request_id {request.request_id!r} was used for another request: an id belongs to one request"
         )

@@ -25,41 +25,41 @@ _sym_db = _symbol_database.Default()
 from node.v1 import types_pb2 as node_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16node/v1/generate.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"\xa5\x02\n\x0fGenerateRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.node.v1.Message\x12\x0e\n\x06\x61ppend\x18\x03 \x01(\x08\x12\x12\n\ncandidates\x18\x04 \x01(\x05\x12\x10\n\x08strategy\x18\x05 \x01(\t\x12\x1d\n\x05scope\x18\x06 \x01(\x0e\x32\x0e.node.v1.Scope\x12\'\n\x06params\x18\x07 \x01(\x0b\x32\x17.node.v1.SamplingParams\x12\x1c\n\x05tools\x18\x08 \x03(\x0b\x32\r.node.v1.Tool\x12\r\n\x05model\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12 \n\x06parent\x18\x0b \x01(\x0b\x32\x10.node.v1.Version\"\xb1\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\r\n\x05topic\x18\x03 \x01(\t\x12!\n\x07version\x18\x04 \x01(\x0b\x32\x10.node.v1.Version\x12!\n\x07outcome\x18\x05 \x01(\x0b\x32\x10.node.v1.Outcome\x12&\n\ncandidates\x18\x06 \x03(\x0b\x32\x12.node.v1.Candidate\x12\x1d\n\x05usage\x18\x07 \x01(\x0b\x32\x0e.node.v1.Usage\x12!\n\x07timings\x18\x08 \x01(\x0b\x32\x10.node.v1.Timings\x12\x12\n\nrequest_id\x18\t \x01(\t\x12%\n\ntool_calls\x18\n \x03(\x0b\x32\x11.node.v1.ToolCall\"[\n\rStreamRequest\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x18.node.v1.GenerateRequest\x12\x1f\n\x06wishes\x18\x02 \x01(\x0b\x32\x0f.node.v1.Wishes\"9\n\x06Wishes\x12\x10\n\x08progress\x18\x01 \x01(\x08\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\r\n\x05peers\x18\x03 \x01(\x08\"\x98\x02\n\x0eStreamResponse\x12\x1d\n\x04plan\x18\x01 \x01(\x0b\x32\r.node.v1.PlanH\x00\x12\x1f\n\x05token\x18\x02 \x01(\x0b\x32\x0e.node.v1.TokenH\x00\x12\'\n\tcandidate\x18\x03 \x01(\x0b\x32\x12.node.v1.CandidateH\x00\x12\x1f\n\x05local\x18\x04 \x01(\x0b\x32\x0e.node.v1.TallyH\x00\x12)\n\x04\x64one\x18\x05 \x01(\x0b\x32\x19.node.v1.GenerateResponseH\x00\x12%\n\x08progress\x18\x06 \x01(\x0b\x32\x11.node.v1.ProgressH\x00\x12!\n\x06leader\x18\x07 \x01(\x0b\x32\x0f.node.v1.LeaderH\x00\x42\x07\n\x05\x65vent\"Q\n\x08Progress\x12\x17\n\x0f\x63omputed_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"O\n\x06Leader\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\r\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x10\n\x08\x66inished\x18\x04 \x01(\r\"L\n\x04Plan\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x1e\n\x06shares\x18\x03 \x03(\x0b\x32\x0e.node.v1.Share\")\n\x05Share\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ncandidates\x18\x02 \x03(\r\"T\n\x05Token\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\'\n\x08logprobs\x18\x03 \x03(\x0b\x32\x15.node.v1.TokenLogprob\",\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\"e\n\rEmbedResponse\x12&\n\nembeddings\x18\x01 \x03(\x0b\x32\x12.node.v1.Embedding\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1d\n\x05usage\x18\x03 \x01(\x0b\x32\x0e.node.v1.Usage\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02*?\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSCOPE_LOCAL\x10\x01\x12\x0e\n\nSCOPE_MESH\x10\x02\x32\xc0\x01\n\x08Generate\x12?\n\x08Generate\x12\x18.node.v1.GenerateRequest\x1a\x19.node.v1.GenerateResponse\x12;\n\x06Stream\x12\x16.node.v1.StreamRequest\x1a\x17.node.v1.StreamResponse0\x01\x12\x36\n\x05\x45mbed\x12\x15.node.v1.EmbedRequest\x1a\x16.node.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16node/v1/generate.proto\x12\x07node.v1\x1a\x13node/v1/types.proto\"\xb4\x02\n\x0fGenerateRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\"\n\x08messages\x18\x02 \x03(\x0b\x32\x10.node.v1.Message\x12\x0e\n\x06\x61ppend\x18\x03 \x01(\x08\x12\x12\n\ncandidates\x18\x04 \x01(\x05\x12\x10\n\x08strategy\x18\x05 \x01(\t\x12\x1d\n\x05scope\x18\x06 \x01(\x0e\x32\x0e.node.v1.Scope\x12\'\n\x06params\x18\x07 \x01(\x0b\x32\x17.node.v1.SamplingParams\x12\x1c\n\x05tools\x18\x08 \x03(\x0b\x32\r.node.v1.Tool\x12\r\n\x05model\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12 \n\x06parent\x18\x0b \x01(\x0b\x32\x10.node.v1.Version\x12\r\n\x05\x62\x65gin\x18\x0c \x01(\x08\"\xb1\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\r\n\x05topic\x18\x03 \x01(\t\x12!\n\x07version\x18\x04 \x01(\x0b\x32\x10.node.v1.Version\x12!\n\x07outcome\x18\x05 \x01(\x0b\x32\x10.node.v1.Outcome\x12&\n\ncandidates\x18\x06 \x03(\x0b\x32\x12.node.v1.Candidate\x12\x1d\n\x05usage\x18\x07 \x01(\x0b\x32\x0e.node.v1.Usage\x12!\n\x07timings\x18\x08 \x01(\x0b\x32\x10.node.v1.Timings\x12\x12\n\nrequest_id\x18\t \x01(\t\x12%\n\ntool_calls\x18\n \x03(\x0b\x32\x11.node.v1.ToolCall\"[\n\rStreamRequest\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x18.node.v1.GenerateRequest\x12\x1f\n\x06wishes\x18\x02 \x01(\x0b\x32\x0f.node.v1.Wishes\"9\n\x06Wishes\x12\x10\n\x08progress\x18\x01 \x01(\x08\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\r\n\x05peers\x18\x03 \x01(\x08\"\x98\x02\n\x0eStreamResponse\x12\x1d\n\x04plan\x18\x01 \x01(\x0b\x32\r.node.v1.PlanH\x00\x12\x1f\n\x05token\x18\x02 \x01(\x0b\x32\x0e.node.v1.TokenH\x00\x12\'\n\tcandidate\x18\x03 \x01(\x0b\x32\x12.node.v1.CandidateH\x00\x12\x1f\n\x05local\x18\x04 \x01(\x0b\x32\x0e.node.v1.TallyH\x00\x12)\n\x04\x64one\x18\x05 \x01(\x0b\x32\x19.node.v1.GenerateResponseH\x00\x12%\n\x08progress\x18\x06 \x01(\x0b\x32\x11.node.v1.ProgressH\x00\x12!\n\x06leader\x18\x07 \x01(\x0b\x32\x0f.node.v1.LeaderH\x00\x42\x07\n\x05\x65vent\"Q\n\x08Progress\x12\x17\n\x0f\x63omputed_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"O\n\x06Leader\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\r\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x01\x12\x10\n\x08\x66inished\x18\x04 \x01(\r\"L\n\x04Plan\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08strategy\x18\x02 \x01(\t\x12\x1e\n\x06shares\x18\x03 \x03(\x0b\x32\x0e.node.v1.Share\")\n\x05Share\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\ncandidates\x18\x02 \x03(\r\"T\n\x05Token\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\'\n\x08logprobs\x18\x03 \x03(\x0b\x32\x15.node.v1.TokenLogprob\",\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\"e\n\rEmbedResponse\x12&\n\nembeddings\x18\x01 \x03(\x0b\x32\x12.node.v1.Embedding\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1d\n\x05usage\x18\x03 \x01(\x0b\x32\x0e.node.v1.Usage\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02*?\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSCOPE_LOCAL\x10\x01\x12\x0e\n\nSCOPE_MESH\x10\x02\x32\xc0\x01\n\x08Generate\x12?\n\x08Generate\x12\x18.node.v1.GenerateRequest\x1a\x19.node.v1.GenerateResponse\x12;\n\x06Stream\x12\x16.node.v1.StreamRequest\x1a\x17.node.v1.StreamResponse0\x01\x12\x36\n\x05\x45mbed\x12\x15.node.v1.EmbedRequest\x1a\x16.node.v1.EmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'node.v1.generate_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOPE']._serialized_start=1644
-  _globals['_SCOPE']._serialized_end=1707
+  _globals['_SCOPE']._serialized_start=1659
+  _globals['_SCOPE']._serialized_end=1722
   _globals['_GENERATEREQUEST']._serialized_start=57
-  _globals['_GENERATEREQUEST']._serialized_end=350
-  _globals['_GENERATERESPONSE']._serialized_start=353
-  _globals['_GENERATERESPONSE']._serialized_end=658
-  _globals['_STREAMREQUEST']._serialized_start=660
-  _globals['_STREAMREQUEST']._serialized_end=751
-  _globals['_WISHES']._serialized_start=753
-  _globals['_WISHES']._serialized_end=810
-  _globals['_STREAMRESPONSE']._serialized_start=813
-  _globals['_STREAMRESPONSE']._serialized_end=1093
-  _globals['_PROGRESS']._serialized_start=1095
-  _globals['_PROGRESS']._serialized_end=1176
-  _globals['_LEADER']._serialized_start=1178
-  _globals['_LEADER']._serialized_end=1257
-  _globals['_PLAN']._serialized_start=1259
-  _globals['_PLAN']._serialized_end=1335
-  _globals['_SHARE']._serialized_start=1337
-  _globals['_SHARE']._serialized_end=1378
-  _globals['_TOKEN']._serialized_start=1380
-  _globals['_TOKEN']._serialized_end=1464
-  _globals['_EMBEDREQUEST']._serialized_start=1466
-  _globals['_EMBEDREQUEST']._serialized_end=1510
-  _globals['_EMBEDRESPONSE']._serialized_start=1512
-  _globals['_EMBEDRESPONSE']._serialized_end=1613
-  _globals['_EMBEDDING']._serialized_start=1615
-  _globals['_EMBEDDING']._serialized_end=1642
-  _globals['_GENERATE']._serialized_start=1710
-  _globals['_GENERATE']._serialized_end=1902
+  _globals['_GENERATEREQUEST']._serialized_end=365
+  _globals['_GENERATERESPONSE']._serialized_start=368
+  _globals['_GENERATERESPONSE']._serialized_end=673
+  _globals['_STREAMREQUEST']._serialized_start=675
+  _globals['_STREAMREQUEST']._serialized_end=766
+  _globals['_WISHES']._serialized_start=768
+  _globals['_WISHES']._serialized_end=825
+  _globals['_STREAMRESPONSE']._serialized_start=828
+  _globals['_STREAMRESPONSE']._serialized_end=1108
+  _globals['_PROGRESS']._serialized_start=1110
+  _globals['_PROGRESS']._serialized_end=1191
+  _globals['_LEADER']._serialized_start=1193
+  _globals['_LEADER']._serialized_end=1272
+  _globals['_PLAN']._serialized_start=1274
+  _globals['_PLAN']._serialized_end=1350
+  _globals['_SHARE']._serialized_start=1352
+  _globals['_SHARE']._serialized_end=1393
+  _globals['_TOKEN']._serialized_start=1395
+  _globals['_TOKEN']._serialized_end=1479
+  _globals['_EMBEDREQUEST']._serialized_start=1481
+  _globals['_EMBEDREQUEST']._serialized_end=1525
+  _globals['_EMBEDRESPONSE']._serialized_start=1527
+  _globals['_EMBEDRESPONSE']._serialized_end=1628
+  _globals['_EMBEDDING']._serialized_start=1630
+  _globals['_EMBEDDING']._serialized_end=1657
+  _globals['_GENERATE']._serialized_start=1725
+  _globals['_GENERATE']._serialized_end=1917
 # @@protoc_insertion_point(module_scope)

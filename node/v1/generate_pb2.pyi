@@ -61,6 +61,7 @@ class GenerateRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """Name of the conversation. Default (empty): none, nothing is kept."""
     append: _builtins.bool
@@ -80,6 +81,10 @@ class GenerateRequest(_message.Message):
     request_id: _builtins.str
     """Idempotency key: the same id again gets the same answer, not a second one. With a topic on every node, also while
     one is still at work on it; without one on the node that was asked. Default (empty): a fresh one.
+    """
+    begin: _builtins.bool
+    """With append: where nobody holds the topic, the messages begin it. System messages at their front count only then.
+    Of several that are asked at once, the first begins it and the others go on. Default: NOT_FOUND.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Message]:
@@ -113,10 +118,11 @@ class GenerateRequest(_message.Message):
         model: _builtins.str = ...,
         request_id: _builtins.str = ...,
         parent: _types_pb2.Version | None = ...,
+        begin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "candidates", b"candidates", "messages", b"messages", "model", b"model", "params", b"params", "parent", b"parent", "request_id", b"request_id", "scope", b"scope", "strategy", b"strategy", "tools", b"tools", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "begin", b"begin", "candidates", b"candidates", "messages", b"messages", "model", b"model", "params", b"params", "parent", b"parent", "request_id", b"request_id", "scope", b"scope", "strategy", b"strategy", "tools", b"tools", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,6 +80,7 @@ def generate_request(pb: generate_pb2.GenerateRequest, defaults: Defaults) -> Ge
         model=name("model", pb.model),
         request_id=name("request_id", pb.request_id),
         parent=version(pb.parent),
+        begin=pb.append and pb.begin,
     )
 
 

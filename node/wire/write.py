@@ -75,6 +75,7 @@ def request_pb(r: GenerateRequest) -> generate_pb2.GenerateRequest:
         topic=r.topic,
         messages=[message_pb(m) for m in r.messages],
         append=r.append,
+        begin=r.begin,
         candidates=r.candidates,
         strategy=r.strategy.value,
         scope=generate_pb2.SCOPE_LOCAL if r.scope is Scope.LOCAL else generate_pb2.SCOPE_MESH,

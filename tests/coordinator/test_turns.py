@@ -19,7 +19,7 @@ from node.coordinator.turn import Turn
 from node.core.log import Entry, Reply
 from node.engine import scheduler
 from node.engine.fake import FakeSpec
-from node.errors import BackendError, InvalidRequest, Overloaded
+from node.errors import BackendError, InvalidRequest, NotFound, Overloaded
 from node.types import EarlyStop, GenerateRequest, GenerateResult, Message, Strategy, Version
 
 SLOW = FakeSpec(answers=("one two three four",), tokens_per_s=100)
@@ -155,6 +155,33 @@ async def test_turns_of_a_topic_do_not_overlap() -> None:
         assert sorted(m.content for m in messages[::2]) == [str(i) for i in range(6)]
         assert made.store.version("t").turn == 6
         assert not made.coordinator._topics
+
+
+async def test_of_several_that_begin_a_topic_one_does_and_the_others_go_on() -> None:
+    """Each begins it if nobody has: none writes over another's turn, and what is said to the model counts once."""
+    async with swarm(FakeSpec(tokens_per_s=500)) as made:
+
+        def begins(text: str) -> GenerateRequest:
+            asked = said(text, topic="t", append=True, begin=True, request_id=f"r{text}")
+            return replace(asked, messages=(Message("system", f"you are {text}"), *asked.messages))
+
+        await asyncio.gather(*(made.coordinator.generate(begins(str(i))) for i in range(5)))
+        system, *messages = made.store.get("t").messages
+        assert (system.role, system.content) == ("system", f"you are {messages[0].content}")
+        assert [m.content for m in messages[1::2]] == [f"echo: {m.content}" for m in messages[::2]]
+        assert sorted(m.content for m in messages[::2]) == [str(i) for i in range(5)]
+        assert made.store.log("t").branches() == []
+        made.coordinator._remembered = answered.Answered()  # as on a node that was not asked
+        for i in range(5):
+            again = await made.coordinator.generate(begins(str(i)))
+            assert again.text == f"echo: {i}"
+        assert made.store.version("t").turn == 5
+        with pytest.raises(NotFound, match="not to turn 9"):
+            await made.coordinator.generate(replace(begins("x"), parent=Version(0, 9, "b")))
+        with pytest.raises(NotFound):
+            await made.coordinator.generate(replace(begins("y"), topic="gone", parent=Version(0, 9, "b")))
+        with pytest.raises(NotFound):
+            await made.coordinator.generate(said("z", topic="other", append=True))
 
 
 async def test_turns_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
