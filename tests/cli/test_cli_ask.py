@@ -163,8 +163,8 @@ def test_a_topic_is_begun_once_and_then_continued(run: Run, node: FakeNode) -> N
     assert second.code == 0
     assert "--system counts only where one begins" in second.err
     assert "topic       garden, version 2" in second.out
-    seen = [(r.append, [m.role for m in r.messages]) for r in node.requests]
-    assert seen == [(True, ["user"]), (False, ["system", "user"]), (True, ["user"])]
+    seen = [(r.append, r.begin, [m.role for m in r.messages]) for r in node.requests]
+    assert seen == [(True, False, ["user"]), (True, True, ["system", "user"]), (True, False, ["user"])]
 
 
 def test_nobody_there(run: Run) -> None:

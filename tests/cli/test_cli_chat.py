@@ -33,7 +33,8 @@ def test_a_topic_that_exists_is_continued(run: Run, node: FakeNode) -> None:
 
 def test_a_topic_that_is_new_is_begun(run: Run, node: FakeNode) -> None:
     run("chat", "--address", node.address, "--topic", "garden", "--system", "Short.", stdin=b"one\ntwo\n")
-    assert roles(node) == [(True, "u"), (False, "su"), (True, "u")]
+    assert roles(node) == [(True, "u"), (True, "su"), (True, "u")]
+    assert [r.begin for r in node.requests] == [False, True, False]
 
 
 def test_a_node_that_forgot_gets_the_whole_conversation(run: Run, node: FakeNode) -> None:
