@@ -141,6 +141,7 @@ class Node:
         await self._make_parts(data.path)
         self._add_services()
         self._mesh_health = await self._open(self._ports.mesh, is_mesh=True)
+        self._undo.push_async_callback(self._lender.close)
         await self._mesh.start(self._config.join)
         self._undo.push_async_callback(self._mesh.stop)
         await self._replicator.start()

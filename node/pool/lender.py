@@ -32,6 +32,7 @@ class Lender:
     ) -> None:
         self.lent_to = ""
         self._is_member = False  # the borrower was heard of since it borrowed
+        self._is_closed = False
         self._most = most
         self._free = free
         self._clock = clock
@@ -60,6 +61,20 @@ class Lender:
             self._is_member = True
         elif self._is_member:
             self._serving.cancel()
+
+    async def close(self) -> None:
+        """End the loan, and lend no more. What gRPC would cancel when its server stops ends by itself before that."""
+        self._is_closed = True
+        if self._serving is not None:
+            self._serving.cancel()
+        await self._ended()
+
+    async def _ended(self) -> None:
+        """Wait, but not for ever, until the memory is lent to nobody."""
+        for _ in range(100):
+            if not self.lent_to:
+                return
+            await asyncio.sleep(0.05)
 
     async def carry(
         self, requests: AsyncIterator[pool_pb2.CarryRequest | ConclaveError], borrower: str
@@ -93,6 +108,8 @@ class Lender:
                 await server.stop()
 
     async def _check(self, loan: pool_pb2.Loan, borrower: str) -> None:
+        if self._is_closed:
+            raise Overloaded("this node stops, and lends no more")
         if not self.bytes:
             raise NotSupported("this node lends no memory: start it with --pool")
         if loan.version != self._version:
@@ -101,10 +118,7 @@ class Lender:
             )
         if self.lent_to == borrower and self._serving is not None:  # it was restarted before its connection had ended
             self._serving.cancel()
-            for _ in range(100):
-                if not self.lent_to:
-                    break
-                await asyncio.sleep(0.05)
+            await self._ended()
         if self.lent_to:
             raise Overloaded(f"the memory of this node is lent to node {self.lent_to}: ask again when it is back")
         if not 0 < loan.bytes <= self.bytes:

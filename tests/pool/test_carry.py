@@ -172,6 +172,17 @@ async def test_a_dead_borrower_is_forgotten(house: House) -> None:
     await until(lambda: house.lost)
 
 
+async def test_a_lender_that_stops_ends_its_loan_itself(house: House) -> None:
+    """Before gRPC's server would cancel the call, which it may complain of on the terminal."""
+    await house.borrow()
+    await house.lender.close()
+    assert not house.lender.lent_to
+    await until(lambda: house.lost)
+    with pytest.raises(Overloaded, match="this node stops"):
+        await house.borrow(who="c")
+    await house.lender.close()
+
+
 async def test_the_end_of_the_lender_is_told_once_and_not_to_llama_cpp(house: House) -> None:
     """Whose connection stays open: it would end the process."""
     reader, writer = await connect(await house.borrow())
