@@ -101,7 +101,7 @@ def test_over_two_lenders_with_more_topics_than_slots(pooled: tuple[Swarm, Node,
                 for node in (here, alone)
             }  # fmt: skip
             assert len(texts) == 1, texts
-    assert here.client.status().slots.parked == 6
+    until(lambda: here.client.status().slots.parked == 6, "all are parked, once nobody asks")
 
 
 @needs_rpc
