@@ -57,6 +57,10 @@ class Here:
         own = {"", self.engine.info.name}
         return {name: info for name, info in found.items() if name not in own and name.partition(":")[0] != names.VOTE}
 
+    def mode(self, name: str) -> names.Mode:
+        """What a model name means here. Raises NotFound."""
+        return names.mode(name, self.engine.info.name, self.others)
+
     @property
     def fingerprint(self) -> str:
         """What OpenAI calls a system's fingerprint: equal ones give equal answers for equal seeds, as far as any do."""

@@ -15,7 +15,7 @@ from node.api.http import names
 from node.api.http.here import Here
 from node.api.status import status_pb
 from node.errors import NotFound
-from node.types import NodeState
+from node.types import NodeInfo, NodeState
 from node.v1 import kvsync_pb2, types_pb2
 
 _encode = msgspec.json.encode
@@ -50,7 +50,8 @@ class Look:
 
     async def models(self, _: Request) -> Response:
         """The names that requests may give."""
-        found = [self._model(n) for n in names.listed(self._here.engine.info.name, self._here.others)]
+        others = self._here.others
+        found = [self._model(n, others.get(n)) for n in names.listed(self._here.engine.info.name, others)]
         return _json({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
@@ -58,8 +59,8 @@ class Look:
         name = request.path_params["name"]
         if not name:
             raise NotFound("the name of a model is missing")
-        names.mode(name, self._here.engine.info.name, self._here.others)
-        return _json(self._model(name))
+        self._here.mode(name)
+        return _json(self._model(name, self._here.others.get(name)))
 
     async def status(self, _: Request) -> Response:
         """The mesh as this node sees it: `node.v1.StatusResponse` as JSON, as `status --json` prints it."""
@@ -107,10 +108,10 @@ class Look:
         }
         return Response(body, headers=headers, media_type=_KINDS[name.rpartition(".")[2]])
 
-    def _model(self, name: str) -> dict[str, Any]:
+    def _model(self, name: str, other: NodeInfo | None) -> dict[str, Any]:
         """One of the names. A peer does not say how long its contexts are; it refuses what does not fit."""
         found = {"id": name, "object": "model", "created": self._here.started, "owned_by": "conclave"}
-        if (other := self._here.others.get(name)) is not None:
+        if other is not None:
             return found | {"conclave": {"node": other.id, "name": other.name}}
         return found | {"context_length": self._here.engine.info.context}
 

@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from node.api.http import asked, chat, names, votes
+from node.api.http import asked, chat, votes
 from node.api.http import schema as openai
 from node.api.http.asked import Asked
 from node.api.http.deltas import Answered, Called, Ended, Said, reason
@@ -65,7 +65,7 @@ class Generate:
 
 def _loaded(here: Here, model: str, said: dict[str, Any], keep_alive: Any) -> Response:
     """What clients ask before they ask: whether the model is there. It stays loaded, whatever they wish."""
-    names.mode(reading.model(model), here.engine.info.name, here.others)
+    here.mode(reading.model(model))
     why = "unload" if keep_alive in (0, "0", "0s") else "load"
     body = {"model": model, "created_at": say.now(), **said, "done": True, "done_reason": why}
     return Response(_encode(body), media_type="application/json")

@@ -42,8 +42,9 @@ class Look:
 
     async def tags(self, _: Request) -> Response:
         """The names that requests may give: votes, this node's model, and those of others."""
-        here = self._here
-        return _json({"models": [self._model(n) for n in names.listed(here.engine.info.name, here.others)]})
+        others = self._here.others
+        found = [self._model(n, others.get(n)) for n in names.listed(self._here.engine.info.name, others)]
+        return _json({"models": found})
 
     async def ps(self, _: Request) -> Response:
         """The model that is loaded."""
@@ -53,7 +54,7 @@ class Look:
             "size_vram": 0,
             "context_length": info.context,
         }
-        found = self._model(info.name)
+        found = self._model(info.name, None)
         found.pop("modified_at")
         return _json({"models": [found | more]})
 
@@ -64,8 +65,8 @@ class Look:
         name = body.model or body.name
         if not name:
             raise InvalidRequest("the name of a model is missing: send `model`")
+        self._here.mode(model(name))
         other = self._here.others.get(model(name))
-        names.mode(model(name), info.name, self._here.others)
         details = self._details(other)
         kind = details["family"] or "unknown"
         return _json(
@@ -129,8 +130,8 @@ class Look:
             }
         )
 
-    def _model(self, name: str) -> dict[str, Any]:
-        info, other = self._here.engine.info, self._here.others.get(name)
+    def _model(self, name: str, other: NodeInfo | None) -> dict[str, Any]:
+        info = self._here.engine.info
         name = name if ":" in name else name + LATEST
         return {
             "name": name,
