@@ -89,8 +89,6 @@ class Scheduler:
         self._ended = Undecided(backend, self._pool, self.slots)  # waiting for `commit`
         self.pace = Pace(self.slots.speeds.prefill_s, is_measured=self.slots.speeds.is_measured)
         self.decoded_tokens = 0
-        self.guessed_tokens = 0
-        self.guessed_right = 0
         self.prefilled_tokens = 0
 
     @property
@@ -342,9 +340,7 @@ class Scheduler:
             if reason is not None or branch.next_token != guess:
                 break
             branch.row += 1
-            self.guessed_right += 1
             reason = self._draw(request, branch, pieces)
-        self.guessed_tokens += len(branch.guessed)
         branch.guessed = []
         if branch.position < computed and not self._backend.truncate(branch.sequence, branch.position):
             raise BackendError("the KV of guessed tokens could not be rolled back: start the node with --draft 0")
