@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -15,6 +16,7 @@ from node.v1 import pool_pb2
 log = logging.getLogger(__name__)
 
 MOST_DATA = 1 << 20  # bytes a message
+STOPS = "this node stops, and lends no more"
 LOOK_S = 2.0  # every peer asks several times a second what we are, and memory changes slower
 
 
@@ -92,8 +94,12 @@ class Lender:
         feed: asyncio.Task[None] | None = None
         try:
             server = await Server.start(asked.loan.bytes, self._threads)
-            yield pool_pb2.CarryResponse(lent=pool_pb2.Lent(bytes=asked.loan.bytes))
+            if self._is_closed:
+                raise Overloaded(STOPS)
             feed = self._serving = asyncio.create_task(_feed(server, requests))
+            # Also when it is cancelled before its first step, where no `finally` of its own would run.
+            feed.add_done_callback(functools.partial(_hang_up, server))
+            yield pool_pb2.CarryResponse(lent=pool_pb2.Lent(bytes=asked.loan.bytes))
             while data := await _read(server):
                 yield pool_pb2.CarryResponse(data=data)
             if not feed.done():
@@ -101,7 +107,7 @@ class Lender:
             if not feed.cancelled():
                 feed.result()  # what was wrong with what came, if anything was
         finally:
-            self.lent_to = ""
+            self.lent_to, self._serving = "", None
             if feed is not None:
                 feed.cancel()
             if server is not None:
@@ -109,7 +115,7 @@ class Lender:
 
     async def _check(self, loan: pool_pb2.Loan, borrower: str) -> None:
         if self._is_closed:
-            raise Overloaded("this node stops, and lends no more")
+            raise Overloaded(STOPS)
         if not self.bytes:
             raise NotSupported("this node lends no memory: start it with --pool")
         if loan.version != self._version:
@@ -134,7 +140,7 @@ async def _read(server: Server) -> bytes:
 
 
 async def _feed(server: Server, requests: AsyncIterator[pool_pb2.CarryRequest | ConclaveError]) -> None:
-    """What the borrower sends goes to the server; the end of one is the end of the other."""
+    """What the borrower sends goes to the server."""
     try:
         async for request in requests:
             if isinstance(request, ConclaveError):
@@ -145,6 +151,9 @@ async def _feed(server: Server, requests: AsyncIterator[pool_pb2.CarryRequest | 
             await server.writer.drain()
     except ConnectionError:
         log.debug("the RPC server is gone%s", server.last_words)
-    finally:
-        with contextlib.suppress(OSError):
-            server.writer.close()
+
+
+def _hang_up(server: Server, _: asyncio.Task[None]) -> None:
+    """The end of what the borrower sends is the end of what it reads."""
+    with contextlib.suppress(OSError):
+        server.writer.close()

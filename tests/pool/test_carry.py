@@ -183,6 +183,24 @@ async def test_a_lender_that_stops_ends_its_loan_itself(house: House) -> None:
     await house.lender.close()
 
 
+async def test_a_lender_may_stop_at_once_after_it_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the task that feeds the server took its first step."""
+    monkeypatch.setattr(lending, "Server", Echo)
+    lender = Lender(2 * GIB, 2, VERSION)
+
+    async def ask() -> AsyncIterator[pool_pb2.CarryRequest | ConclaveError]:
+        yield pool_pb2.CarryRequest(loan=pool_pb2.Loan(bytes=GIB, version=VERSION))
+        await asyncio.Event().wait()
+
+    carried = lender.carry(ask(), "b" * 10)
+    assert (await anext(carried)).lent.bytes == GIB
+    closing = asyncio.create_task(lender.close())
+    async with asyncio.timeout(60):
+        assert await anext(carried, None) is None
+        await closing
+    assert not lender.lent_to
+
+
 async def test_the_end_of_the_lender_is_told_once_and_not_to_llama_cpp(house: House) -> None:
     """Whose connection stays open: it would end the process."""
     reader, writer = await connect(await house.borrow())
