@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from node.engine.backend import Row
 from node.engine.branch import Branch
-from node.engine.pace import Pace
+from node.engine.pace import Pace, Room
 from node.engine.request import Request
 
 # The oldest prompt has one part in so many of the room, whatever else comes.
@@ -20,6 +20,17 @@ class Batch:
 
     rows: list[Row] = field(default_factory=list)
     decoding: int = 0
+    before: int = 0  # tokens before each of the others, summed up
+
+    @property
+    def prompt(self) -> int:
+        """Rows of prompts."""
+        return len(self.rows) - self.decoding
+
+    @property
+    def reach(self) -> float:
+        """Tokens before a row of a prompt, on average."""
+        return self.before / self.prompt if self.prompt else 0.0
 
     @property
     def sequences(self) -> set[int]:
@@ -45,16 +56,14 @@ def fill(running: Collection[Request], pace: Pace, size: int, drafts: int, queue
             for i, token in enumerate([branch.next_token, *branch.guessed]):
                 batch.rows.append(Row(token, branch.position + i, branch.sequence, wants_logits=True))
     batch.decoding = len(batch.rows)
-    room = size - batch.decoding
     unfinished = [request for request in running if not request.is_computed]
-    if batch.decoding:
-        room = min(room, pace.room(batch.decoding, len(unfinished) + queued))
+    room = pace.room(batch.decoding, len(unfinished) + queued, size - batch.decoding)
     # What has least left comes first: it can begin to write, and a short prompt is not kept waiting by a long one. The
     # oldest has its share in any case, so that a long one comes to its end too.
     if len(unfinished) > 1:
-        room -= _compute(unfinished[0], batch, room // OLDEST)
+        _compute(unfinished[0], batch, pace, room, 1 / OLDEST)
     for request in sorted(unfinished, key=lambda r: len(r.job.prompt) - r.computed):
-        room -= _compute(request, batch, room)
+        _compute(request, batch, pace, room)
     return batch
 
 
@@ -76,13 +85,15 @@ def _guess(branch: Branch, pace: Pace, rows: int, writing: int, most: int) -> li
     return guess[: pace.worth(rows, writing, len(guess), branch.draft.chance)]
 
 
-def _compute(request: Request, batch: Batch, room: int) -> int:
-    """Add up to `room` rows of a prompt; says how many."""
+def _compute(request: Request, batch: Batch, pace: Pace, room: Room, share: float = 1.0) -> None:
+    """Add rows of a prompt, as far as there is room."""
     start, prompt = request.computed, request.job.prompt
-    end = min(start + room, len(prompt))
+    row_s = pace.row_s(start)
+    end = min(start + room.fits(row_s, share), len(prompt))
+    room.take(end - start, row_s)
     batch.rows += [Row(prompt[i], i, request.base, i == len(prompt) - 1) for i in range(start, end)]
+    batch.before += (start + end - 1) * (end - start) // 2
     request.computed = end
     request.batched += end - start
     if end == len(prompt) > start:
         request.prompt_row = len(batch.rows) - 1
-    return end - start

@@ -2,26 +2,32 @@
 
 A step's time grows slowly with its rows at first (the weights are read once for all), then in proportion. How slowly
 depends on the machine, the model and the other load, so it is measured and not assumed: one figure for each number of
-rows that decoding alone has had, one for a prompt's token.
+rows that decoding alone has had, and a line for a prompt's token (`node.engine.rows`).
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from dataclasses import dataclass
 from statistics import median
 
-# While one prompt is computed, those who write may wait this many times as long for their next token. Each further
-# request that waits adds as much again: a larger piece of a prompt delays the writers now and not in all, while the
-# weights that are read once more for every small piece delay all that wait. But not longer than STALL_S for more than
-# one: four tokens a second, about as fast as people read. Where a step alone takes nearly that (a large model on a
-# processor), twice what one prompt would make them wait is the limit: with no more than that one's, twelve clients had
-# 0.84 and thirty-two 0.83 of the throughput of whole prompts first, and waited longer too; so they have 0.94 and 0.98
-# (tests/engine/test_load.py).
-STALL = 2.5
+from node.engine.rows import RowCost
+
+# While one prompt is computed, those who write may wait this many times as long for their next token. What is promised
+# is three times at most, but for one token in a hundred; the rest is for a machine's noise (tests/engine/test_load.py).
+# Each further request that waits adds FURTHER steps: a larger piece of a prompt delays the writers now and not in all,
+# while the weights that are read once more for every small piece delay all that wait. But not longer than STALL_S for
+# more than one: four tokens a second, about as fast as people read. Where a step alone takes nearly that (a large
+# model on a processor), twice what one prompt would make them wait is the limit: with no more than that one's, twelve
+# clients had 0.84 and thirty-two 0.83 of the throughput of whole prompts first, and waited longer too; so they have
+# 0.94 and 0.98 (tests/engine/test_load.py).
+STALL = 2.25
+FURTHER = 2.0
 STALL_S = 0.25
 STALL_MOST = 5.0
 # So many prompt tokens enter in any case: a prompt must come to its end.
-LEAST_ROOM = 8
+LEAST_ROOM = 4
 # Before anything was measured.
 FIRST_ROOM = 64
 # Batches of up to so many sequences take about as long as one alone; their speed is what a node says of itself.
@@ -33,17 +39,48 @@ WINDOW_S = 0.05
 MEASURED_ROWS = 64
 # Bursts of other programs on the machine make single steps many times longer: what is slower than before counts little.
 FASTER, SLOWER = 0.3, 0.05
+# A prompt's rows grow dearer step by step, which is to be noticed; what is far too slow is cut (`node.engine.rows`).
+ROWS_SLOWER = 0.1
+
+
+@dataclass(slots=True)
+class Room:
+    """What prompts may add to a step: rows, and the seconds that these may take; `least` rows in any case."""
+
+    rows: int
+    seconds: float = math.inf
+    least: int = 0
+
+    def fits(self, row_s: float, share: float = 1.0) -> int:
+        """Rows of so many seconds each that fit into a share of it."""
+        by_time = self.rows if self.seconds == math.inf else int(max(self.seconds, 0.0) / row_s)
+        return int(share * min(self.rows, max(by_time, self.least)))
+
+    def take(self, rows: int, row_s: float) -> None:
+        """So many rows of so many seconds each are in."""
+        self.rows -= rows
+        self.seconds -= rows * row_s
+        self.least = max(self.least - rows, 0)
 
 
 class Pace:
     """Measured times in seconds."""
 
     def __init__(self, prefill_s: float, *, is_measured: bool = False) -> None:
-        self.prefill_s = prefill_s  # a prompt's token
+        self._rows = RowCost(prefill_s)
         self._is_guess = not is_measured
         self._windows: deque[float] = deque(maxlen=32)  # the mean of small decode steps, over WINDOW_S each
         self._steps, self._steps_s = 0, 0.0  # of the window that is being filled
         self._decode: dict[int, float] = {}  # by rows
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds of a prompt's token, as prompts come here."""
+        return self._rows.usual_s
+
+    def row_s(self, before: float) -> float:
+        """Seconds of a prompt's token with so many before it."""
+        return self._rows.at(before)
 
     @property
     def small_step_s(self) -> float:
@@ -52,8 +89,9 @@ class Pace:
             return self._steps_s / self._steps if self._steps else 0.0
         return median(self._windows)
 
-    def saw(self, writing: int, prompt: int, seconds: float) -> None:
-        """A step of `writing` rows that decode and `prompt` rows of prompts took so long."""
+    def saw(self, writing: int, prompt: int, seconds: float, before: float = 0.0) -> None:
+        """A step of `writing` rows that decode and `prompt` rows of prompts, with so many tokens before them on
+        average, took so long."""
         if seconds <= 0:
             return  # the clock saw nothing of it
         if not prompt:
@@ -63,12 +101,16 @@ class Pace:
                 if self._steps_s >= WINDOW_S:
                     self._windows.append(self._steps_s / self._steps)
                     self._steps, self._steps_s = 0, 0.0
-        elif prompt >= MEASURED_ROWS and writing <= 1:
-            share = 1.0 if self._is_guess else 0.3
-            self.prefill_s += share * (seconds / prompt - self.prefill_s)
+            return
+        rows_s = seconds - self.step_s(writing)  # the weights are read for them, too, but once for all
+        if rows_s <= 0:
+            return
+        if prompt >= MEASURED_ROWS and writing <= 1:
+            share = 1.0 if self._is_guess else FASTER
+            self._rows.saw(before, rows_s / prompt, share, share)
             self._is_guess = False
-        elif self._decode and prompt >= LEAST_ROOM and seconds > self.step_s(writing):
-            self.prefill_s = _smooth(self.prefill_s, (seconds - self.step_s(writing)) / prompt)
+        elif self._decode and prompt >= LEAST_ROOM:
+            self._rows.saw(before, rows_s / prompt, FASTER, ROWS_SLOWER)
 
     def step_s(self, rows: int) -> float:
         """Seconds that a step of so many decoding rows is expected to take; 0: nothing was measured."""
@@ -82,14 +124,16 @@ class Pace:
         low, high = self._decode[below], self._decode[above]
         return low + (high - low) * (rows - below) / (above - below)
 
-    def room(self, writing: int, waiting: int = 1) -> int:
-        """Prompt rows that may join a step in which `writing` rows decode, while so many requests wait for theirs."""
+    def room(self, writing: int, waiting: int, rows: int) -> Room:
+        """What may join a step in which `writing` rows decode, `rows` at most, while so many requests wait for
+        theirs."""
         step = self.step_s(writing)
+        if not writing:
+            return Room(rows)
         if not step:
-            return FIRST_ROOM
-        one = (STALL - 1) * step
+            return Room(min(rows, FIRST_ROOM))
         most = max(STALL_S, STALL_MOST * step) - step
-        return max(LEAST_ROOM, int(min(waiting * one, most) / self.prefill_s))
+        return Room(rows, min((STALL - 1 + FURTHER * (waiting - 1)) * step, most), LEAST_ROOM)
 
     def worth(self, rows: int, writing: int, most: int, chance: float) -> int:
         """How many guessed tokens, up to `most`, to add to a step of `rows` rows in which `writing` candidates write.

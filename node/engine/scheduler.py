@@ -229,10 +229,9 @@ class Scheduler:
         events: list[Event] = []
         size, running = self._backend.info.batch, self._running.values()
         while (next_batch := batch.fill(running, self.pace, size, self._drafts, self.queued)).rows:
-            rows, decoding = next_batch.rows, next_batch.decoding
             started = self._clock()
             try:
-                self._backend.decode(rows)
+                self._backend.decode(next_batch.rows)
             except CacheFull:  # nothing was changed: what is idle makes room, else the request that came last
                 batch.undo(running)
                 if not self._free_cells():
@@ -242,9 +241,10 @@ class Scheduler:
             except BackendError as e:
                 return False, events + self._isolate(next_batch, e)
             else:
-                self.pace.saw(decoding, len(rows) - decoding, self._clock() - started)
+                took = self._clock() - started
+                self.pace.saw(next_batch.decoding, next_batch.prompt, took, next_batch.reach)
                 was = self.slots.speeds
-                known = was.is_measured or len(rows) - decoding >= MEASURED_ROWS
+                known = was.is_measured or next_batch.prompt >= MEASURED_ROWS
                 self.slots.speeds = replace(was, prefill_s=self.pace.prefill_s, is_measured=known)
                 return True, events
         return False, events

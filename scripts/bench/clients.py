@@ -1,6 +1,6 @@
 """Thirty-two clients at once, prompts and answers of mixed lengths: tokens a second and who waits how long.
 
-    python scripts/bench/clients.py [--clients 32] [--requests 2] [--rounds 2] [--quick] [--json]
+    python scripts/bench/clients.py [--part load|inter] [--clients 32] [--requests 2] [--rounds 2] [--quick] [--json]
 
 A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, f16 KV, flash attention. Each client sends its
 requests one after the other, with prompts of 32 to 512 tokens that nobody has seen before and answers of 16 to 96
@@ -8,13 +8,14 @@ letters, so that each token is text at once; both programs get the same lengths 
 clients wait for each other. Rounds go A B A B: ours, and llama-server on our kernels. On its own it takes several times
 as long, so it is measured once.
 
-Then one client writes alone, and again while prompts of 4,000 tokens are computed beside it: how much later its tokens
-come, which is what chunked prefill is for.
+Then (`--part inter` is this alone) one client writes alone, and again while prompts of 4,000 tokens are computed beside
+it, in turn: how much later its tokens come, which is what chunked prefill is for.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import statistics
 import sys
@@ -28,6 +29,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import grpc
+
 from node.v1 import generate_pb2, types_pb2
 from scripts.bench import rivals, running
 from scripts.bench.candidates import OVERHEAD, THREADS, text
@@ -36,6 +39,7 @@ from scripts.bench.make_model import LETTERS, model
 SEQUENCES = 16
 CONTEXT = 1024
 LONG = 4000
+ANSWER = 200  # tokens of the one that writes beside those: fewer say nothing of one in a hundred
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,7 @@ def lengths(rng: random.Random, clients: int, requests: int) -> list[list[Length
     return [[Length(rng.randint(32, 512), rng.randint(16, 96)) for _ in range(requests)] for _ in range(clients)]
 
 
-def ours(node: running.Node, rng: random.Random, length: Length) -> list[float]:
-    """When texts came, in seconds since the call."""
+def wish(rng: random.Random, length: Length) -> generate_pb2.StreamRequest:
     request = generate_pb2.GenerateRequest(
         messages=[types_pb2.Message(role="user", content=text(rng, max(length.prompt - OVERHEAD, 1)))],
         candidates=1, scope=generate_pb2.SCOPE_LOCAL,
@@ -72,9 +75,15 @@ def ours(node: running.Node, rng: random.Random, length: Length) -> list[float]:
             logit_bias=dict.fromkeys(LETTERS, 100.0),
         ),
     )  # fmt: skip
+    return generate_pb2.StreamRequest(request=request)
+
+
+def ours(node: running.Node, rng: random.Random, length: Length) -> list[float]:
+    """When texts came, in seconds since the call."""
+    request = wish(rng, length)
     times: list[float] = []
     started = time.perf_counter()
-    for event in node.generate.Stream(generate_pb2.StreamRequest(request=request), timeout=600):
+    for event in node.generate.Stream(request, timeout=600):
         if event.WhichOneof("event") == "token":
             times.append(time.perf_counter() - started)
     assert event.done.usage.completion_tokens == length.answer, event.done.usage
@@ -109,11 +118,15 @@ def load(ask: Callable[[random.Random, Length], list[float]], work: list[list[Le
 def gaps(node: running.Node, answer: int, *, beside: bool) -> list[float]:
     """Seconds between the tokens of one writer; `beside`: long prompts are computed all the while."""
     over = threading.Event()
+    calls: list[grpc.Call] = []
 
     def prompts() -> None:
         rng = random.Random(time.time_ns())
         while not over.is_set():
-            ours(node, rng, Length(LONG, 1))
+            calls.append(call := node.generate.Stream(wish(rng, Length(LONG, 1)), timeout=600))
+            with contextlib.suppress(grpc.RpcError):  # it is cancelled in the end
+                for _ in call:
+                    pass
 
     with ThreadPoolExecutor(1) as pool:
         if beside:
@@ -122,6 +135,7 @@ def gaps(node: running.Node, answer: int, *, beside: bool) -> list[float]:
         times = ours(node, random.Random(time.time_ns()), Length(64, answer))
         over.set()
         if beside:
+            calls[-1].cancel()
             other.result()
     return [b - a for a, b in pairwise(times[4:])]  # the first ones wait for its own prompt
 
@@ -130,19 +144,8 @@ def p99(values: list[float]) -> float:
     return sorted(values)[min(int(0.99 * len(values)), len(values) - 1)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--requests", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="12 clients with a request each, one round")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    clients, requests, rounds, answer = (
-        (12, 1, 1, 80) if args.quick else (args.clients, args.requests, args.rounds, 160)
-    )
-    running.expect(60 + clients * requests * (2.6 + 1.9 * rounds))
-    path = model("q8_0")
+def loads(path: Path, clients: int, requests: int, rounds: int) -> dict[str, object]:
+    """Everybody at once; the figures."""
     mine: list[Load] = []
     other: list[Load] = []
     other_ours: list[Load] = []
@@ -155,42 +158,73 @@ def main() -> None:
             ours(node, random.Random(1), Length(32, 4))
             mine.append(load(lambda rng, length, node=node: ours(node, rng, length), work))  # type: ignore[misc]
         flags = ("-c", str(SEQUENCES * CONTEXT), "-np", str(SEQUENCES), "-kvu")
-        for loads, our_kernels in ((other_ours, True), (other, False))[: 1 if i else 2]:
+        for them, our_kernels in ((other_ours, True), (other, False))[: 1 if i else 2]:
             with rivals.server(path, *flags, threads=THREADS, our_kernels=our_kernels) as server:
                 theirs(server, random.Random(1), Length(32, 4))
-                loads.append(load(lambda rng, length, server=server: theirs(server, rng, length), work))  # type: ignore[misc]
+                them.append(load(lambda rng, length, server=server: theirs(server, rng, length), work))  # type: ignore[misc]
+    rows: list[list[object]] = [["what", "tokens/s", "median wait, s", "longest", "longest/median"]]
+    for name, them in (("ours", mine), ("llama-server", other), ("llama-server on our kernels", other_ours)):
+        waits = [wait for each in them for wait in each.waits]
+        speeds = " ".join(f"{each.speed:.1f}" for each in them)
+        worst = f"{statistics.median(each.worst for each in them):.2f}"
+        rows.append([name, speeds, f"{statistics.median(waits):.2f}", f"{max(waits):.2f}", worst])
+    running.table(rows)
+    print()
+    return {
+        "throughput_over_server": mine[0].speed / other[0].speed,
+        "throughput_over_server_on_our_kernels": statistics.median(
+            a.speed / b.speed for a, b in zip(mine, other_ours, strict=True)
+        ),
+        "max_wait_over_median": statistics.median(each.worst for each in mine),
+        "server_max_wait_over_median": statistics.median(each.worst for each in other),
+        "clients": clients,
+        "requests": clients * requests,
+    }
+
+
+def inter(path: Path, answer: int, rounds: int) -> dict[str, object]:
+    """One that writes beside long prompts, and without; the figures."""
+    alone: list[float] = []
+    crowded: list[float] = []
     with running.node(
         "--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(LONG + 200), "--draft", "0"
     ) as node:
         ours(node, random.Random(1), Length(512, 4))
-        alone = gaps(node, answer, beside=False)
-        crowded = gaps(node, answer, beside=True)
-    rows: list[list[object]] = [["what", "tokens/s", "median wait, s", "longest", "longest/median"]]
-    for name, loads in (("ours", mine), ("llama-server", other), ("llama-server on our kernels", other_ours)):
-        waits = [wait for each in loads for wait in each.waits]
-        speeds = " ".join(f"{each.speed:.1f}" for each in loads)
-        worst = f"{statistics.median(each.worst for each in loads):.2f}"
-        rows.append([name, speeds, f"{statistics.median(waits):.2f}", f"{max(waits):.2f}", worst])
-    running.table(rows)
-    print()
-    rows = [["time to a writer's next token, ms", "median", "p99"]]
+        for _ in range(rounds):
+            alone += gaps(node, answer, beside=False)
+            crowded += gaps(node, answer, beside=True)
+    rows: list[list[object]] = [["time to a writer's next token, ms", "tokens", "median", "p99", "longest"]]
     for name, values in (("alone", alone), (f"while prompts of {LONG:,} tokens are computed", crowded)):
-        rows.append([name, f"{statistics.median(values) * 1e3:.1f}", f"{p99(values) * 1e3:.1f}"])
+        figures = (statistics.median(values), p99(values), max(values))
+        rows.append([name, len(values), *(f"{value * 1e3:.1f}" for value in figures)])
     running.table(rows)
-    running.finish(
-        {
-            "throughput_over_server": mine[0].speed / other[0].speed,
-            "throughput_over_server_on_our_kernels": statistics.median(
-                a.speed / b.speed for a, b in zip(mine, other_ours, strict=True)
-            ),
-            "max_wait_over_median": statistics.median(each.worst for each in mine),
-            "server_max_wait_over_median": statistics.median(each.worst for each in other),
-            "inter_token_p99_with_prefill_over_without": p99(crowded) / p99(alone),
-            "clients": clients,
-            "requests": clients * requests,
-        },
-        as_json=args.json,
+    return {
+        "inter_token_p99_with_prefill_over_without": p99(crowded) / p99(alone),
+        "inter_token_median_with_prefill_over_without": statistics.median(crowded) / statistics.median(alone),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["load", "inter"], help="one of the two alone")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="12 clients with a request each, one round")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    clients, requests, rounds = (12, 1, 1) if args.quick else (args.clients, args.requests, args.rounds)
+    running.expect(
+        (args.part != "inter") * (30 + clients * requests * (2.6 + 1.9 * rounds))
+        + (args.part != "load") * (10 + rounds * ANSWER * 0.09)
     )
+    path = model("q8_0")
+    figures: dict[str, object] = {}
+    if args.part != "inter":
+        figures |= loads(path, clients, requests, rounds)
+    if args.part != "load":
+        figures |= inter(path, ANSWER, rounds)
+    running.finish(figures, as_json=args.json)
 
 
 if __name__ == "__main__":

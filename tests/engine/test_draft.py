@@ -3,6 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node.core.slots import Speeds
 from node.engine.draft import SIZE, Draft, index
 from node.engine.fake import FakeBackend, FakeSpec
 from node.engine.scheduler import Done, Event, Scheduler, job
@@ -36,8 +37,8 @@ def test_how_often_guesses_are_right_is_followed() -> None:
 
 def run(answers: tuple[str, ...], drafts: int, max_tokens: int = 200, candidates: int = 3) -> tuple[list[Event], int]:
     backend = FakeBackend(FakeSpec(answers=answers), sequences=4)
-    scheduler = Scheduler(backend, Clock(), drafts=drafts, node="here")
-    scheduler.pace.prefill_s = 1e-6  # a machine on which rows are cheap
+    cheap = Speeds(prefill_s=1e-6)  # a machine on which rows are cheap
+    scheduler = Scheduler(backend, Clock(), drafts=drafts, node="here", speeds=cheap)
     prompt = backend.tokenize(backend.render([Message("user", "a b c d e f")], []))
     params = SamplingParams(max_tokens=max_tokens)
     scheduler.submit(job("j", prompt, range(1, candidates + 1), params, seed=7))

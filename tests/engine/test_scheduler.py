@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.engine.fake import FakeBackend, FakeSpec
+from node.engine.pace import Pace
 from node.engine.scheduler import Done, Ended, Event, Failed, Job, Prefilled, Scheduler, Text, derive_seed, job
 from node.errors import BackendError, InvalidRequest, Overloaded
 from node.types import FinishReason, Message, SamplingParams
@@ -297,12 +298,12 @@ def test_while_others_write_a_long_prompt_enters_in_pieces_that_they_can_wait_fo
     scheduler.submit(make(backend, "writer", " ".join(f"x{i}" for i in range(200))))
     for _ in range(20):
         scheduler.step()
+    scheduler.pace = Pace(0.002, is_measured=True)
     scheduler.pace.saw(1, 0, 0.020)
-    scheduler.pace.prefill_s = 0.002
     sizes.clear()
     scheduler.submit(make(backend, "long", " ".join(f"w{i}" for i in range(300))))
     scheduler.step()
-    assert 1 < sizes[0] <= 1 + scheduler.pace.room(1)
+    assert 1 < sizes[0] <= 1 + scheduler.pace.room(1, 1, 512).fits(0.002) < 20
     drain(scheduler)
     assert_nothing_leaked(backend, scheduler)
 
