@@ -80,6 +80,14 @@ class Coordinator:
         while self._place.background:
             await asyncio.gather(*self._place.background, return_exceptions=True)
 
+    async def length(self, request: GenerateRequest) -> int:
+        """Tokens of a request's prompt, by this node's model; an estimate where only a server knows them. Raises
+        InvalidRequest, NotFound for a model of another node's."""
+        self.check_model(request.model)
+        found = await self._local.prompt(request)
+        texts = [m.content for m in request.messages]
+        return len(found) or sum(await self._local.engine.lengths(texts))
+
     async def generate(self, request: GenerateRequest, deadline: float | None = None) -> GenerateResult:
         """The answer to a request; `deadline` in seconds of the monotonic clock. Raises ConclaveError."""
         result: GenerateResult | None = None

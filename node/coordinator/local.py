@@ -48,7 +48,7 @@ class LocalPhase:
         a job says in the end who won it (`Engine.commit`), but one that is polled without a topic.
         """
         counted, phases = _Counted(is_polled=is_polled), Phases(span)
-        prompt = await self._prompt(request)
+        prompt = await self.prompt(request)
         if request.topic and self._warm is not None:
             await self._warm(request.topic, prompt)
         seed = request.params.seed
@@ -67,7 +67,8 @@ class LocalPhase:
         finally:
             phases.end()
 
-    async def _prompt(self, request: GenerateRequest) -> tuple[int, ...]:
+    async def prompt(self, request: GenerateRequest) -> tuple[int, ...]:
+        """The tokens of a request's conversation; none where only a server knows them. Raises InvalidRequest."""
         size = _size(request)
         context = self.engine.info.context
         if size > MAX_TOKEN_CHARS * context:

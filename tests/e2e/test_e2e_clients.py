@@ -18,6 +18,7 @@ OPENAI = ("openai==3.57.0",)
 LANGCHAIN = ("langchain-openai==1.7.4",)
 LITELLM = ("litellm==1.110.2",)
 OLLAMA = ("ollama==0.6.3",)
+ANTHROPIC = ("anthropic==2.14.0",)
 MODELS = [
     *("conclave", "conclave:fast", "conclave:majority", "conclave:confidence", "conclave:similarity"),
     *("conclave:quality", "conclave-demo"),
@@ -29,7 +30,9 @@ Nodes = tuple[Swarm, list[Node]]
 def run(command: list[str], llamas: Nodes, fakes: Nodes, **env: str) -> Any:
     """What a client's script printed. Afterwards nothing runs on the nodes."""
     urls = [f"http://{nodes[0].http_address}/v1" for _, nodes in (llamas, fakes)]
-    kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("OPENAI")}
+    kept = {
+        k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith(("OPENAI", "ANTHROPIC"))
+    }
     done = subprocess.run([*command, *urls], env=kept | env, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     for _, nodes in (llamas, fakes):
@@ -101,6 +104,26 @@ def test_ollamas_python_client(llamas: Nodes, fakes: Nodes) -> None:
     assert found["vectors"] == [3, True, True]
     assert [status for status, _ in found["errors"]] == [404, 501, 400, 400]
     assert all("\n" not in line for _, line in found["errors"])
+    assert found["left"]
+
+
+def test_anthropics_python_client(llamas: Nodes, fakes: Nodes) -> None:
+    python = installed.python("anthropic", *ANTHROPIC)
+    found = run([str(python), str(CLIENTS / "anthropic_sdk.py")], llamas, fakes)
+    assert found["models"] == MODELS
+    assert (found["vote"], found["outcome"]) == ([True, "end_turn", True], 5)
+    assert found["stream"] == [True, True, "end_turn"]
+    assert (found["cut"], found["structured"]) == ("max_tokens", ["a"])
+    assert found["called"] == ["tool_use", "weather", {"city": "Bonn"}, "tool_use"]
+    assert found["streamed"] == [["weather", {"city": "Bonn"}]]
+    assert found["after"] == "echo: thanks"
+    assert found["forced"] == [["weather", ["city"]]]
+    assert found["counted"]
+    assert found["errors"] == [
+        [404, "NotFoundError", "error", "not_found_error"],
+        [400, "BadRequestError", "error", "invalid_request_error"],
+        [400, "BadRequestError", "error", "invalid_request_error"],
+    ]
     assert found["left"]
 
 

@@ -7,6 +7,7 @@ deltas       the coordinator's events as pieces of choices
 chat, completions, responses, embeddings    one endpoint each
 remembered   responses to go on from and to ask for again
 ollama       the same in Ollama's words
+anthropic    the same in Anthropic's words
 wait         answers that take time: streamed or whole, ended when the client leaves
 errors       OpenAI's error objects; the place where our errors meet HTTP's codes
 guard        who may ask: API keys, and web pages of other sites

@@ -10,6 +10,7 @@ from typing import Any
 from node import wire
 from node.api.http import names, schema
 from node.coordinator import NO_WISHES, Wishes
+from node.core import thoughts
 from node.errors import InvalidRequest
 from node.types import EarlyStop, GenerateRequest, Message, Scope
 from node.v1 import generate_pb2, types_pb2
@@ -148,9 +149,10 @@ def prompts(asked: str | Sequence[str | int | list[int]], piece: Any) -> list[st
 
 def message_pb(i: int, m: schema.Message) -> types_pb2.Message:
     """One message. Raises InvalidRequest."""
+    said = content(f"messages[{i}].content", m.content)
     return types_pb2.Message(
         role=_ROLES.get(m.role, m.role),
-        content=content(f"messages[{i}].content", m.content),
+        content=thoughts.joined(m.reasoning_content or "", said) if m.role == "assistant" else said,
         tool_calls=[
             types_pb2.ToolCall(id=c.id or "", name=c.function.name, arguments=c.function.arguments or "{}")
             for c in m.tool_calls or []

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions. What a model thinks is `reasoning_content`, as llama-server and vLLM call it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from node.api.http import asked, schema, votes
 from node.api.http.asked import Asked
-from node.api.http.deltas import Answered, Called, Ended, Said, reason
+from node.api.http.deltas import Answered, Called, Ended, Said, Thought, reason, whole
 from node.api.http.here import Here, now, read, request_id
 from node.api.http.wait import Stream, Whole
 from node.types import Candidate, GenerateResult, TokenLogprob, ToolCall
@@ -58,31 +58,20 @@ class _Completion:
 
     async def whole(self) -> bytes:
         """The completion as one object."""
-        calls: dict[int, list[dict[str, Any]]] = {}
-        texts: dict[int, str] = {}
-        logprobs: dict[int, list[dict[str, Any]]] = {}
-        found: Answered | None = None
-        async with contextlib.aclosing(self._here.answer(self._asked, self._cache_key)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Said):
-                    texts[piece.choice] = texts.get(piece.choice, "") + piece.text
-                    logprobs.setdefault(piece.choice, []).extend(map(logprob, piece.logprobs))
-                elif isinstance(piece, Called):
-                    calls.setdefault(piece.choice, []).append(_call(piece.call))
-                elif isinstance(piece, Answered):
-                    found = piece
-        assert found is not None
+        found, spoken = await whole(self._here.answer(self._asked, self._cache_key))
         choices = []
-        for index, candidate in enumerate(found.choices):
-            message: dict[str, Any] = {"role": "assistant", "content": texts.get(index, ""), "refusal": None}
-            if index in calls:
-                message["tool_calls"] = calls[index]
-                message["content"] = message["content"] or None
+        for index, (candidate, said) in enumerate(zip(found.choices, spoken, strict=True)):
+            message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
+            if said.thought:
+                message["reasoning_content"] = said.thought
+            if said.calls:
+                message["tool_calls"] = [_call(c) for c in said.calls]
+                message["content"] = said.text or None
             choices.append(
                 {
                     "index": index,
                     "message": message,
-                    "logprobs": _logprobs(logprobs.get(index)),
+                    "logprobs": _logprobs([logprob(t) for t in said.logprobs]),
                     "finish_reason": reason(candidate),
                 }
             )
@@ -114,9 +103,10 @@ class _Completion:
         ends: list[tuple[int, Candidate]] = []
         async with contextlib.aclosing(self._here.answer(self._asked, self._cache_key)) as pieces:
             async for piece in pieces:
-                if isinstance(piece, Said) and piece.logprobs:
+                if isinstance(piece, Thought) or (isinstance(piece, Said) and piece.logprobs):
                     content = _logprobs([logprob(t) for t in piece.logprobs])
-                    choice = {"index": piece.choice, "delta": {"content": piece.text}}
+                    kind = "content" if isinstance(piece, Said) else "reasoning_content"
+                    choice = {"index": piece.choice, "delta": {kind: piece.text}}
                     yield begin(piece.choice) + chunk([choice | {"logprobs": content, "finish_reason": None}])
                 elif isinstance(piece, Said):
                     yield begin(piece.choice) + befores[piece.choice] + _encode(piece.text) + after

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from node.api.http import asked, schema, votes
 from node.api.http.asked import MAX_PROMPTS, Asked
-from node.api.http.deltas import Answered, Called, Ended, Said, reason
+from node.api.http.deltas import Answered, Called, Ended, Said, Thought, reason, whole
 from node.api.http.here import Here, now, read, request_id
 from node.api.http.wait import Stream, Whole
 from node.errors import InvalidRequest
@@ -63,19 +63,12 @@ class _Completion:
         choices: list[dict[str, Any]] = []
         found: list[Answered] = []
         for wanted in self._texts:
-            said: dict[int, str] = {}
-            tokens: dict[int, list[TokenLogprob]] = {}
-            async with contextlib.aclosing(self._here.answer(wanted)) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, Said):
-                        said[piece.choice] = said.get(piece.choice, "") + piece.text
-                        tokens.setdefault(piece.choice, []).extend(piece.logprobs)
-                    elif isinstance(piece, Answered):
-                        found.append(piece)
-            for index, candidate in enumerate(found[-1].choices):
-                text = self._before(wanted) + said.get(index, "")
-                before = len(self._before(wanted))
-                logprobs = _logprobs(tokens.get(index, []), before)
+            answered, spoken = await whole(self._here.answer(wanted))
+            found.append(answered)
+            before = self._before(wanted)
+            for candidate, said in zip(answered.choices, spoken, strict=True):
+                logprobs = _logprobs(said.logprobs, len(before))
+                text = before + said.text
                 choices.append(_choice(len(choices), text, reason(candidate), logprobs))
         return _encode(self._head | {"choices": choices, "usage": _usage(found)} | self._votes(found))
 
@@ -104,7 +97,7 @@ class _Completion:
                         yield chunk([_choice(first + piece.choice, "", reason(piece.candidate))])
                     elif isinstance(piece, Answered):
                         found.append(piece)
-                    elif not isinstance(piece, Called):
+                    elif not isinstance(piece, Called | Thought):
                         yield chunk([], conclave=votes.event(piece))
             first += wanted.choices
         if extra := self._votes(found):

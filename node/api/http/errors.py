@@ -52,5 +52,6 @@ def rendered(error: Exception, code: str | None = None) -> tuple[int, bytes]:
 
 
 def of(message: str, kind: str, code: str | None = None) -> bytes:
-    """The error object."""
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    """The error object. By its `type` it is one of Anthropic's too, where it is not known yet whose API is meant."""
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return msgspec.json.encode({"type": "error", "error": error})

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from node.api.http import errors, ollama, openapi
+from node.api.http import anthropic, errors, ollama, openapi
 from node.api.http.chat import Chat
 from node.api.http.completions import Completions
 from node.api.http.embeddings import Embeddings
@@ -153,7 +153,7 @@ def _app(here: Here, look: Look) -> Starlette:
         routes += [Route(prefix + path, handler, methods=["GET"]) for path, handler in gets.items()]
         routes.append(Route(prefix + "/responses/{id}", stored.delete, methods=["DELETE"]))
         routes.append(Route(prefix + "/topics/{name:path}", _endpoint(look.forget), methods=["DELETE"]))
-    routes += _ollamas(here)
+    routes += _ollamas(here) + _anthropics(here)
     routes += [Route("/metrics", look.metrics), Route("/openapi.json", describe)]
     routes += [Route(path, look.page) for path in PAGES]
     app = Starlette(routes=routes, exception_handlers={ConclaveError: _failed, HTTPException: _refused})
@@ -162,10 +162,10 @@ def _app(here: Here, look: Look) -> Starlette:
 
 
 def _ollamas(here: Here) -> list[Route]:
-    look = ollama.Look(here)
+    look, answers = ollama.Look(here), ollama.Answers(here)
     posts: dict[str, _Handler] = {
-        "/api/chat": ollama.Chat(here),
-        "/api/generate": ollama.Generate(here),
+        "/api/chat": answers.chat,
+        "/api/generate": answers.generate,
         "/api/embed": look.embed,
         "/api/embeddings": look.embeddings,
         "/api/show": look.show,
@@ -175,6 +175,12 @@ def _ollamas(here: Here) -> list[Route]:
     routes += [Route(path, handler, methods=["GET"]) for path, handler in gets.items()]
     methods = ["GET", "POST", "DELETE", "HEAD"]
     return routes + [Route(path, look.unserved, methods=methods) for path in ollama.UNSERVED]
+
+
+def _anthropics(here: Here) -> list[Route]:
+    messages = anthropic.Messages(here)
+    posts: dict[str, _Handler] = {"/v1/messages": messages.create, "/v1/messages/count_tokens": messages.count}
+    return [Route(path, _endpoint(handler, anthropic.refused), methods=["POST"]) for path, handler in posts.items()]
 
 
 def _endpoint(handler: _Handler, refused: Callable[[Exception], Response] | None = None) -> _Handler:

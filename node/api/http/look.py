@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import time
 from typing import Any
 
 import msgspec
@@ -52,7 +53,8 @@ class Look:
         """The names that requests may give."""
         others = self._here.others
         found = [self._model(n, others.get(n)) for n in names.listed(self._here.engine.info.name, others)]
-        return _json({"object": "list", "data": found})
+        pages = {"has_more": False, "first_id": found[0]["id"], "last_id": found[-1]["id"]}  # for Anthropic's clients
+        return _json({"object": "list", "data": found} | pages)
 
     async def model(self, request: Request) -> Response:
         """One of them. Raises NotFound."""
@@ -111,6 +113,8 @@ class Look:
     def _model(self, name: str, other: NodeInfo | None) -> dict[str, Any]:
         """One of the names. A peer does not say how long its contexts are; it refuses what does not fit."""
         found = {"id": name, "object": "model", "created": self._here.started, "owned_by": "conclave"}
+        made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._here.started))
+        found |= {"type": "model", "display_name": name, "created_at": made}  # as Anthropic says it
         if other is not None:
             return found | {"conclave": {"node": other.id, "name": other.name}}
         return found | {"context_length": self._here.engine.info.context}

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from node.api.http import schema
+from node.api.http.anthropic import schema as anthropic
 from node.api.http.ollama import schema as ollama
 
 _POSTS: dict[str, tuple[type, str]] = {
@@ -14,6 +15,8 @@ _POSTS: dict[str, tuple[type, str]] = {
     "/v1/completions": (schema.CompletionRequest, "Go on with a text"),
     "/v1/responses": (schema.ResponsesRequest, "Answer, by the Responses API"),
     "/v1/embeddings": (schema.EmbeddingRequest, "Vectors of texts"),
+    "/v1/messages": (anthropic.MessagesRequest, "Answer a conversation, by Anthropic's API"),
+    "/v1/messages/count_tokens": (anthropic.CountRequest, "How many tokens a conversation has, by Anthropic's API"),
     "/api/chat": (ollama.ChatRequest, "Answer a conversation, by Ollama's API"),
     "/api/generate": (ollama.GenerateRequest, "Answer a prompt, by Ollama's API"),
     "/api/embed": (ollama.EmbedRequest, "Vectors of texts, by Ollama's API"),
@@ -69,7 +72,7 @@ def document(version: str) -> bytes:
     paths: dict[str, Any] = {}
     for (path, (_, summary)), asked in zip(_POSTS.items(), schemas, strict=True):
         is_ollama = path.startswith("/api/")
-        failure = _ollama_error if is_ollama else _openai_error
+        failure = _ollama_error if is_ollama else _anthropic_error if "/messages" in path else _openai_error
         body = {"application/json": {"schema": asked}}
         events = "application/x-ndjson" if is_ollama else "text/event-stream"
         answers = {"200": _answer("The answer, or its events", "application/json", events)}
@@ -144,7 +147,7 @@ def document(version: str) -> bytes:
             "info": {
                 "title": "Conclave",
                 "version": version,
-                "description": "OpenAI's and Ollama's APIs over a swarm of local models that vote.",
+                "description": "OpenAI's, Ollama's and Anthropic's APIs over a swarm of local models that vote.",
             },
             "paths": paths,
             "components": {
@@ -154,8 +157,10 @@ def document(version: str) -> bytes:
             "security": [{}, {"key": []}],
         }
     )
-    # Where both APIs have a name, msgspec calls each by its module.
-    return made.replace(b"node.api.http.ollama.schema.", b"Ollama.").replace(b"node.api.http.schema.", b"")
+    # Where two APIs have a name, msgspec calls each by its module.
+    for module, short in ((b"ollama.schema.", b"Ollama."), (b"anthropic.schema.", b"Anthropic."), (b"schema.", b"")):
+        made = made.replace(b"node.api.http." + module, short)
+    return made
 
 
 def _answer(description: str, *kinds: str) -> dict[str, Any]:
@@ -164,6 +169,12 @@ def _answer(description: str, *kinds: str) -> dict[str, Any]:
 
 def _ollama_error(description: str) -> dict[str, Any]:
     error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+    return {"description": description, "content": {"application/json": {"schema": error}}}
+
+
+def _anthropic_error(description: str) -> dict[str, Any]:
+    said = {"type": "object", "required": ["type", "message"], "properties": {"message": {"type": "string"}}}
+    error = {"type": "object", "required": ["type", "error"], "properties": {"error": said}}
     return {"description": description, "content": {"application/json": {"schema": error}}}
 
 

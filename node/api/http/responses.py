@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from node.api.http import asked, schema, votes
 from node.api.http.asked import Asked
-from node.api.http.deltas import Answered, Called, Ended, Said
+from node.api.http.deltas import Answered, Called, Ended, Said, Thought, whole
 from node.api.http.here import Here, now, read, request_id
 from node.api.http.remembered import Kept, Remembered
 from node.api.http.wait import Stream, Whole
@@ -48,7 +48,7 @@ class Responses:
 
 
 class _Response:
-    """One response on its way: its output items, a message first if there is text, then calls."""
+    """One response on its way: its output items, what was thought first, a message if there is text, then calls."""
 
     def __init__(
         self,
@@ -65,35 +65,38 @@ class _Response:
         self._remembered = remembered
         self._id = f"resp_{secrets.token_hex(16)}"
         self._message_id = f"msg_{secrets.token_hex(16)}"
+        self._thought_id = f"rs_{secrets.token_hex(16)}"
+        self._first = 0  # index of the first item that is no thought
         self._created = now()
         self._events = 0
 
     async def whole(self) -> bytes:
         """The response as one object."""
-        text = ""
-        calls: list[dict[str, Any]] = []
-        found: Answered | None = None
-        async with contextlib.aclosing(self._here.answer(self._asked, self._body.prompt_cache_key)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Said):
-                    text += piece.text
-                elif isinstance(piece, Called):
-                    calls.append(_call(piece.call))
-                elif isinstance(piece, Answered):
-                    found = piece
-        assert found is not None
-        return _encode(self._finished(found, self._output(text, calls)))
+        found, [said] = await whole(self._here.answer(self._asked, self._body.prompt_cache_key))
+        calls = [_call(c) for c in said.calls]
+        return _encode(self._finished(found, self._output(said.text, said.thought, calls)))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events."""
-        text = ""
+        text = thought = ""
         calls: list[dict[str, Any]] = []
-        has_message = False
+        has_message = is_thinking = False
         yield self._event("response.created", response=self._object("in_progress", []))
         yield self._event("response.in_progress", response=self._object("in_progress", []))
         async with contextlib.aclosing(self._here.answer(self._asked, self._body.prompt_cache_key)) as pieces:
             async for piece in pieces:
-                if isinstance(piece, Said):
+                if is_thinking and isinstance(piece, Said | Called | Ended):
+                    is_thinking = False
+                    yield self._thought_ends(thought)
+                if isinstance(piece, Thought):
+                    if not is_thinking:
+                        is_thinking, self._first = True, 1
+                        yield self._event(
+                            "response.output_item.added", output_index=0, item=self._thought("", "in_progress")
+                        )
+                    thought += piece.text
+                    yield self._thought_event("delta", delta=piece.text)
+                elif isinstance(piece, Said):
                     if not has_message:
                         has_message = True
                         yield self._message_begins()
@@ -101,7 +104,7 @@ class _Response:
                     yield self._text_event("response.output_text.delta", delta=piece.text, logprobs=[])
                 elif isinstance(piece, Called):
                     call = _call(piece.call)
-                    yield self._calls(call, int(has_message) + len(calls))
+                    yield self._calls(call, self._first + int(has_message) + len(calls))
                     calls.append(call)
                 elif isinstance(piece, Ended):
                     if not text and not calls:
@@ -110,15 +113,20 @@ class _Response:
                     if has_message:
                         yield self._message_ends(text)
                 elif isinstance(piece, Answered):
-                    body = self._finished(piece, self._output(text, calls))
+                    body = self._finished(piece, self._output(text, thought, calls))
                     yield self._event(f"response.{body['status']}", response=body)
                 else:
                     yield self._event("conclave", conclave=votes.event(piece))
 
     # ---- objects ----------------------------------------------------------------------------------------------------
 
-    def _output(self, text: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [*([self._message(text, "completed")] if text or not calls else []), *calls]
+    def _output(self, text: str, thought: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        before = [self._thought(thought, "completed")] if thought else []
+        return [*before, *([self._message(text, "completed")] if text or not calls else []), *calls]
+
+    def _thought(self, text: str, status: str) -> dict[str, Any]:
+        content = [{"type": "reasoning_text", "text": text}] if text else []
+        return {"type": "reasoning", "id": self._thought_id, "status": status, "summary": [], "content": content}
 
     def _message(self, text: str, status: str) -> dict[str, Any]:
         content = [_part(text)] if status == "completed" else []
@@ -191,11 +199,21 @@ class _Response:
         return b"event: " + kind.encode() + b"\ndata: " + body + b"\n\n"
 
     def _text_event(self, kind: str, **fields: Any) -> bytes:
-        return self._event(kind, item_id=self._message_id, output_index=0, content_index=0, **fields)
+        return self._event(kind, item_id=self._message_id, output_index=self._first, content_index=0, **fields)
+
+    def _thought_event(self, kind: str, **fields: Any) -> bytes:
+        where = {"item_id": self._thought_id, "output_index": 0, "content_index": 0}
+        return self._event(f"response.reasoning_text.{kind}", **where, **fields)
+
+    def _thought_ends(self, text: str) -> bytes:
+        item = self._thought(text, "completed")
+        return self._thought_event("done", text=text) + self._event(
+            "response.output_item.done", output_index=0, item=item
+        )
 
     def _message_begins(self) -> bytes:
         item = self._message("", "in_progress")
-        return self._event("response.output_item.added", output_index=0, item=item) + self._text_event(
+        return self._event("response.output_item.added", output_index=self._first, item=item) + self._text_event(
             "response.content_part.added", part=_part("")
         )
 
@@ -203,7 +221,7 @@ class _Response:
         return (
             self._text_event("response.output_text.done", text=text, logprobs=[])
             + self._text_event("response.content_part.done", part=_part(text))
-            + self._event("response.output_item.done", output_index=0, item=self._message(text, "completed"))
+            + self._event("response.output_item.done", output_index=self._first, item=self._message(text, "completed"))
         )
 
     def _calls(self, call: dict[str, Any], index: int) -> bytes:

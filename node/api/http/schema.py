@@ -54,6 +54,7 @@ class Message(Struct):
     content: str | list[Part] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None  # what an assistant thought before, as llama-server takes it too
 
 
 class Tool(Struct):

@@ -8,8 +8,8 @@ answers  chat and generate: a JSON object a line, or one
 look     which models there are, and embeddings
 """
 
-from node.api.http.ollama.answers import Chat, Generate
+from node.api.http.ollama.answers import Answers
 from node.api.http.ollama.look import UNSERVED, Look
 from node.api.http.ollama.say import refused
 
-__all__ = ["UNSERVED", "Chat", "Generate", "Look", "refused"]
+__all__ = ["UNSERVED", "Answers", "Look", "refused"]

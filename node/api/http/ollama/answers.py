@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from node.api.http import asked, chat, votes
 from node.api.http import schema as openai
 from node.api.http.asked import Asked
-from node.api.http.deltas import Answered, Called, Ended, Said, reason
+from node.api.http.deltas import Answered, Called, Ended, Said, Thought, reason, whole
 from node.api.http.here import Here, read, request_id
 from node.api.http.ollama import asked as reading
 from node.api.http.ollama import say, schema
@@ -27,13 +27,13 @@ _GENERATE = msgspec.json.Decoder(schema.GenerateRequest)
 _encode = msgspec.json.encode
 
 
-class Chat:
-    """The endpoint."""
+class Answers:
+    """The endpoints."""
 
     def __init__(self, here: Here) -> None:
         self._here = here
 
-    async def __call__(self, request: Request) -> Response:
+    async def chat(self, request: Request) -> Response:
         """Answer a conversation. Raises ConclaveError for what can be seen to be wrong before it is answered."""
         body = await read(request, _CHAT)
         if not body.messages:
@@ -42,14 +42,7 @@ class Chat:
         wanted = asked.chat(reading.chat(body), self._here.node, id)
         return _answer(_Answer(self._here, wanted, body.model, is_chat=True), body.stream, id)
 
-
-class Generate:
-    """The endpoint."""
-
-    def __init__(self, here: Here) -> None:
-        self._here = here
-
-    async def __call__(self, request: Request) -> Response:
+    async def generate(self, request: Request) -> Response:
         """Answer a prompt. Raises ConclaveError for what can be seen to be wrong before it is answered."""
         body = await read(request, _GENERATE)
         if not body.prompt:
@@ -87,41 +80,30 @@ class _Answer:
         self._model = model
         self._is_chat = is_chat
 
-    def piece(self, text: str, calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def piece(self, text: str, thought: str = "", calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """A piece of the answer, or all of it."""
         head = {"model": self._model, "created_at": say.now()}
+        more: dict[str, Any] = {"thinking": thought} if thought else {}
         if not self._is_chat:
-            return head | {"response": text}
+            return head | {"response": text} | more
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        return head | {"message": message | ({"tool_calls": calls} if calls else {})}
+        return head | {"message": message | more | ({"tool_calls": calls} if calls else {})}
 
     async def whole(self) -> bytes:
         """The answer as one object."""
-        text, calls, logprobs = "", [], []
-        found: Answered | None = None
-        async with contextlib.aclosing(self._here.answer(self._asked)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Said):
-                    text += piece.text
-                    logprobs += _logprobs(piece.logprobs)
-                elif isinstance(piece, Called):
-                    calls.append(_call(piece.number, piece.call))
-                elif isinstance(piece, Answered):
-                    found = piece
-        assert found is not None
-        more = {"logprobs": logprobs} if logprobs else {}
-        return _encode(self.piece(text, calls) | more | self._end(found))
+        found, [said] = await whole(self._here.answer(self._asked))
+        calls = [_call(i, c) for i, c in enumerate(said.calls)]
+        return _encode(self.piece(said.text, said.thought, calls) | _likely(said.logprobs) | self._end(found))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as lines."""
         async with contextlib.aclosing(self._here.answer(self._asked)) as pieces:
             async for piece in pieces:
-                if isinstance(piece, Said):
-                    logprobs = _logprobs(piece.logprobs)
-                    more = {"logprobs": logprobs} if logprobs else {}
-                    yield say.line(self.piece(piece.text) | more | {"done": False})
+                if isinstance(piece, Said | Thought):
+                    told = (piece.text, "") if isinstance(piece, Said) else ("", piece.text)
+                    yield say.line(self.piece(*told) | _likely(piece.logprobs) | {"done": False})
                 elif isinstance(piece, Called):
-                    yield say.line(self.piece("", [_call(piece.number, piece.call)]) | {"done": False})
+                    yield say.line(self.piece("", "", [_call(piece.number, piece.call)]) | {"done": False})
                 elif isinstance(piece, Answered):
                     yield say.line(self.piece("") | self._end(piece))
                 elif not isinstance(piece, Ended):
@@ -153,5 +135,5 @@ def _call(number: int, call: ToolCall) -> dict[str, Any]:
     return {"id": f"call_{secrets.token_hex(12)}", "function": function}
 
 
-def _logprobs(tokens: tuple[TokenLogprob, ...]) -> list[dict[str, Any]]:
-    return [chat.logprob(t) for t in tokens]
+def _likely(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {"logprobs": [chat.logprob(t) for t in tokens]} if tokens else {}

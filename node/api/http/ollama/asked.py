@@ -114,7 +114,7 @@ def _messages(said: Sequence[Message]) -> list[schema.Message]:
             found = next((c for c in open_calls if c[1] == m.tool_name), open_calls[0])
             open_calls.remove(found)
             id = found[0]
-        out.append(schema.Message(m.role, m.content, calls or None, id))
+        out.append(schema.Message(m.role, m.content, calls or None, id, m.thinking))
     return out
 
 

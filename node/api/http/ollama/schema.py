@@ -45,6 +45,7 @@ class Message(Struct):
 
     role: str
     content: str | None = None
+    thinking: str | None = None
     images: list[Any] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
