@@ -334,3 +334,9 @@ def is_worth(tokens: int, prefill_s: float, all_bytes: int, missing_bytes: int, 
     """Whether taking over a snapshot is quicker than prefilling its `tokens` tokens at `prefill_s` each."""
     took = missing_bytes * rates.link_s + all_bytes * (rates.codec_s + rates.restore_s)
     return took < tokens * prefill_s
+
+
+def goes_on(elapsed_s: float, got: int, missing_bytes: int, prefill_s: float) -> bool:
+    """Whether a snapshot of which `got` bytes have come is still worth waiting for, where computing it would take
+    `prefill_s` seconds: what was waited is lost either way, so the rest at the rate so far is what counts."""
+    return elapsed_s < prefill_s or (got > 0 and (missing_bytes - got) * elapsed_s / got < prefill_s)

@@ -21,6 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from node.core.recent import Recent
+from node.core.slots import Speeds
+
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".kv"
@@ -44,7 +47,7 @@ class Shelf:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.limit = limit
-        self.seconds_per_byte = 1e-9  # reading, as measured
+        self._reads = Recent()
         self._folder = folder
         self._names = itertools.count()
         self._lock = threading.Lock()
@@ -74,8 +77,13 @@ class Shelf:
             log.warning("%s is not what was written there: the topic's KV is computed again", copy.path)
             return None
         took = (time.perf_counter() - started) / max(copy.nbytes, 1)
-        self.seconds_per_byte += 0.3 * (took - self.seconds_per_byte)
+        self._reads.add(took, started)
         return state
+
+    @property
+    def seconds_per_byte(self) -> float:
+        """Of reading, by the quickest of the last times."""
+        return self._reads.least(time.perf_counter(), Speeds().disk_s_per_byte)
 
     def drop(self, copy: Shelved) -> None:
         """Forget a copy."""

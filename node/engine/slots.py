@@ -19,6 +19,7 @@ from typing import Any
 
 from node.core import slots
 from node.core.prefixes import Prefixes
+from node.core.recent import Recent
 from node.core.slots import Held, Match, Speeds
 from node.engine.backend import Backend
 from node.engine.shelf import Shelf, Shelved
@@ -86,6 +87,7 @@ class Slots:
         self._uses: dict[str, tuple[float, int]] = {}
         self._turn = 0
         self.speeds = speeds or Speeds()
+        self._restores, self._usual_s = Recent(), self.speeds.restore_s_per_byte
         self.parked_bytes = 0
         self.disk_bytes = 0
         self.refuted = 0  # states from elsewhere that were not what they were said to be
@@ -112,6 +114,7 @@ class Slots:
 
     def match(self, topic: str, prompt: Sequence[int]) -> Match | None:
         """Where a prompt should begin."""
+        self._look_at_speeds()
         return self._prefixes.match(topic, prompt, self.speeds)
 
     def gain(self, match: Match | None) -> tuple[int, int]:
@@ -247,8 +250,6 @@ class Slots:
             fits = was is not None
         elif fits:
             fits = self._backend.truncate(target, length)
-        if self._shelf is not None:
-            self.speeds = replace(self.speeds, disk_s_per_byte=self._shelf.seconds_per_byte)
         if match.take:
             self.forget(slot.held.topic)
         if not fits:
@@ -267,9 +268,17 @@ class Slots:
             return False
         took = self._clock() - started
         if slot.held.bytes >= MEASURED_BYTES and took > 0:
-            was = self.speeds.restore_s_per_byte
-            self.speeds = replace(self.speeds, restore_s_per_byte=0.7 * was + 0.3 * took / slot.held.bytes)
+            self._restores.add(took / slot.held.bytes, self._clock())
+            self._look_at_speeds()
         return True
+
+    def _look_at_speeds(self) -> None:
+        """What restoring takes by the quickest of the last times: one that was held up by something must not be the
+        last that was tried."""
+        restore_s = self._restores.least(self._clock(), self._usual_s)
+        disk_s = self._shelf.seconds_per_byte if self._shelf is not None else self.speeds.disk_s_per_byte
+        if (restore_s, disk_s) != (self.speeds.restore_s_per_byte, self.speeds.disk_s_per_byte):
+            self.speeds = replace(self.speeds, restore_s_per_byte=restore_s, disk_s_per_byte=disk_s)
 
     def _held(self) -> Iterable[Held]:
         return (slot.held for slot in self._slots.values())

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from node.core.recent import Recent
 from node.core.snapshot import Rates
 
 # A transfer smaller than this says more about delays than about the link.
@@ -14,13 +15,19 @@ MEASURED_BYTES = 128 << 10
 BURST_S = 0.05
 
 
-class Measured:
-    """Seconds a byte, of each peer's link and of encoding and decoding blocks; each new figure counts for a third."""
+# Of a link the median of so many transfers counts: two that were held up by something else change nothing.
+LINKS_KEPT = 5
 
-    def __init__(self, mbps: int = 0) -> None:
+
+class Measured:
+    """Seconds a byte, of each peer's link and of reading, checking and putting together blocks."""
+
+    def __init__(self, mbps: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._least_link_s = 8.0 / (mbps * 1e6) if mbps else 0.0
-        self._links: dict[str, float] = {}
-        self._codec_s = Rates().codec_s
+        self._links: dict[str, Recent] = {}
+        self._codec = Recent()
+        self._clock = clock
+        self._doubted: set[str] = set()
         self.restore_s = Rates().restore_s  # the engine's own figure, as of the last look
 
     def rates(self, peer: str) -> Rates:
@@ -34,7 +41,8 @@ class Measured:
     @property
     def slowest_link_s(self) -> float:
         """Seconds a byte of the slowest link that was measured."""
-        return max([*self._links.values(), self._least_link_s], default=0.0) or Rates().link_s
+        found = [each.middle() for each in list(self._links.values())]
+        return max([*found, self._least_link_s], default=0.0) or Rates().link_s
 
     def links(self) -> dict[str, float]:
         """Seconds a byte of the links that were measured, by node."""
@@ -43,16 +51,29 @@ class Measured:
     def moved(self, peer: str, size: int, seconds: float) -> None:
         """Note a transfer."""
         if size >= MEASURED_BYTES and seconds > 0:
-            before = self._links.get(peer)
-            self._links[peer] = seconds / size if before is None else 0.67 * before + 0.33 * seconds / size
+            self._links.setdefault(peer, Recent(LINKS_KEPT)).add(seconds / size, self._clock())
+            self._doubted.discard(peer)
+
+    def doubt(self, peer: str) -> None:
+        """Something was not taken from a peer, as its link is slow: that is to be measured again."""
+        self._doubted.add(peer)
+
+    def is_wanted(self, peer: str) -> bool:
+        """Whether a peer's link should be measured."""
+        return peer not in self._links or peer in self._doubted
 
     def decoded(self, size: int, seconds: float) -> None:
         """Note a snapshot that was read, checked and put together."""
         if size >= MEASURED_BYTES and seconds > 0:
-            self._codec_s = 0.67 * self._codec_s + 0.33 * seconds / size
+            self._codec.add(seconds / size, self._clock())
+
+    @property
+    def _codec_s(self) -> float:
+        return self._codec.least(self._clock(), Rates().codec_s)
 
     def _link(self, peer: str) -> float:
-        return max(self._links.get(peer, Rates().link_s), self._least_link_s)
+        found = self._links.get(peer)
+        return max(found.middle() if found is not None else Rates().link_s, self._least_link_s)
 
 
 class Pace:

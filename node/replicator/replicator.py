@@ -218,6 +218,8 @@ class Replicator:
             if incoming is not None:
                 self._keep_later(topic, incoming)
                 return incoming
+            if self._measured.is_wanted(peer.id):
+                self._spawn(self._measure(peer.id))
         return None
 
     def _keep_later(self, topic: str, incoming: Incoming) -> None:
@@ -271,7 +273,7 @@ class Replicator:
         for _ in range(MEASURING_TRIES):
             await asyncio.sleep(MEASURE_AFTER_S * random.uniform(0.5, 1.5))
             peer = next((p for p in self._mesh.peers() if p.id == node_id), None)
-            if peer is None or node_id in self._measured.links():
+            if peer is None or not self._measured.is_wanted(node_id):
                 return
             load = self._engine.load
             if load.queued or load.free < self._engine.info.sequences or peer.info.load > 0:

@@ -9,13 +9,13 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from node import metrics, wire
 from node.core import snapshot
 from node.core.refusal import Reason, refuse
 from node.core.snapshot import Block, Header
-from node.errors import ConclaveError, CorruptSnapshot
+from node.errors import ConclaveError, CorruptSnapshot, PeerUnavailable
 from node.mesh.peer import Peer
 from node.replicator.incoming import Incoming, Put
 from node.replicator.rates import Measured, Pace
@@ -27,6 +27,7 @@ from node.types import Version
 from node.v1 import kvsync_pb2
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CHUNK_BYTES = MAX_CHUNK_BYTES
 PACED_CHUNK_BYTES = 64 << 10  # under a cap, what goes at once should be short
@@ -36,6 +37,10 @@ MEASURING_S = 0.5  # what came by then tells enough
 # A push or pull may take this long, and as long again as its bytes take at this rate: slower than that is a hang.
 TRANSFER_S = 30.0
 SLOWEST_BYTES_PER_S = 32_000.0
+# Less time than this is not given to a pull, however soon the prompt could be computed: connecting alone may take it.
+LEAST_PULL_S = 1.0
+# A pull that goes on may take so many times what computing would.
+MOST_PULLING = 3.0
 # Who pushes and sends nothing for so long has gone, or means to hold on to what a push takes here.
 PART_S = 15.0
 # Pushes at a time from all peers: two from each node of a swarm of eight; each holds a block at most.
@@ -125,14 +130,15 @@ class Transfer:
             fingerprint=ours.fingerprint,
             version=wire.held_pb(self._store.version(topic)),
         )
-        limit = max(tokens * prefill_s, 1.0)
+        limit = max(tokens * prefill_s, LEAST_PULL_S)
         receiver = Receiver(self._snapshots, _unexpected)
         incoming: Incoming | None = None
         loading: asyncio.Future[None] | None = None
         started = time.monotonic()
+        size = 0
         try:
-            async with contextlib.aclosing(peer.stream(peer.bulk.Pull, request, limit)) as parts:
-                async for part in parts:
+            async with contextlib.aclosing(peer.stream(peer.bulk.Pull, request, MOST_PULLING * limit)) as parts:
+                async for part in _in_time(parts, limit):
                     if part.HasField("header"):
                         head = receiver.begin(part.header)
                         if head.topic != topic:
@@ -141,6 +147,7 @@ class Transfer:
                         rates = self._measured.rates(peer.id)
                         size = sum(b.size for b in lacking)
                         if not snapshot.is_worth(min(tokens, len(head.tokens)), prefill_s, head.size, size, rates):
+                            self._measured.doubt(peer.id)
                             return None
                         incoming = await asyncio.to_thread(self._snapshots.incoming, head)  # 25 MB of new pages
                         receiver.put = self._counted(incoming.add)
@@ -148,6 +155,8 @@ class Transfer:
                         loading = asyncio.ensure_future(incoming.load([b for b in head.blocks if b.key not in new]))
                     elif part.HasField("chunk"):
                         await receiver.feed(part.chunk)
+                        if not snapshot.goes_on(time.monotonic() - started, receiver.bytes, size, limit):
+                            raise PeerUnavailable(f"node {peer.id} sends too slowly")
             if incoming is None or loading is None:
                 return None
             metrics.SYNC_BYTES.labels("received", "snapshot").inc(receiver.bytes)
@@ -155,15 +164,17 @@ class Transfer:
             await receiver.finish()
             await loading
             self._travels.received(peer.id, topic, receiver.bytes, len(incoming.head.tokens))
-        except BaseException:
+        except BaseException as e:
             if loading is not None:
                 loading.cancel()
             await receiver.break_off()
             if incoming is not None:
                 try:
                     await asyncio.to_thread(incoming.keep)
-                except OSError as e:  # and what went wrong before, or that this was cancelled, is still to be said
-                    self._snapshots.failed(e)
+                except OSError as failed:  # and what went wrong before, or that this was cancelled, is still to be said
+                    self._snapshots.failed(failed)
+            if isinstance(e, TimeoutError):
+                raise PeerUnavailable(f"nothing came from node {peer.id} for {limit:.1f} s") from None
             raise
         return incoming
 
@@ -229,7 +240,7 @@ class Transfer:
         head: Header | None = None
         reason = ""
         try:
-            async for part in _in_time(parts):
+            async for part in _in_time(parts, PART_S):
                 if part.HasField("header"):
                     head = receiver.begin(part.header)
                     self._check_wanted(head)
@@ -287,15 +298,31 @@ def _fill(chunk: kvsync_pb2.BlockChunk, key: bytes, offset: int, data: bytes, la
     chunk.key, chunk.offset, chunk.data, chunk.last = key, offset, data, last
 
 
-async def _in_time(parts: AsyncIterator[kvsync_pb2.PushRequest]) -> AsyncIterator[kvsync_pb2.PushRequest]:
-    """The parts of a push. Raises TimeoutError where one does not come in time."""
+async def _in_time(parts: AsyncIterator[T], within_s: float) -> AsyncIterator[T]:
+    """The parts of a transfer. Raises TimeoutError where one does not come in time.
+
+    The time is waited for in halves: where this process stood still itself, the first is over at once, and what has
+    come meanwhile is seen in the second.
+    """
     while True:
+        coming = asyncio.ensure_future(_next(parts))
         try:
-            async with asyncio.timeout(PART_S):
-                part = await anext(parts)
-        except StopAsyncIteration:
+            for _ in range(2):
+                await asyncio.wait([coming], timeout=within_s / 2)
+            if not coming.done():
+                raise TimeoutError
+        finally:
+            if not coming.done():
+                coming.cancel()
+                await asyncio.wait([coming])
+        part = coming.result()
+        if part is None:
             return
         yield part
+
+
+async def _next(parts: AsyncIterator[T]) -> T | None:
+    return await anext(parts, None)
 
 
 def _unexpected(each: Block, data: bytes) -> None:

@@ -3,6 +3,7 @@
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -193,3 +194,28 @@ def _any_course(seed: int, chat: Chat) -> None:
         if rng.random() < 0.5:
             chat.scheduler.rest()
         chat.check()
+
+
+def test_a_restore_that_was_held_up_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process was stopped in the middle of one, for an hour: that says nothing of the next."""
+    now = 0.0
+    chat = Chat()
+    chat.scheduler = Scheduler(chat.backend, lambda: now, node="here", memory=1 << 20)
+    monkeypatch.setattr(slots, "MEASURED_BYTES", 1)
+    monkeypatch.setattr(slots, "IDLE_CELLS", 0)
+    for topic in "abcdefgh":
+        chat.turn(topic, " ".join(f"{topic}-{i}" for i in range(20)))
+        while chat.scheduler.rest():
+            pass
+    restore, took = chat.backend.restore, [1e-6, 3600.0, 3600.0, *[1e-6] * 4]
+
+    def held_up(sequence: int, state: Any) -> bool:
+        nonlocal now
+        now += took.pop(0)
+        return restore(sequence, state)
+
+    monkeypatch.setattr(chat.backend, "restore", held_up)
+    for topic in "abcdefg":
+        _, cached = chat.turn(topic, "and so on")
+        assert cached > 0, topic
+    assert len(took) <= 1  # which one stays in the context is not for this test to say
