@@ -163,11 +163,12 @@ class _Download:
 
     async def _bring_all(self, partial: Partial) -> None:
         """Until all is here, or no source is left. Raises NotReady where the disk takes no more."""
-        pending = {
+        bringing = [
             asyncio.create_task(self._bring(id, peer, partial))
             for id, peer in self._sources.items()
             for _ in range(AT_ONCE)
-        }
+        ]
+        pending = set(bringing)
         is_over = asyncio.Event()
         settling = asyncio.create_task(self._settle(partial, is_over))
         try:
@@ -179,7 +180,9 @@ class _Download:
             is_over.set()
             for task in pending:  # what they bring has come from another source
                 task.cancel()
-            await asyncio.gather(*pending, settling, return_exceptions=True)
+            # Those that have ended too: several that fail together say the same, and asyncio complains of what nobody
+            # took from them.
+            await asyncio.gather(*bringing, settling, return_exceptions=True)
 
     async def _settle(self, partial: Partial, is_over: asyncio.Event) -> None:
         """The disk writes while the network reads: all at once in the end would be a wait for both."""

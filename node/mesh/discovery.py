@@ -107,16 +107,17 @@ class Discovery:
 
     async def stop(self) -> None:
         """Withdraws the announcement (peers see it at once) and ends; harmless when done twice."""
+        zeroconf, self._zeroconf = self._zeroconf, None
+        browser, self._browser = self._browser, None
+        if browser is not None:  # first: who is seen meanwhile would be asked by sockets that are closed by then
+            await browser.async_cancel()
         for task in self._resolving.values():
             task.cancel()
         await asyncio.gather(*self._resolving.values(), return_exceptions=True)
         self._resolving.clear()
-        zeroconf, self._zeroconf = self._zeroconf, None
         if zeroconf is None:
             return
         try:
-            if self._browser is not None:
-                await self._browser.async_cancel()
             if self._info is not None and self._port:
                 # The call sends the first goodbye; the second, a quarter of a second later, is for lossy networks.
                 await (await zeroconf.async_unregister_service(self._info))

@@ -92,10 +92,10 @@ class Replicator:
             self._forgotten,
         )
         self._id = node_id
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._waiting: dict[str, asyncio.Event] = {}  # topic -> it changed again
         self._pulling: set[str] = set()  # topics that are on their way here
-        self._keeping: dict[str, asyncio.Task[None]] = {}  # topic -> what came for it goes to the disk
+        self._keeping: dict[str, asyncio.Future[Any]] = {}  # topic -> what came for it goes to the disk
         self._pushes = asyncio.Semaphore(MAX_PUSHES)
         self._unequal = asyncio.Event()
         self._stopping = False
@@ -109,9 +109,11 @@ class Replicator:
     async def stop(self) -> None:
         """End what runs in the background; KV that was not pushed yet is on our disk at best."""
         self._stopping = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # one that ends may hand over another
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # those that have ended are taken out after this
 
     # ---- for the coordinator ----
 
@@ -397,16 +399,23 @@ class Replicator:
         """KVSync.Forget: the tombstone's version, and the other nodes that have it. Raises NotFound."""
         return await self.turns.forget(topic)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
-        if self._stopping:
+    def _spawn(self, work: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> asyncio.Future[Any] | None:
+        """Run what nobody waits for, until the end of this node. A future is what somebody waited for until now."""
+        if self._stopping and asyncio.iscoroutine(work):
             work.close()
             return None
         task = asyncio.ensure_future(work)
+        if self._stopping:
+            task.cancel()
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, ConclaveError):
+            log.info("in the background: %s", error)
+        else:
             log.error("replication failed in the background", exc_info=error)

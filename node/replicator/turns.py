@@ -49,7 +49,7 @@ class Turns:
         fingerprint: str,
         replicas: int,
         waits_for_peer: bool,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Callable[[Coroutine[Any, Any, Any] | asyncio.Future[Any]], object],
         on_forgotten: Callable[[str], None],
     ) -> None:
         self._id = node_id
@@ -119,14 +119,15 @@ class Turns:
         local = asyncio.ensure_future(self._store.add(topic, entry))
         sends = [asyncio.ensure_future(self.send(peer, topic, entry)) for peer in holders]
         warnings: list[str] = []
-        is_elsewhere = bool(sends) and self._waits and await _first_true(sends, ACKNOWLEDGE_S)
+        try:
+            is_elsewhere = bool(sends) and self._waits and await _first_true(sends, ACKNOWLEDGE_S)
+        finally:  # who asked may have left
+            for send in sends:
+                self._spawn(send)
         if sends and self._waits and not is_elsewhere:
             warnings.append(
                 f"durability: no peer had this turn within {ACKNOWLEDGE_S * 1000:.0f} ms, so it is on this node alone"
             )
-        for send in sends:
-            if not send.done():
-                self._spawn(_finish(send))
         await local
         if self._store.problem:
             where = "; this one is on another node's disk" if is_elsewhere else ""
@@ -192,7 +193,7 @@ class Turns:
         behind = {*had, *(version.node_id for version in held.branches())} - told
         for peer in self._mesh.peers() if behind else ():
             if peer.id in behind:
-                self._spawn(_finish(asyncio.ensure_future(self.send(peer, topic, entry))))
+                self._spawn(self.send(peer, topic, entry))
 
     # ---- newer turns from peers ----
 
@@ -222,7 +223,7 @@ class Turns:
             await asyncio.wait(tasks, timeout=FRESH_S if is_known else FETCH_S)
         finally:  # who asked may have left; what comes is taken all the same
             for task in tasks:
-                self._spawn(_finish(task))
+                self._spawn(task)
         return set(given)
 
     async def fetch(self, peer: Peer, topic: str, request_id: str = "", given: set[str] | None = None) -> bool:
@@ -335,8 +336,3 @@ async def _first_true(tasks: Sequence[asyncio.Future[bool]], timeout_s: float) -
         if not done:
             return False
     return False
-
-
-async def _finish(task: asyncio.Future[Any]) -> None:
-    with contextlib.suppress(ConclaveError):
-        await task

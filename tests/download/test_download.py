@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import os
 import shutil
@@ -158,6 +159,23 @@ async def test_it_goes_on_after_a_break(tmp_path: Path) -> None:
         assert told.resumed >= PIECE
         assert 0 in b.models.fetched
         assert len(b.models.fetched) < PIECES
+
+
+async def test_several_that_fail_together_fail_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to asyncio, which would write a traceback for each."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said))
+
+    async def fails(*_: Any) -> None:
+        await asyncio.sleep(0)
+        raise NotReady("the disk is full")
+
+    monkeypatch.setattr(download._Download, "_bring", fails)
+    async with source(tmp_path, "a") as a:
+        with pytest.raises(NotReady, match="the disk is full"):
+            await bring(tmp_path / "here", a)
+    gc.collect()
+    assert not complaints
 
 
 async def test_a_file_that_changes_is_not_mixed(tmp_path: Path) -> None:

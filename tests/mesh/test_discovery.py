@@ -9,6 +9,7 @@ from typing import Any
 import ifaddr
 import pytest
 from meshnode import HOST, until
+from zeroconf import ServiceStateChange
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node.mesh import discovery, interfaces
@@ -62,6 +63,27 @@ async def test_no_multicast_is_said_and_nothing_fails() -> None:
     assert "--join HOST:PORT" in problem
     assert "\n" not in problem
     await d.stop()
+
+
+async def test_who_is_seen_while_it_stops_is_not_asked(announce: Any) -> None:
+    d, found = await announce(A, MESH, 1001)
+    zc, browser = d._zeroconf, d._browser
+    assert zc is not None
+    assert browser is not None
+
+    async def asks() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:  # a record comes in the moment in which the questions are called off
+            if not browser.done:
+                d._seen(zc.zeroconf, SERVICE, f"{B}.{SERVICE}", ServiceStateChange.Added)
+
+    d._resolving["x"] = asyncio.create_task(asks())
+    await asyncio.sleep(0)
+    await d.stop()
+    assert not d._resolving
+    assert not [t for t in asyncio.all_tasks() if "_resolve" in repr(t.get_coro())]
+    assert B not in [f.node_id for f in found]
 
 
 async def test_strange_records_are_ignored(announce: Any) -> None:

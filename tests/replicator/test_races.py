@@ -14,6 +14,7 @@ from node.core.log import Entry
 from node.core.snapshot import Header
 from node.errors import NotReady
 from node.replicator import replicator as replicator_module
+from node.replicator import turns as turns_module
 from node.types import Version
 from node.v1 import kvsync_pb2
 
@@ -92,6 +93,31 @@ async def test_kv_that_two_want_comes_once(tmp_path: Path, monkeypatch: pytest.M
         assert sorted(each is None for each in got) == [False, True]
         await two.settled()
         assert two.blocks.tokens("t") == one.blocks.tokens("t"), "and goes to the disk"
+
+
+async def test_what_somebody_waited_for_a_moment_ago_ends_with_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the end comes before anything else could run."""
+    monkeypatch.setattr(turns_module, "FRESH_S", 0.01)
+    monkeypatch.setattr(turns_module, "FETCH_S", 0.01)
+    async with nodes(tmp_path, 1) as (one,):
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        async def hangs(*_: object) -> AsyncIterator[kvsync_pb2.PullResponse]:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+                yield kvsync_pb2.PullResponse()
+            finally:
+                ended.set()
+
+        peer: Any = SimpleNamespace(id="b" * 16, kvsync=SimpleNamespace(Pull=None), stream=hangs)
+        assert await one.replicator.turns.fetch_soon("t", [peer]) == set()
+        assert begun.is_set()
+        assert not ended.is_set()
+        await one.replicator.stop()
+        assert ended.is_set()
 
 
 async def test_who_is_cancelled_while_kv_comes_is_cancelled_whatever_the_disk_says(
