@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
@@ -12,7 +11,7 @@ import termios
 from argparse import Namespace
 
 from node import wire
-from node.cli import reach, render, turn
+from node.cli import loop, reach, render, turn
 from node.cli.readers import utf8
 from node.client import Client
 from node.errors import InvalidRequest, NotFound
@@ -21,7 +20,7 @@ from node.v1 import generate_pb2
 
 def run(options: Namespace) -> int:
     """Ask, print the answer. Raises ConclaveError."""
-    return asyncio.run(_run(options, _prompt(options.prompt)))
+    return loop.run(_run(options, _prompt(options.prompt)))
 
 
 async def _run(options: Namespace, prompt: str) -> int:

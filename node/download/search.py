@@ -13,7 +13,7 @@ from pathlib import Path
 from node import wire
 from node.address import is_address
 from node.core.manifest import File, check_files
-from node.errors import ConclaveError
+from node.errors import ConclaveError, PeerUnavailable
 from node.mesh.identity import NODE_ID, Identity
 from node.mesh.local import running_nodes
 from node.mesh.peer import Peer
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 MDNS_S = 1.5  # a node that is there answers within some tenths of a second
 MORE_S = 0.3  # and others answer about then
 CALL_S = 3.0
+TRIES = 2  # a machine that is busy, or wakes, may stand still for as long as one call
 LIST_S = 10.0  # its disks may sleep
 MOST_NODES = 64
 MOST_MODELS = 1000
@@ -57,7 +58,8 @@ async def search(
     identity: Identity, *, runtime: Path | None, interfaces: Sequence[str] = (), join: str = "auto"
 ) -> AsyncIterator[Searched]:
     """Ask the nodes of a mesh for their models: those of this machine and of `join`'s addresses, and all that these
-    know; where there are none, those that mDNS finds if `join` says auto. Takes two seconds at most where nobody is."""
+    know; where there are none, those that mDNS finds if `join` says auto. Takes two seconds at most where nobody is; six
+    where an address of `join` is silent."""
     words = [w.strip() for w in join.split(",")]
     near = [] if runtime is None else [n for n in running_nodes(runtime) if n.mesh_id in identity.mesh_ids()]
     first = {n.mesh_address: n.node_id for n in near if is_address(n.mesh_address)}
@@ -119,9 +121,13 @@ async def _known(
 async def _status(identity: Identity, address: str, node_id: str) -> mesh_pb2.StatusResponse | None:
     peer = Peer(identity, address, node_id)
     try:
-        return await peer.call(peer.mesh.Status, mesh_pb2.StatusRequest(), CALL_S)
-    except ConclaveError as e:
-        log.info("node %s was not asked: %s", node_id or address, e)
+        for _ in range(TRIES):
+            try:
+                return await peer.call(peer.mesh.Status, mesh_pb2.StatusRequest(), CALL_S)
+            except ConclaveError as e:
+                log.info("node %s was not asked: %s", node_id or address, e)
+                if not isinstance(e, PeerUnavailable):
+                    break
         return None
     finally:
         await peer.close()

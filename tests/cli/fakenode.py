@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import grpc
 
@@ -16,11 +17,13 @@ from node.errors import ConclaveError
 from node.v1 import generate_pb2, generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
 
 
+@dataclass(frozen=True)
 class Ran:
     """What a command left behind."""
 
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+    code: int
+    out: str
+    err: str
 
 
 Run = Callable[..., Ran]
