@@ -58,8 +58,8 @@ async def search(
     identity: Identity, *, runtime: Path | None, interfaces: Sequence[str] = (), join: str = "auto"
 ) -> AsyncIterator[Searched]:
     """Ask the nodes of a mesh for their models: those of this machine and of `join`'s addresses, and all that these
-    know; where there are none, those that mDNS finds if `join` says auto. Takes two seconds at most where nobody is; six
-    where an address of `join` is silent."""
+    know; where there are none, those that mDNS finds if `join` says auto. Takes two seconds at most where nobody is,
+    and six where an address of `join` is silent."""
     words = [w.strip() for w in join.split(",")]
     near = [] if runtime is None else [n for n in running_nodes(runtime) if n.mesh_id in identity.mesh_ids()]
     first = {n.mesh_address: n.node_id for n in near if is_address(n.mesh_address)}

@@ -31,8 +31,8 @@ from node.mesh.identity import new_token
 HOSTS = 5
 
 
-def rounds(count: int, seed: int, breaks_s: float, home: Path) -> Iterator[Report]:
-    """Play so many rounds on five hosts."""
+def rounds(count: int, seed: int, breaks_s: float, home: Path, patience: float = 1.0) -> Iterator[Report]:
+    """Play so many rounds on five hosts, on a machine that may be `patience` times as slow as it should be."""
     rng = Random(seed)
     lan = Lan(HOSTS)
     swarm = Swarm(lan, home, new_token(), clocks=True)
@@ -41,13 +41,13 @@ def rounds(count: int, seed: int, breaks_s: float, home: Path) -> Iterator[Repor
             swarm.start(machine, *FLAGS)
         swarm.ready()
         until(swarm.see_each_other, "all five are together", instead=swarm.views)
-        clients = Clients(swarm.machines, seed)
+        clients = Clients(swarm.machines, seed, patience)
         try:
             todo: list[str] = []
             for _ in range(count):
                 # Each kind comes once before any comes again, so that a short run has seen all.
                 todo = todo or rng.sample(DOINGS, len(DOINGS))
-                yield play(swarm, clients, todo.pop(), rng, rng.uniform(0.5, 1.5) * breaks_s)
+                yield play(swarm, clients, todo.pop(), rng, rng.uniform(0.5, 1.5) * breaks_s, patience)
         finally:
             clients.close()
     finally:

@@ -60,8 +60,9 @@ class Report:
 class Clients:
     """Programs that ask random nodes, all the time but while they are `paused`."""
 
-    def __init__(self, machines: Sequence[Machine], seed: int) -> None:
+    def __init__(self, machines: Sequence[Machine], seed: int, patience: float = 1.0) -> None:
         self._machines = machines
+        self._late_s = patience * LATE_S
         self._run = threading.Event()
         self._over = False
         self._busy = [threading.Event() for _ in range(CLIENTS)]  # set: idle
@@ -82,18 +83,18 @@ class Clients:
     def pause(self) -> list[Asked]:
         """Let the calls in flight end, which they must; all calls since the last time."""
         self._run.clear()
-        end = time.monotonic() + 2 * (CALL_S + LATE_S)
+        end = time.monotonic() + 2 * (CALL_S + self._late_s)
         for idle in self._busy:
             idle.wait(max(end - time.monotonic(), 0))
         hung = sum(not idle.is_set() for idle in self._busy)
         asked, self._asked = self._asked, []
-        return asked + [Asked(CALL_S + LATE_S + 1, code="HUNG")] * hung
+        return asked + [Asked(CALL_S + self._late_s + 1, code="HUNG")] * hung
 
     def close(self) -> None:
         self._over = True
         self._run.set()
         for thread in self._threads:
-            thread.join(CALL_S + LATE_S)
+            thread.join(CALL_S + self._late_s)
 
     def _ask_on(self, i: int, rng: Random) -> None:
         self._busy[i].set()
@@ -133,8 +134,8 @@ class Clients:
         return done
 
 
-def play(swarm: Swarm, clients: Clients, doing: str, rng: Random, breaks_s: float) -> Report:
-    """Break, wait, repair, check."""
+def play(swarm: Swarm, clients: Clients, doing: str, rng: Random, breaks_s: float, patience: float = 1.0) -> Report:
+    """Break, wait, repair, check. Everything may take `patience` times as long as it should."""
     report = Report(doing)
     victim = rng.choice(swarm.machines)
     clients.resume()
@@ -144,20 +145,20 @@ def play(swarm: Swarm, clients: Clients, doing: str, rng: Random, breaks_s: floa
     _repair(swarm, victim, doing)
     healed = time.monotonic()
     while not swarm.see_each_other():
-        if time.monotonic() - healed > 4 * CONVERGED_S:
+        if time.monotonic() - healed > 4 * patience * CONVERGED_S:
             report.wrong.append(f"membership did not converge: {swarm.views()}")
             break
         time.sleep(0.05)
     report.converged_s = time.monotonic() - healed
-    if report.converged_s > CONVERGED_S:
+    if report.converged_s > patience * CONVERGED_S:
         report.wrong.append(f"membership converged only after {report.converged_s:.1f} s")
     asked = clients.pause()
     report.calls.update(a.code for a in asked)
     report.longest_s = max((a.took_s for a in asked), default=0.0)
     for each in asked:
-        report.wrong += check(each)
+        report.wrong += check(each, patience)
     _look_at_topics(swarm, clients.acknowledged, report)
-    end = time.monotonic() + CONVERGED_S
+    end = time.monotonic() + patience * CONVERGED_S
     while any((used := m.status().slots.used) for m in swarm.machines):
         if time.monotonic() > end:
             report.wrong.append(f"{used} sequences are still in use")
@@ -199,10 +200,10 @@ def _order(version: types_pb2.Version) -> tuple[int, int, str]:
     return version.epoch, version.turn, version.node_id
 
 
-def check(asked: Asked) -> list[str]:
+def check(asked: Asked, patience: float = 1.0) -> list[str]:
     """What is wrong with how a call ended."""
     wrong = []
-    if asked.took_s > CALL_S + LATE_S:
+    if asked.took_s > CALL_S + patience * LATE_S:
         wrong.append(f"a call of {CALL_S:g} s took {asked.took_s:.1f} s")
     if asked.code in ("INTERNAL", "UNKNOWN", "INVALID_ARGUMENT", "HUNG"):
         wrong.append(f"a call ended with {asked.code}")

@@ -71,14 +71,14 @@ class Machine:
         """The text of `log`."""
         return self.log.read_text(errors="replace")
 
-    def status(self, timeout_s: float = 5.0) -> mesh_pb2.StatusResponse:
+    def status(self, timeout_s: float = 30.0) -> mesh_pb2.StatusResponse:
         """What the node says. Raises grpc.RpcError."""
         return self.mesh.Status(mesh_pb2.StatusRequest(), timeout=timeout_s)
 
     def nodes(self) -> list[types_pb2.NodeInfo]:
         """All nodes that it remembers, itself first; none while it does not answer."""
         try:
-            return list(self.status(2.0).nodes)
+            return list(self.status(5.0).nodes)
         except grpc.RpcError:
             return []
 
@@ -94,7 +94,7 @@ class Machine:
     def version(self, topic: str) -> tuple[int, int, str] | None:
         """The version of a topic that it holds; None: none, or it does not answer."""
         try:
-            topics = self.status(2.0).topics
+            topics = self.status(5.0).topics
         except grpc.RpcError:
             return None
         return next((_version(t.version) for t in topics if t.topic == topic), None)
@@ -102,7 +102,7 @@ class Machine:
     def show(self, topic: str) -> kvsync_pb2.ShowResponse | None:
         """A topic in full; None if it does not hold it, or does not answer."""
         try:
-            return self.kvsync.Show(kvsync_pb2.ShowRequest(topic=topic), timeout=5)
+            return self.kvsync.Show(kvsync_pb2.ShowRequest(topic=topic), timeout=30)
         except grpc.RpcError:
             return None
 
@@ -115,7 +115,7 @@ class Machine:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def end(self, within: float = 15.0) -> int | None:
+    def end(self, within: float = SOON_S) -> int | None:
         """Ask its node to stop; its exit code, None if it had to be killed."""
         if self.process is None:
             return 0
@@ -208,7 +208,7 @@ class Swarm:
         hung = [m.host.ip for m in self.machines if m.end() is None]
         for machine in self.machines:
             machine.channel.close()
-        assert not hung, f"did not stop within 15 s: {hung}"
+        assert not hung, f"did not stop within {SOON_S:g} s: {hung}"
         for machine in self.machines:
             if machine.log.exists():
                 assert "Traceback" not in machine.said(), machine.said()

@@ -402,7 +402,7 @@ async def test_a_poll_of_one_candidate_is_one_message() -> None:
         cast = await node.peer.vote.Cast(vote_pb2.CastRequest(poll=wish))
         assert [b.candidate.id for b in cast.ballots.ballots] == [5]
         assert cast.ballots.tally.finished == 1
-        [got] = [event async for event in node.peer.poll(wish, 5)]
+        [got] = [event async for event in node.peer.poll(wish, 60)]
         assert got.ballots.ballots[0].candidate.text == cast.ballots.ballots[0].candidate.text == "42"
         assert got.ballots.free_sequences == 16
         with refused("INVALID_ARGUMENT", "2 candidates, or texts: those are polled"):

@@ -214,8 +214,8 @@ def test_a_failure_is_one_line(name: str, run: Run, node: FakeNode) -> None:
 def test_the_deadline_is_named(run: Run) -> None:
     node = FakeNode(hang=True)
     try:
-        done = run("ask", "x", "--timeout", "2", "--address", node.address)
-        assert (done.code, done.err) == (1, "error: no answer within 2 s: allow more with --timeout\n")
+        done = run("ask", "x", "--timeout", "3", "--address", node.address)
+        assert (done.code, done.err) == (1, "error: no answer within 3 s: allow more with --timeout\n")
         assert node.cancelled.wait(60)
     finally:
         node.stop()

@@ -128,4 +128,4 @@ async def test_a_claim_that_waits_ends_with_who_is_at_work() -> None:
         await asyncio.sleep(0.02)
         assert not waiting.done()
     assert not await waiting
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60

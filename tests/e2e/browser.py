@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
-START_S = 30.0
+START_S = 90.0
 FLAGS = [
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
     *("--disable-background-networking", "--no-first-run", "--force-color-profile=srgb"),
@@ -43,7 +43,7 @@ class Browser:
         request = urllib.request.Request(self._root + self._session + path, data, method=method)
         request.add_header("content-type", "application/json")
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as e:
             raise AssertionError(json.load(e)["value"]["message"]) from None
@@ -60,7 +60,7 @@ class Browser:
         found = self.run("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector)
         return list(found)
 
-    def wait(self, script: str, what: str, within: float = 30.0) -> Any:
+    def wait(self, script: str, what: str, within: float = 90.0) -> Any:
         """Wait until a script returns something true."""
         end = time.monotonic() + within
         while not (found := self.run(script)):
@@ -117,4 +117,4 @@ def browsers() -> Iterator[Callable[[], Browser]]:
                 with contextlib.suppress(AssertionError, OSError):
                     each.close()
             driver.terminate()
-            driver.wait(10)
+            driver.wait(90)

@@ -213,7 +213,7 @@ class Swarm:
             except subprocess.TimeoutExpired:
                 hung.append(node.said())
                 node.process.kill()
-                node.process.wait(10)
+                node.process.wait(SOON_S)
         assert not hung, f"did not stop: {hung}"
         tracebacks = [node.said() for node in self.nodes if "Traceback" in node.said()]
         assert not tracebacks, tracebacks[0]

@@ -40,7 +40,7 @@ async def ask(
 
 async def test_a_client_moves_when_its_node_freezes(own: Swarm) -> None:
     """Only one address is given; the other node of the machine is learnt. A frozen node is the hardest to notice."""
-    one, two = own.up(2, *slow(40, 20, "42", "41"))
+    one, two = own.up(2, *slow(60, 20, "42", "41"))
     async with Client(one.address) as client:
         asked = request("Why?", topic="moved", strategy="quality")
         answer, moves = await ask(client, asked, lambda: one.signal(signal.SIGSTOP))
@@ -97,9 +97,9 @@ async def test_embed_status_and_names(fakes: Pair) -> None:
 
 def test_chat_goes_on_at_the_other_node(own: Swarm) -> None:
     """A person's chat with no address given: its node, the one that started first, is killed in the middle of it."""
-    one = own.start(*slow(40, 20, "42"))
+    one = own.start(*slow(60, 20, "42"))
     own.ready(one)
-    two = own.start(*slow(40, 20, "42"))
+    two = own.start(*slow(60, 20, "42"))
     own.ready(two)
     together(one, two)
     chat = own.popen("chat", "--topic", "garden", stdin=True)

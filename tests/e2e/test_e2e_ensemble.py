@@ -151,7 +151,7 @@ def test_a_model_of_another_node_answers_over_http(mesh: Mesh) -> None:
     """What most people do first: a laptop asks the model of the machine with the GPU, by its name."""
     _, nodes = mesh
     here = nodes["llama"].http_address
-    listed = json.load(urllib.request.urlopen(f"http://{here}/v1/models", timeout=10))["data"]
+    listed = json.load(urllib.request.urlopen(f"http://{here}/v1/models", timeout=60))["data"]
     (listed_at,) = (m["conclave"]["node"] for m in listed if m["id"] == "scripted")
     assert listed_at in {nodes["fake"].id, nodes["openai"].id}, "which has it from the other"
     body = {"model": "scripted", "messages": [{"role": "user", "content": SUM}], "stream": True}

@@ -86,10 +86,10 @@ def test_a_peer_of_the_real_model_is_killed(own: Swarm) -> None:
 
 
 def test_a_peer_hangs_and_the_client_has_a_deadline(own: Swarm) -> None:
-    one, two = own.up(2, *slow(30, 20, "42", "41"))
+    one, two = own.up(2, *slow(50, 20, "42", "41"))
 
     def ask() -> tuple[generate_pb2.GenerateResponse, dict[str, list[int]]]:
-        _, events, shares = begin(one, timeout=5.0, **WHOLE)
+        _, events, shares = begin(one, timeout=6.0, **WHOLE)
         both_work(one, two, shares)
         two.signal(signal.SIGSTOP)
         try:

@@ -204,7 +204,8 @@ def test_a_node_whose_address_changes(five: list[Machine], swarm: Swarm) -> None
     there = "10.77.0.77:7421"
     try:
         until(lambda: all(there in {n.address for n in m.nodes() if n.state == "alive"} for m in others), "it moved")
-        assert "address changed: other machines join now with --join 10.77.0.77:7421" in mover.said()
+        line = "address changed: other machines join now with --join 10.77.0.77:7421"
+        until(lambda: line in mover.said(), "and it says so")
     finally:
         swarm.lan.readdress(swarm.lan.hosts[mover.host.index], mover.host.ip)
     back = f"{mover.host.ip}:7421"

@@ -265,7 +265,7 @@ def test_a_question_is_asked_again_edited_and_forgotten(window: Browser, fakes: 
     assert window.texts(".asked") == ["one", "two"]
     topic = window.run("return localStorage.getItem('topic')")
     show = kvsync_pb2.ShowRequest(topic=topic)
-    held = [m.content for m in node.client.kvsync.Show(show, timeout=5).messages]
+    held = [m.content for m in node.client.kvsync.Show(show, timeout=60).messages]
     assert held == ["one", "echo: one", "two", "echo: two"], "nothing is said twice"
     until(lambda: topic in {t.topic for t in peer.client.status().topics}, "the peer has it")
     window.run("document.getElementById('find').value = arguments[0]", topic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -55,7 +56,12 @@ def tokens(node: Node, prompt: str) -> str:
 
 def servers(node: Node) -> list[psutil.Process]:
     """The RPC servers among a node's children."""
-    return [c for c in psutil.Process(node.process.pid).children() if "node.engine.llamacpp.lend" in c.cmdline()]
+    found = []
+    for child in psutil.Process(node.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended since
+            if "node.engine.llamacpp.lend" in child.cmdline():
+                found.append(child)
+    return found
 
 
 @needs_rpc
@@ -111,9 +117,11 @@ def test_nothing_listens_but_the_nodes(pooled: tuple[Swarm, Node, Node]) -> None
     for node in (lender, borrower):
         expected = {int(a.rsplit(":", 1)[1]) for a in (node.address, node.mesh_address, node.http_address)}
         processes = [psutil.Process(node.process.pid), *psutil.Process(node.process.pid).children(recursive=True)]
-        open_ports = {
-            c.laddr.port for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN
-        }
+        open_ports = set()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                connections = process.net_connections("inet")
+                open_ports |= {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
         assert open_ports == expected
 
 
@@ -121,7 +129,7 @@ def back(made: Swarm, borrower: Node) -> None:
     """Wait until the borrower, as the same process, serves again."""
     until(lambda: "this node starts again" in borrower.said(), "the loss is said")
     borrower.client.channel.close()
-    until(lambda: borrower.said().count("Ask it something") == 2, "it is ready again", 60)
+    until(lambda: borrower.said().count("Ask it something") >= 2, "it is ready again")
     made.ready(borrower)
 
 
@@ -172,7 +180,7 @@ def test_the_last_lender_dies(pooled: tuple[Swarm, Node, Node]) -> None:
 def test_the_server_process_dies(pooled: tuple[Swarm, Node, Node]) -> None:
     """The lender goes on, and lends again to the borrower that has started again."""
     made, lender, borrower = pooled
-    [server] = servers(lender)
+    [server] = until(lambda: servers(lender), "the server runs")
     server.kill()
     back(made, borrower)
     assert lender.process.poll() is None
@@ -192,13 +200,13 @@ def ended(process: psutil.Process) -> bool:
 def test_the_borrower_dies(pooled: tuple[Swarm, Node, Node], model: Path) -> None:
     """The lender's memory is free at once, for the next."""
     made, lender, borrower = pooled
-    [server] = servers(lender)
+    [server] = until(lambda: servers(lender), "the server runs")
     borrower.signal(signal.SIGKILL)
     until(lambda: ended(server), "the server ends")
     until(lambda: not lender.client.status().nodes[0].lent_to, "the memory is free")
     again = made.start("--model", str(model), "--slots", "4", "--borrow", "even")
     made.ready(again)
-    assert len(servers(lender)) == 1
+    until(lambda: len(servers(lender)) == 1, "one server")
 
 
 @needs_rpc
@@ -214,7 +222,7 @@ def test_the_lender_freezes_while_the_model_is_loaded(own: Swarm, tmp_path: Path
         until(lambda: "is gone" in borrower.said(), "the loss is noticed")
     finally:
         lender.signal(signal.SIGCONT)
-    until(lambda: borrower.said().count("the model is spread") == 2, "it is planned anew")
+    until(lambda: borrower.said().count("the model is spread") >= 2, "it is planned anew")
     own.ready(borrower)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import installed
 import pytest
-from swarm import Swarm, request, until
+from swarm import SOON_S, Swarm, request, until
 
 from node.models.resolve import BUNDLED
 from node.v1 import types_pb2
@@ -104,11 +104,11 @@ def test_llama_cpps_own_server(own: Swarm, llama_cpp_server: str) -> None:
     assert answer.outcome.finished >= 2
     [info] = node.client.status().nodes
     assert (info.backend, info.sequences) == ("openai", 1)
-    turn = node.client.generate.Generate(request("My cat is called Tom.", topic="t"), timeout=30)
-    again = node.client.generate.Generate(request("What is my cat called?", topic="t", append=True), timeout=30)
+    turn = node.client.generate.Generate(request("My cat is called Tom.", topic="t"), timeout=SOON_S)
+    again = node.client.generate.Generate(request("What is my cat called?", topic="t", append=True), timeout=SOON_S)
     assert (turn.version.turn, again.version.turn) == (1, 2)
     assert "Tom" in again.text
-    stream = node.client.generate.Stream(_long(), timeout=30)
+    stream = node.client.generate.Stream(_long(), timeout=SOON_S)
     next(stream)
     stream.cancel()
     until(lambda: node.used() == 0, "its sequence is free")
@@ -141,13 +141,13 @@ def test_a_real_llama_server(own: Swarm, llama_server: str) -> None:
     grammar = types_pb2.SamplingParams(grammar='root ::= "yes" | "no"')
     assert node.client.ask("Is it?", candidates=1, params=grammar).text in ("yes", "no")
     # A topic's next turn sends the conversation again, and llama-server finds its prefix.
-    turn = node.client.generate.Generate(request("My cat is called Tom.", topic="t"), timeout=30)
+    turn = node.client.generate.Generate(request("My cat is called Tom.", topic="t"), timeout=SOON_S)
     assert turn.version.turn == 1
-    again = node.client.generate.Generate(request("What is my cat called?", topic="t", append=True), timeout=30)
+    again = node.client.generate.Generate(request("What is my cat called?", topic="t", append=True), timeout=SOON_S)
     assert again.version.turn == 2
     assert again.usage.cached_tokens > 10
     # A client that leaves frees the server's slots within a step.
-    stream = node.client.generate.Stream(_long(), timeout=30)
+    stream = node.client.generate.Stream(_long(), timeout=SOON_S)
     next(stream)
     stream.cancel()
     until(lambda: node.used() == 0, "the server's slots are free")

@@ -61,7 +61,7 @@ def test_the_same_id_at_the_same_time(fakes: Pair) -> None:
 def users(node: Node, topic: str) -> tuple[list[str], int]:
     """What was asked in a topic, and how many branches lost, as a node shows it."""
     stub = kvsync_pb2_grpc.KVSyncStub(node.client.channel)
-    shown = stub.Show(kvsync_pb2.ShowRequest(topic=topic), timeout=30)
+    shown = stub.Show(kvsync_pb2.ShowRequest(topic=topic), timeout=60)
     return [m.content for m in shown.messages if m.role == "user"], len(shown.branches)
 
 
@@ -69,7 +69,7 @@ def users(node: Node, topic: str) -> tuple[list[str], int]:
 def test_the_same_id_at_two_nodes_is_one_turn(llamas: Pair, apart_s: float | None) -> None:
     """At once, a moment apart, and one after the other. The model's answers differ by chance, so an equal one is the
     same one. Nodes wait a quarter of a second for each other's word: on a machine that is busier than that there may be
-    two turns, but hardly three times."""
+    two turns, but hardly six times."""
     _, nodes = llamas
 
     def ask_both() -> str:
@@ -94,7 +94,7 @@ def test_the_same_id_at_two_nodes_is_one_turn(llamas: Pair, apart_s: float | Non
         one, two = answers
         return topic if (one.text, one.version, one.version.turn) == (two.text, two.version, 1) else ""
 
-    topic = next(filter(None, (ask_both() for _ in range(3))), "")
+    topic = next(filter(None, (ask_both() for _ in range(6))), "")
     assert topic, "one answer for both"
     for node in nodes:
         until(lambda node=node: users(node, topic) == (["Tell me something."], 0), "one turn and no branch")  # type: ignore[misc]
@@ -158,7 +158,9 @@ def test_the_command_goes_on_with_a_topic_on_another_node(fakes: Pair) -> None:
     made, (one, two) = fakes
     for turn, node in enumerate((one, two, one), 1):
         done = made.run("ask", "hello", "--topic", "moving", "--address", node.address)
-        assert (done.code, done.out, done.err) == (0, "echo: hello\n", "")
+        assert (done.code, done.out) == (0, "echo: hello\n")
+        # A peer that stood still for a quarter of a second is told of.
+        assert [line for line in done.err.splitlines() if "durability: no peer had this turn" not in line] == []
         for each in (one, two):
             until(
                 lambda each=each, turn=turn: any(  # type: ignore[misc]
@@ -173,7 +175,7 @@ def test_embeddings(llamas: Pair) -> None:
 
     _, (one, two) = llamas
     texts = ["the cat sat on the mat", "the cat sat on the mat", "12 + 30"]
-    got = [n.client.generate.Embed(generate_pb2.EmbedRequest(texts=texts), timeout=30) for n in (one, two)]
+    got = [n.client.generate.Embed(generate_pb2.EmbedRequest(texts=texts), timeout=60) for n in (one, two)]
     vectors = [e.values for e in got[0].embeddings]
     assert len(vectors) == 3
     assert vectors[0] == pytest.approx(vectors[1])
@@ -192,6 +194,6 @@ def test_a_request_by_hand_is_the_request(fakes: Pair) -> None:
     """What the harness sends is what the proto says."""
     _, (one, _) = fakes
     sent = request("hello", candidates=3, strategy="majority")
-    response = one.client.generate.Generate(sent, timeout=30)
+    response = one.client.generate.Generate(sent, timeout=60)
     assert response.outcome.planned == 3
     assert response.request_id

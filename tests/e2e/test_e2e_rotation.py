@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from swarm import Node, Swarm, slow, together
+from swarm import Node, Swarm, slow, together, until
 
 FLAGS = (*slow(4, 40, "42"), "--http-port", "0")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_nobody_is_cut_off(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         homes = []
@@ -54,7 +54,8 @@ def test_nobody_is_cut_off(tmp_path: Path) -> None:
             finally:
                 over.set()
                 asking.join()
-            assert [ask(each) for each in nodes] == [3, 3, 3]
+            for each in nodes:  # one that stood still for a moment is not asked until it is trusted again
+                until(lambda each=each: ask(each) == 3, "all three take part")  # type: ignore[misc]
 
         names: list[str] = []
         done = a.run("token", "new", "--overlap", "1")

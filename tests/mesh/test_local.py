@@ -60,7 +60,7 @@ class TestPresence:
             "assert len(running_nodes(pathlib.Path(sys.argv[1]))) == 1\n"
             "os.kill(os.getpid(), 9)"
         )
-        assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=20).returncode == -9
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=90).returncode == -9
         assert len(list((tmp_path / "nodes").iterdir())) == 1
         assert running_nodes(tmp_path) == []
         assert list((tmp_path / "nodes").iterdir()) == []

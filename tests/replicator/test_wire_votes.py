@@ -96,7 +96,7 @@ async def test_a_request_that_two_nodes_were_given_is_answered_once(tmp_path: Pa
 
 async def test_what_peers_spend_after_the_decision(tmp_path: Path) -> None:
     """Three answers of four are short and agree, the fourth is long: it is stopped everywhere within a step."""
-    spec = FakeSpec(answers=("42", "42", "42", " ".join(["w"] * 500)), tokens_per_s=50)
+    spec = FakeSpec(answers=("42", "42", "42", " ".join(["w"] * 500)), tokens_per_s=5)
     async with nodes(tmp_path, 3, Options(replicas=0), **fake(spec)) as made:
         a, *others = made
         trusting(a)
