@@ -13,7 +13,6 @@ import psutil
 from node import wire
 from node.address import join_address
 from node.api import http
-from node.api.seam import Seam
 from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config
 from node.errors import InvalidRequest, NotReady
 from node.mesh.identity import Identity
@@ -37,8 +36,8 @@ class Ports:
 
 def take(config: Config, identity: Identity) -> Ports:
     """Bind what the configuration asks for. Raises NotReady where a port is not to be had, InvalidRequest."""
-    local = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
-    mesh = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
+    local = grpc.aio.server(options=wire.SERVER_OPTIONS)
+    mesh = grpc.aio.server(options=wire.SERVER_OPTIONS)
     port = _listen("--port", config.port, DEFAULT_PORT, lambda p: local.add_insecure_port(f"127.0.0.1:{p}"))
     _check_interfaces(config.interfaces)
     hosts = [f"[{i}]" if ":" in i else i for i in config.interfaces] or ["[::]"]

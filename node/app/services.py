@@ -7,6 +7,7 @@ from node.api import rpc
 from node.api.kvsync import KVSyncServicer
 from node.api.models import ModelsServicer
 from node.api.pool import PoolServicer
+from node.api.seam import seam
 from node.app.ports import Ports
 from node.config import Config
 from node.coordinator import Coordinator
@@ -46,7 +47,7 @@ def add(
     """Add every service to the listeners, which are not started yet."""
     generate = rpc.GenerateServicer(coordinator, engine, defaults(config))
     for server, is_mesh in ((ports.local, False), (ports.mesh, True)):
-        generate_pb2_grpc.add_GenerateServicer_to_server(generate, server)
+        generate_pb2_grpc.add_GenerateServicer_to_server(generate, seam(server))
         meets = rpc.MeshServicer(
             mesh,
             engine,
@@ -57,9 +58,9 @@ def add(
             travels=replicator.travels,
             links=replicator.links,
         )
-        mesh_pb2_grpc.add_MeshServicer_to_server(meets, server)
+        mesh_pb2_grpc.add_MeshServicer_to_server(meets, seam(server))
         sync = KVSyncServicer(replicator, is_mesh=is_mesh, won=coordinator.won, note=coordinator.claims.note)
-        kvsync_pb2_grpc.add_KVSyncServicer_to_server(sync, server)
-    vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(coordinator), ports.mesh)
-    models_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(shared), ports.mesh)
-    pool_pb2_grpc.add_PoolServicer_to_server(PoolServicer(lender), ports.mesh)
+        kvsync_pb2_grpc.add_KVSyncServicer_to_server(sync, seam(server))
+    vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(coordinator), seam(ports.mesh))
+    models_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(shared), seam(ports.mesh))
+    pool_pb2_grpc.add_PoolServicer_to_server(PoolServicer(lender), seam(ports.mesh))

@@ -41,7 +41,7 @@ import numpy as np
 
 from node import wire
 from node.api.kvsync import KVSyncServicer
-from node.api.seam import Seam
+from node.api.seam import seam
 from node.core import blob, block, snapshot
 from node.core.block import Codec
 from node.core.log import Entry
@@ -296,8 +296,8 @@ def peer_process(path: Path, home: Path, token: str, tokens: int, pipe: Connecti
     async def main() -> None:
         name = NAMES[0]
         keeper = await Keeper.start(path, home, name)
-        server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
-        kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(keeper.replicator, is_mesh=True), server)
+        server = grpc.aio.server(options=wire.SERVER_OPTIONS)
+        kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(keeper.replicator, is_mesh=True), seam(server))
         floor = grpc.method_handlers_generic_handler("floor", {"Send": grpc.unary_stream_rpc_method_handler(bare)})
         server.add_generic_rpc_handlers((floor,))
         port = server.add_secure_port("127.0.0.1:0", Identity(token, name).server_credentials())

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from node import wire
 from node.api import rpc
 from node.api.kvsync import KVSyncServicer
-from node.api.seam import Seam
+from node.api.seam import seam
 from node.coordinator import Coordinator
 from node.core.log import Entry
 from node.engine.engine import Engine
@@ -95,13 +95,13 @@ async def served(spec: FakeSpec | None = None, queue_limit: int = 64) -> AsyncIt
     replicator = Replicator(OURS, engine, mesh, store, Blocks(Path(), 0))
     servers = []
     for is_mesh in (False, True):
-        server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
+        server = grpc.aio.server(options=wire.SERVER_OPTIONS)
         servicer = rpc.GenerateServicer(coordinator, engine, wire.Defaults())
-        generate_pb2_grpc.add_GenerateServicer_to_server(servicer, server)
+        generate_pb2_grpc.add_GenerateServicer_to_server(servicer, seam(server))
         of_mesh = rpc.MeshServicer(mesh, engine, store, "1.2.3", is_mesh=is_mesh)  # type: ignore[arg-type]
-        mesh_pb2_grpc.add_MeshServicer_to_server(of_mesh, server)
-        kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(replicator, is_mesh=is_mesh), server)
-        vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(coordinator), server)
+        mesh_pb2_grpc.add_MeshServicer_to_server(of_mesh, seam(server))
+        kvsync_pb2_grpc.add_KVSyncServicer_to_server(KVSyncServicer(replicator, is_mesh=is_mesh), seam(server))
+        vote_pb2_grpc.add_VoteServicer_to_server(rpc.VoteServicer(coordinator), seam(server))
         servers.append(server)
     health = rpc.serve_health_and_reflection(servers[0], is_mesh=False)
     port = servers[0].add_insecure_port("127.0.0.1:0")

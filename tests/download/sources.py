@@ -14,7 +14,7 @@ import grpc
 
 from node import wire
 from node.api.models import ModelsServicer
-from node.api.seam import Seam
+from node.api.seam import seam
 from node.core.manifest import PIECE, File
 from node.download import Choice
 from node.mesh.identity import Identity, new_token
@@ -112,9 +112,9 @@ async def source(path: Path, letter: str = "a", data: bytes = MODEL, port: int =
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)
     models, mesh = Models(Shared({"HOME": str(path / letter)}, path / letter / "data")), Mesh()
-    server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
-    models_pb2_grpc.add_ModelsServicer_to_server(models, server)
-    mesh_pb2_grpc.add_MeshServicer_to_server(mesh, server)
+    server = grpc.aio.server(options=wire.SERVER_OPTIONS)
+    models_pb2_grpc.add_ModelsServicer_to_server(models, seam(server))
+    mesh_pb2_grpc.add_MeshServicer_to_server(mesh, seam(server))
     port = server.add_secure_port(f"127.0.0.1:{port}", identity.server_credentials())
     await server.start()
     mesh.nodes = [types_pb2.NodeInfo(id=identity.node_id, address=f"127.0.0.1:{port}", state="alive")]

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from node import wire
 from node.api.pool import PoolServicer
-from node.api.seam import Seam
+from node.api.seam import seam
 from node.errors import ConclaveError, InvalidRequest, NotSupported, Overloaded, PeerUnavailable, Unauthenticated
 from node.mesh.identity import Identity, new_token
 from node.mesh.peer import Peer
@@ -79,9 +79,9 @@ class House:
 @pytest_asyncio.fixture(loop_scope="session")
 async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
     monkeypatch.setattr(lending, "Server", Echo)
-    server = grpc.aio.server(interceptors=[Seam()], options=wire.SERVER_OPTIONS)
+    server = grpc.aio.server(options=wire.SERVER_OPTIONS)
     lender = Lender(2 * GIB, 2, VERSION)
-    pool_pb2_grpc.add_PoolServicer_to_server(PoolServicer(lender), server)
+    pool_pb2_grpc.add_PoolServicer_to_server(PoolServicer(lender), seam(server))
     port = server.add_secure_port("127.0.0.1:0", Identity(TOKEN, "a" * 10).server_credentials())
     await server.start()
     made = House(lender, f"127.0.0.1:{port}", server)

@@ -15,7 +15,7 @@ import grpc
 from node import wire
 from node.api.kvsync import KVSyncServicer
 from node.api.rpc import VoteServicer
-from node.api.seam import Seam
+from node.api.seam import seam
 from node.coordinator import Coordinator
 from node.core.members import Change, Kind
 from node.engine.backend import Backend
@@ -150,10 +150,10 @@ async def _node(
     await replicator.start()
     coordinator = Coordinator(id, engine, mesh, store, replicator=replicator)
     counts = Counts()
-    server = grpc.aio.server(interceptors=[counts, Seam()], options=wire.SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[counts], options=wire.SERVER_OPTIONS)
     sync = KVSyncServicer(replicator, is_mesh=True, won=coordinator.won, note=coordinator.claims.note)
-    kvsync_pb2_grpc.add_KVSyncServicer_to_server(sync, server)
-    vote_pb2_grpc.add_VoteServicer_to_server(VoteServicer(coordinator), server)
+    kvsync_pb2_grpc.add_KVSyncServicer_to_server(sync, seam(server))
+    vote_pb2_grpc.add_VoteServicer_to_server(VoteServicer(coordinator), seam(server))
     port = server.add_secure_port("127.0.0.1:0", Identity(TOKEN, id).server_credentials())
     await server.start()
     try:
