@@ -5,8 +5,12 @@
 Overhead: the fake backend as fast as it goes, one candidate a node, every ballot waited for; beside it the same number
 of candidates on the node that is asked, alone, in turns with it (A B A B). All nodes share this machine's cores. The
 floor is that of `wire_floor.py`: a bare gRPC stream to as many servers. And what a node costs that has nothing to do.
+Where each node has a machine of its own, the cores are not shared; what a vote takes then is in the processor time of
+the node that is asked, for each peer, and of a peer.
 Two nodes against one: the bundled model, or `--model PATH.gguf`, each node pinned to a core, 32 candidates of 48 tokens
-(`--tokens`, `--candidates`). Joining and dying:
+(`--tokens`, `--candidates`). Both run all the time and are asked in turn, the one node on the first core and on the
+second, and who asks is on the core that the one node does not have. Of the processor time: what the one node takes for
+a vote, over what the busier of the two takes. Joining and dying:
 eight hosts on a switch (network namespaces, as root; left out elsewhere), mDNS alone; a host is dead when all others
 hold it for dead after its cable is out, so that no connection is closed.
 """
@@ -15,17 +19,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import psutil
 from chaos.lan import Lan, unavailable
 from chaos.swarm import Swarm, until
 
@@ -55,13 +60,13 @@ def ask(node: running.Node, candidates: int, *, local: bool = False, tokens: int
 
 
 @contextlib.contextmanager
-def mesh(count: int, *flags: str, pinned: bool = False) -> Iterator[list[running.Node]]:
-    """So many nodes that see each other."""
+def mesh(count: int, *flags: str, cores: Sequence[int] = ()) -> Iterator[list[running.Node]]:
+    """So many nodes that see each other, each pinned to its core if there are `cores`."""
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conclave-bench-")))
         nodes = []
         for i in range(count):
-            cpus = (i,) if pinned else ()
+            cpus = cores[i : i + 1]
             nodes.append(stack.enter_context(running.node(*flags, "--http-port", "0", home=home, cpus=cpus)))
         end = time.monotonic() + 60
         while any(sum(n.state == "alive" for n in node.status().nodes) < count for node in nodes):
@@ -72,38 +77,84 @@ def mesh(count: int, *flags: str, pinned: bool = False) -> Iterator[list[running
         yield nodes
 
 
-def cpu_s(node: running.Node) -> float:
-    """CPU seconds that a node has used."""
-    times = psutil.Process(node.process.pid).cpu_times()
-    return times.user + times.system
+def cpu(nodes: Sequence[running.Node]) -> list[float]:
+    """Milliseconds of the processor that each node has used."""
+    return [running.cpu_ms(node.process.pid) for node in nodes]
 
 
-def overhead(count: int, rounds: int) -> tuple[float, float, float, float]:
-    """Milliseconds of a vote over the mesh and on one node, and the median of the differences of pairs; and what a node
-    takes that has nothing to do, in percent of a core."""
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Milliseconds of a vote over the mesh and on one node, and the median of the differences of pairs; milliseconds of
+    the processor for each peer, at the node that is asked and at the peer; and what a node takes that has nothing to
+    do, in percent of a core."""
+
+    mesh: float
+    one: float
+    extra: float
+    asker: float
+    peer: float
+    idle: float
+
+
+def overhead(count: int, rounds: int) -> Overhead:
+    """What a vote over so many nodes takes."""
     with mesh(count, *FAKE) as nodes:
-        before = [cpu_s(node) for node in nodes]
+        before = cpu(nodes)
         time.sleep(IDLE_S)
-        idle = statistics.median(cpu_s(n) - was for n, was in zip(nodes, before, strict=True)) / IDLE_S * 100
+        idle = [(now - was) / IDLE_S for now, was in zip(cpu(nodes), before, strict=True)]  # ms a second
         for _ in range(5):
             ask(nodes[0], count)
             ask(nodes[0], count, local=True)
         pairs = [(ask(nodes[0], count) * 1e3, ask(nodes[0], count, local=True) * 1e3) for _ in range(rounds)]
+
+        def spent(candidates: int) -> list[float]:
+            """Milliseconds of each node's processor a vote, beyond what it takes when it has nothing to do."""
+            started, before = time.monotonic(), cpu(nodes)
+            for _ in range(rounds):
+                ask(nodes[0], candidates, local=candidates == 1)
+            spare = time.monotonic() - started
+            each = zip(cpu(nodes), before, idle, strict=True)
+            return [(now - was - i * spare) / rounds for now, was, i in each]
+
+        asker, *peers = spent(count)
+        own = spent(1)[0]
     a, b = zip(*pairs, strict=True)
-    return statistics.median(a), statistics.median(b), statistics.median(x - y for x, y in pairs), idle
+    return Overhead(
+        statistics.median(a),
+        statistics.median(b),
+        statistics.median(x - y for x, y in pairs),
+        (asker - own) / (count - 1),
+        statistics.median(peers),
+        statistics.median(idle) / 10,
+    )
 
 
-def two_over_one(rounds: int, tokens: int, name: str, candidates: int) -> list[float]:
-    """Candidates a second of two nodes over those of one."""
+def two_over_one(rounds: int, tokens: int, name: str, candidates: int) -> list[tuple[float, float]]:
+    """Candidates a second of two nodes over those of one; and what the one takes of its processor, over what the busier
+    of the two does."""
     ratios = []
-    model = ("--model", name, "--threads", "1", "--early-stop", "off")
-    for _ in range(rounds):
-        took = []
-        for count in (1, 2):
-            with mesh(count, *model, pinned=True) as nodes:
-                ask(nodes[0], 16, tokens=4)
-                took.append(statistics.median(ask(nodes[0], candidates, tokens=tokens) for _ in range(3)))
-        ratios.append(took[0] / took[1])
+    flags = ("--model", name, "--threads", "1", "--early-stop", "off")
+    whole = os.sched_getaffinity(0)
+    cores = sorted(whole)[:2]
+    with contextlib.ExitStack() as stack:
+        two = stack.enter_context(mesh(2, *flags, cores=cores))
+        alone = [stack.enter_context(mesh(1, *flags, cores=(core,))) for core in cores]
+
+        def vote(nodes: Sequence[running.Node]) -> tuple[float, float]:
+            before = cpu(nodes)
+            took = ask(nodes[0], candidates, tokens=tokens)
+            return took, max(now - was for now, was in zip(cpu(nodes), before, strict=True))
+
+        for nodes in (two, *alone):
+            ask(nodes[0], candidates, tokens=4)
+            vote(nodes)
+        try:
+            for i in range(2 * rounds):
+                os.sched_setaffinity(0, {cores[1 - i % 2]})
+                (one_s, one_cpu), (two_s, two_cpu) = vote(alone[i % 2]), vote(two)
+                ratios.append((one_s / two_s, one_cpu / two_cpu))
+        finally:
+            os.sched_setaffinity(0, whole)
     return ratios
 
 
@@ -151,13 +202,16 @@ def main() -> None:
     args = parser.parse_args()
     counts = [2, 8] if args.quick else [int(n) for n in args.nodes.split(",")]
     rounds = 10 if args.quick else args.rounds
-    rows, over, floors = [], {}, {}
+    rows, over, floors, cpus = [], {}, {}, {}
     for count in counts:
-        a, b, extra, idle = overhead(count, rounds)
-        floors[str(count)] = round(floor(count, rounds), 2)
-        over[str(count)] = round(extra, 2)
-        each, least = f"{extra / count:.2f}", f"{floors[str(count)] / count:.2f}"
-        rows.append([count, f"{a:.1f}", f"{b:.1f}", f"{extra:.1f}", each, least, f"{idle:.1f}"])
+        found, least = overhead(count, rounds), floor(count, max(rounds, 10))
+        floors[str(count)], over[str(count)] = round(least.round, 2), round(found.extra, 2)
+        cpus[str(count)] = [round(ms, 3) for ms in (found.asker, found.peer, least.client, least.server)]
+        rows.append(
+            [count, *(f"{ms:.1f}" for ms in (found.mesh, found.one, found.extra))]
+            + [f"{ms / count:.2f}" for ms in (found.extra, least.round)]
+            + [f"{found.asker:.2f} ({least.client:.2f})", f"{found.peer:.2f} ({least.server:.2f})", f"{found.idle:.1f}"]
+        )
     head = (
         "nodes",
         "over the mesh, ms",
@@ -165,16 +219,21 @@ def main() -> None:
         "extra, ms",
         "extra a node, ms",
         "floor a node, ms",
+        "processor of who asks a peer, ms (floor)",
+        "of a peer, ms (floor)",
         "idle, % of a core",
     )
     running.table([head, *rows])
     tokens = args.tokens or (24 if args.quick else 48)
-    ratios = two_over_one(1 if args.quick else 3, tokens, args.model, args.candidates)
-    print(f"\ntwo nodes over one, candidates a second: {' '.join(f'{r:.2f}' for r in ratios)}")
+    walls, processors = zip(*two_over_one(3 if args.quick else 10, tokens, args.model, args.candidates), strict=True)
+    print(f"\ntwo nodes over one, candidates a second: {' '.join(f'{r:.2f}' for r in walls)}")
+    print(f"the same of the processor: {' '.join(f'{r:.2f}' for r in processors)}")
     figures: dict[str, object] = {
         "overhead_ms": over,
         "floor_ms": floors,
-        "two_nodes_over_one": statistics.median(ratios),
+        "cpu_ms": cpus,
+        "two_nodes_over_one": statistics.median(walls),
+        "two_nodes_over_one_cpu": statistics.median(processors),
     }
     if reason := unavailable():
         print(f"joining and dying were not measured: {reason}")
