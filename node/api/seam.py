@@ -26,7 +26,7 @@ class _Seam:
     def __init__(self, server: grpc.aio.Server) -> None:
         self._server = server
 
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]) -> None:
+    def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
         """The same handlers come as registered ones: those are taken."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, _Handler]) -> None:
