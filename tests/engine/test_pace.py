@@ -66,9 +66,9 @@ def test_what_prompts_take_of_the_room_others_have_not() -> None:
     room.take(23, 1e-3)
     assert room.fits(1e-3) == 0
     dear = Room(100, 0.030, LEAST_ROOM)
-    assert dear.fits(1.0, 1 / 4) == 1
-    dear.take(1, 1.0)
-    assert dear.fits(1.0) == LEAST_ROOM - 1
+    assert dear.fits(1.0, 1 / 4) == LEAST_ROOM // 4
+    dear.take(LEAST_ROOM // 4, 1.0)
+    assert dear.fits(1.0) == LEAST_ROOM - LEAST_ROOM // 4
 
 
 @given(st.floats(1e-4, 1e-2), st.floats(0, 3), st.floats(1e-5, 1e-1))
