@@ -28,9 +28,11 @@ from dataclasses import replace
 
 from node.core.slots import Speeds
 from node.engine import batch
+from node.engine.admission import Admission
 from node.engine.backend import Backend, CacheFull
 from node.engine.batch import Batch
 from node.engine.branch import Branch
+from node.engine.ends import Ends
 from node.engine.forks import Forks
 from node.engine.job import Done, Ended, Event, Failed, Job, Prefilled, Prefilling, Text, derive_seed, job
 from node.engine.pace import MEASURED_ROWS, Pace
@@ -87,6 +89,8 @@ class Scheduler:
         self.slots = Slots(backend, self._pool, memory=memory, shelf=shelf, clock=clock, speeds=speeds)
         self._forks = Forks(backend, self._pool, self.slots, clock, self._drafts)
         self._ended = Undecided(backend, self._pool, self.slots)  # waiting for `commit`
+        self._admission = Admission(self._pool, self.slots, self._ended)
+        self._ends = Ends(backend, self._pool, clock, node)
         self.pace = Pace(self.slots.speeds.prefill_s, is_measured=self.slots.speeds.is_measured)
         self.decoded_tokens = 0
         self.prefilled_tokens = 0
@@ -192,35 +196,11 @@ class Scheduler:
                 self._forks.later(request)
             except ConclaveError as e:
                 events += self._fail(request, e)
-        while (first := self._queue.first(self._running.values())) and self._enter(first):
+        while (first := self._queue.first(self._running.values())) and self._admission.enter(first):
             self._queue.remove(first)
             first.admitted = now
             self._running[first.job.id] = first
         return events
-
-    def _enter(self, request: Request) -> bool:
-        """Give a request its sequence and its cells if that can be done."""
-        job = request.job
-        if not (self._pool.free or self._ended or self.slots.resident):
-            return False  # nothing could make room, whatever it begins from
-        while True:
-            match = self.slots.match(job.topic, job.prompt)
-            sequences, cells = self.slots.gain(match)
-            spare = match.held.topic if match else ""
-            # One sequence is needed, one a candidate is wanted.
-            self.slots.make_room(len(job.candidates) - sequences, request.cells - cells, spare)
-            if len(self._pool.free) >= 1 - sequences and self._pool.cells >= request.cells - cells:
-                break
-            if self._ended.commit_oldest():
-                continue
-            if match is not None and not match.take and match.held.is_resident:
-                self.slots.forget(spare)  # there is room for one of the two only
-            else:
-                return False
-        request.base, request.cached, request.trial = self.slots.begin(match)
-        request.computed = request.cached - (request.trial is not None)
-        self._pool.cells -= request.cells
-        return True
 
     # ---- decode -----------------------------------------------------------------------------------------------------
 
@@ -344,7 +324,7 @@ class Scheduler:
         branch.guessed = []
         if branch.position < computed and not self._backend.truncate(branch.sequence, branch.position):
             raise BackendError("the KV of guessed tokens could not be rolled back: start the node with --draft 0")
-        return [self._finish(request, branch, reason)] if reason is not None else []
+        return [self._ends.finish(request, branch, reason)] if reason is not None else []
 
     def _draw(self, request: Request, branch: Branch, pieces: list[tuple[int, str]]) -> FinishReason | None:
         reason, text = branch.draw(self._backend, request.max_tokens)
@@ -355,33 +335,6 @@ class Scheduler:
 
     # ---- ends -------------------------------------------------------------------------------------------------------
 
-    def _finish(self, request: Request, branch: Branch, reason: FinishReason) -> Done:
-        request.branches.remove(branch)
-        branch.sampler.close()
-        self._keep_kv(request, branch, reason)
-        return Done(request.job.id, branch.candidate(self._node, reason, self._clock()))
-
-    def _keep_kv(self, request: Request, branch: Branch, reason: FinishReason) -> None:
-        """Keep the sequence of a candidate that may win; of one that was stopped, the prompt, if nothing else has it.
-
-        A branch's sequence holds exactly `position` tokens between two steps: the token sampled last was not computed.
-        """
-        prompt = request.job.prompt
-        if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            request.kept[branch.id] = branch.sequence, (*prompt, *branch.written)[: branch.position]
-            if PROMPT_ONLY in request.kept:
-                self._give_back(request.kept.pop(PROMPT_ONLY)[0])
-            return
-        length = min(len(prompt), branch.position)
-        if length and not request.kept and self._backend.truncate(branch.sequence, length):
-            request.kept[PROMPT_ONLY] = branch.sequence, prompt[:length]
-        else:
-            self._give_back(branch.sequence)
-
-    def _give_back(self, sequence: int) -> None:
-        self._backend.drop(sequence)
-        self._pool.free.append(sequence)
-
     def _cancel(
         self, request: Request, candidates: Collection[int] | None, reason: FinishReason = FinishReason.CANCELLED
     ) -> list[Event]:
@@ -391,7 +344,7 @@ class Scheduler:
             branch.text.finish()
             if branch.logprobs is not None:
                 branch.logprobs.settle(branch.text, over=True)
-            events.append(self._finish(request, branch, reason))
+            events.append(self._ends.finish(request, branch, reason))
         for candidate in [c for c, _ in request.waiting if c in wanted]:
             events.append(Done(request.job.id, Candidate(candidate, self._node, "", 0, 0.0, reason, 0.0)))
         request.waiting = deque((c, s) for c, s in request.waiting if c not in wanted)
@@ -403,30 +356,12 @@ class Scheduler:
             self._end(request)
             return [Ended(request.job.id)]
         if not request.branches and request.base < 0 and request.job.id in self._running:
-            self._restart(request)
+            self._ends.restart(request)
         return []
-
-    def _restart(self, request: Request) -> None:
-        """The only sequence has ended while candidates wait: they begin again from the prompt's end."""
-        last = len(request.job.prompt) - 1
-        request.computed = 0
-        if not request.kept:
-            request.base = self._pool.free.pop()
-            return
-        request.base, _ = request.kept.pop(next(iter(request.kept)))
-        if last and self._backend.truncate(request.base, last):
-            request.computed = last
-        else:
-            self._backend.drop(request.base)
 
     def _end(self, request: Request) -> None:
         """A job is over: its kept KV waits for `commit`."""
-        if request.base >= 0:
-            if not request.kept and request.computed and request.trial is None:
-                request.kept[PROMPT_ONLY] = request.base, request.job.prompt[: request.computed]
-            else:
-                self._give_back(request.base)
-            request.base = -1
+        self._ends.last(request)
         if self._running.pop(request.job.id, None) is None:
             self._queue.remove(request)
             return
@@ -436,14 +371,8 @@ class Scheduler:
 
     def _fail(self, request: Request, error: ConclaveError) -> list[Event]:
         """A job is over and its KV is not to be trusted."""
-        for branch in request.branches:
-            branch.sampler.close()
-        sequences = [b.sequence for b in request.branches] + [s for s, _ in request.kept.values()] + [request.base]
-        for sequence in sequences:
-            if sequence >= 0:
-                self._give_back(sequence)
+        self._ends.fail(request)
         del self._running[request.job.id]
-        self._pool.cells += request.cells
         return [Failed(request.job.id, error)]
 
     def _expire(self, now: float) -> list[Event]:

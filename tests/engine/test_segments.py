@@ -179,6 +179,6 @@ def test_a_backend_tokenizes_a_conversation_as_llama_cpp_does() -> None:
         messages += [Message("user", f"What is {turn} + {turn}?" * 3), Message("assistant", f"{2 * turn}.")]
         text = backend.render(messages[:-1], ())
         assert backend.tokenize(text) == plain.tokenize(text)
-    assert backend._segments._held
+    assert backend._vocabulary._segments._held
     plain.close()
     backend.close()

@@ -1,6 +1,9 @@
 """llama.cpp through llama_cpp's low-level API: the only folder that imports it.
 
 backend    a GGUF model as a `Backend`: weights, context, batches, sequences
+options    how to load it
+vocabulary its tokenizer and its chat template
+probe      whether a file loads at all
 sampling   how tokens are chosen, and their probabilities
 embedding  vectors of texts, in a context of their own
 devices    GPUs, and other machines' memory
@@ -16,9 +19,11 @@ import os
 # times slower. A short spin costs nothing on a quiet one. It must be set before the library is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from node.engine.llamacpp.backend import STATE_FORMAT, LlamaBackend, LlamaOptions, probe
+from node.engine.llamacpp.backend import STATE_FORMAT, LlamaBackend
 from node.engine.llamacpp.devices import Lender, Spread, has_rpc
 from node.engine.llamacpp.native import has_gpu, version
+from node.engine.llamacpp.options import LlamaOptions
+from node.engine.llamacpp.probe import probe
 
 __all__ = [
     "STATE_FORMAT",

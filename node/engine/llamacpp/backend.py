@@ -11,9 +11,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import llama_cpp as ll
@@ -26,35 +23,16 @@ from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
 from node.engine.llamacpp import devices, native
 from node.engine.llamacpp.embedding import Embedder
 from node.engine.llamacpp.logits import Logits
+from node.engine.llamacpp.options import LlamaOptions
 from node.engine.llamacpp.sampling import Candidates, Chain
-from node.engine.llamacpp.segments import Segments, specials
-from node.engine.template import ChatTemplate
+from node.engine.llamacpp.vocabulary import Vocabulary
 from node.errors import BackendError, InvalidRequest
 from node.types import Message, SamplingParams, Tool
 
 # The layout of llama_state_seq_get_data's blob that this version of the binding writes; it enters the fingerprint.
 STATE_FORMAT = f"llama-cpp-python {ll.__version__}"
 _KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
-_LOAD_MAPPED, _LOAD_READ = -1, 0  # llama.h: LLAMA_LOAD_MODE_AUTO, which maps where the devices can, and _NONE
-
-
-@dataclass(frozen=True, slots=True)
-class LlamaOptions:
-    """How to load a model. 0 means: decide. `fingerprint` is of the file, see `node.models.gguf`."""
-
-    path: Path
-    name: str
-    fingerprint: str
-    sequences: int = 16
-    context: int = 0
-    cells: int = 0  # of the KV cache; 0: what `cells_for` allows
-    kv_type: str = "f16"
-    swa: str = "full"  # or "small"; of models with a sliding window
-    threads: int = 0
-    gpu_layers: int = -1
-    is_demo: bool = False
-    mmap: bool = True  # False: read the file, so that no copy of repacked weights stays mapped
-    spread: devices.Spread | None = None  # over other machines, too
+_LOAD_MAPPED, LOAD_READ = -1, 0  # llama.h: LLAMA_LOAD_MODE_AUTO, which maps where the devices can, and _NONE
 
 
 class LlamaBackend:
@@ -67,9 +45,7 @@ class LlamaBackend:
         self._ctx: Any = None
         self._batch: Any = None
         self._memory: Any = None
-        self._vocab: Any = None
         self._embedder: Embedder | None = None
-        self._pieces: dict[int, bytes] = {}
         self._rows: dict[int, Logits] = {}  # of the last batch, made when first drawn from
         try:
             self._load(options, progress)
@@ -87,7 +63,7 @@ class LlamaBackend:
 
         params.progress_callback = ll.llama_progress_callback(told)  # lives as long as `params`
         params.n_gpu_layers = o.gpu_layers if o.gpu_layers >= 0 else 999
-        params.load_mode = _LOAD_MAPPED if o.mmap else _LOAD_READ
+        params.load_mode = _LOAD_MAPPED if o.mmap else LOAD_READ
         kept = devices.spread(params, o.spread) if o.spread else ()
         native.forget_errors()
         self._model = ll.llama_model_load_from_file(str(o.path).encode(), params)
@@ -96,8 +72,6 @@ class LlamaBackend:
             raise InvalidRequest(f"{o.path} has no tokenizer: it cannot read a prompt")
         if not self._model:
             raise BackendError(f"{o.path} could not be loaded: {native.reason()}; download it again or use another")
-        self._vocab = ll.llama_model_get_vocab(self._model)
-        self._n_vocab: int = ll.llama_vocab_n_tokens(self._vocab)
         if not ll.llama_model_has_decoder(self._model) or ll.llama_model_has_encoder(self._model):
             raise InvalidRequest(f"{o.path} is not a model that chats: it has an encoder or no decoder")
         if ll.llama_model_is_recurrent(self._model) or ll.llama_model_is_hybrid(self._model):
@@ -108,20 +82,7 @@ class LlamaBackend:
         pools = _metadata(self._model, f"{arch}.pooling_type") not in ("", "0")
         if pools or _metadata(self._model, f"{arch}.attention.causal") == "false":
             raise InvalidRequest(f"{o.path} is an embedding model: it writes no text; use an instruction-tuned model")
-        if self._n_vocab <= 0 or ll.llama_vocab_type(self._vocab) == ll.LLAMA_VOCAB_TYPE_NONE:
-            raise InvalidRequest(f"{o.path} has no tokenizer: it cannot read a prompt")
-        source = ll.llama_model_chat_template(self._model, None)
-        if not source:
-            raise InvalidRequest(f"{o.path} has no chat template: use an instruction-tuned model")
-        bos, eos = ll.llama_vocab_bos(self._vocab), ll.llama_vocab_eos(self._vocab)
-        self._bos = self._text(bos) if ll.llama_vocab_get_add_bos(self._vocab) else ""
-        try:
-            template = source.decode()
-        except UnicodeDecodeError:
-            raise InvalidRequest(f"{o.path} is damaged: its chat template is not UTF-8") from None
-        ends = self._text(bos), self._text(eos)
-        self._template = ChatTemplate(template, bos=ends[0], eos=ends[1])
-        self._segments = Segments(specials(self._vocab), "".join((template, *ends)), self._tokenize)
+        self._vocabulary = Vocabulary(self._model, o.path)
         self._threads: int = o.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
         self._make_context(o)
 
@@ -158,9 +119,10 @@ class LlamaBackend:
         self._memory = ll.llama_get_memory(self._ctx)
         batch = min(ll.llama_n_batch(self._ctx), ll.llama_n_ctx(self._ctx))  # llama.cpp may give less than was asked
         self._batch = ll.llama_batch_init(batch, 0, 1)
-        self._candidates = Candidates(self._n_vocab)
-        self._row_type = ctypes.c_float * self._n_vocab
-        self._scratch = np.empty(self._n_vocab, dtype=np.float32)
+        vocabulary = self._vocabulary.size
+        self._candidates = Candidates(vocabulary)
+        self._row_type = ctypes.c_float * vocabulary
+        self._scratch = np.empty(vocabulary, dtype=np.float32)
         description = ctypes.create_string_buffer(128)
         ll.llama_model_desc(self._model, description, len(description))
         self._info = ModelInfo(
@@ -172,7 +134,7 @@ class LlamaBackend:
             context=min(context, ll.llama_n_ctx(self._ctx)),
             cells=ll.llama_n_ctx(self._ctx),
             batch=batch,
-            vocabulary=self._n_vocab,
+            vocabulary=vocabulary,
             rolls_back=not self._small_window,
             is_demo=o.is_demo,
             window=max(ll.llama_model_n_swa(self._model), 0),
@@ -189,48 +151,23 @@ class LlamaBackend:
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
         """The prompt, by the model's own chat template."""
-        return self._template.render(messages, tools)
+        return self._vocabulary.render(messages, tools)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids; control tokens that the template wrote are recognised."""
-        if self._bos and not text.startswith(self._bos):
-            text = self._bos + text
-        return self._segments.tokens(text)
-
-    def _tokenize(self, text: str) -> list[int]:
-        data = text.encode()
-        size = len(data) + 8
-        tokens = (ll.llama_token * size)()
-        n = ll.llama_tokenize(self._vocab, data, len(data), tokens, size, False, True)
-        if n < 0:
-            raise BackendError(f"the tokenizer failed on {len(data)} bytes")
-        return tokens[:n]
+        return self._vocabulary.tokenize(text)
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; none for control tokens."""
-        data = self._pieces.get(token)
-        if data is None:
-            data = self._pieces[token] = self._piece(token, special=False)
-        return data
+        return self._vocabulary.piece(token)
 
     def label(self, token: int) -> str:
         """A token as a person reads it, control tokens too."""
-        return self._piece(token, special=True).decode(errors="replace")
+        return self._vocabulary.label(token)
 
     def is_end(self, token: int) -> bool:
         """Whether the token is one of the model's end-of-generation tokens."""
-        return bool(ll.llama_vocab_is_eog(self._vocab, token))
-
-    def _piece(self, token: int, *, special: bool) -> bytes:
-        buffer = ctypes.create_string_buffer(64)
-        n = ll.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-        if n < 0:
-            buffer = ctypes.create_string_buffer(-n)
-            n = ll.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-        return buffer.raw[:n]
-
-    def _text(self, token: int) -> str:
-        return self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""
+        return self._vocabulary.is_end(token)
 
     # ---- the decode thread ------------------------------------------------------------------------------------------
 
@@ -255,8 +192,8 @@ class LlamaBackend:
 
     def sampler(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Sampler:
         """llama.cpp's samplers, in the order of its own default."""
-        ends = self._ends if params.ignore_eos else ()
-        return Chain(self._vocab, self._n_vocab, params, seed, prompt, ends)
+        ends = self._vocabulary.ends if params.ignore_eos else ()
+        return Chain(self._vocabulary.pointer, self._vocabulary.size, params, seed, prompt, ends)
 
     def sample(self, sampler: Sampler, row: int) -> tuple[int, float]:
         """Draw a token; its log probability is under the model's plain distribution, before any sampler."""
@@ -281,11 +218,6 @@ class LlamaBackend:
             values = np.frombuffer(room, dtype=np.float32)
             found = self._rows[row] = Logits(values, self._scratch)
         return found
-
-    @cached_property
-    def _ends(self) -> tuple[int, ...]:
-        """All tokens that end an answer: a look at each of the vocabulary."""
-        return tuple(token for token in range(self._n_vocab) if self.is_end(token))
 
     def fork(self, source: int, target: int, length: int) -> bool:
         """Mark cells as the target's too.
@@ -395,40 +327,6 @@ class LlamaBackend:
         if self._model:
             ll.llama_model_free(self._model)
         self._embedder = self._ctx = self._model = self._batch = None
-
-
-def probe(options: LlamaOptions, progress: Callable[[float], None] | None = None) -> None:
-    """Load a model for one sequence, compute a prompt and draw a token. Raises what `LlamaBackend` raises.
-
-    Of one that is too big for this machine only the shapes, types and tokens are checked.
-    """
-    if options.spread:
-        _inspect(options.path)
-        return
-    backend = LlamaBackend(replace(options, sequences=1), progress)
-    try:
-        prompt = backend.tokenize(backend.render([Message("user", "What is 1 + 1?")], ()))
-        prompt = prompt[: min(backend.info.batch, backend.info.context)]
-        if not prompt:
-            raise BackendError(f"{options.path} has a tokenizer that makes nothing of a prompt")
-        backend.decode([Row(t, i, 0, i == len(prompt) - 1) for i, t in enumerate(prompt)])
-        sampler = backend.sampler(SamplingParams(), 1, prompt)
-        token, _ = backend.sample(sampler, len(prompt) - 1)
-        backend.piece(token)
-        sampler.close()
-    finally:
-        backend.close()
-
-
-def _inspect(path: Path) -> None:
-    native.set_up()
-    params = ll.llama_model_default_params()
-    params.n_gpu_layers, params.no_alloc, params.load_mode = 0, True, _LOAD_READ
-    native.forget_errors()
-    model = ll.llama_model_load_from_file(str(path).encode(), params)
-    if not model:
-        raise BackendError(f"{path} could not be loaded: {native.reason()}; download it again or use another")
-    ll.llama_model_free(model)
 
 
 def _bytes(state: Any) -> Any:
