@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import sys
 
 import pytest
 from chaos.lan import CLONE_NEWNET, unavailable
@@ -17,6 +18,11 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("chance", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", settings.get_profile("chance"), derandomize=True, database=None)
 settings.load_profile("same")
+
+# Tests start hundreds of processes: where the environment forbids bytecode, each would compile all of this anew, which
+# takes a third of the tests' time. `make clean` removes it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Nodes of the tests are processes of their own, and mostly wait: more workers than cores keep the cores busy. Beyond a
 # few, tests that measure a second or two would be late.

@@ -23,7 +23,7 @@ MODELS = [
     *("conclave", "conclave:fast", "conclave:majority", "conclave:confidence", "conclave:similarity"),
     *("conclave:quality", "conclave-demo"),
 ]
-pytestmark = pytest.mark.timeout(installed.INSTALL_S + 120)
+pytestmark = pytest.mark.timeout(installed.INSTALL_S + 320)
 Nodes = tuple[Swarm, list[Node]]
 
 
@@ -33,7 +33,7 @@ def run(command: list[str], llamas: Nodes, fakes: Nodes, **env: str) -> Any:
     kept = {
         k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith(("OPENAI", "ANTHROPIC"))
     }
-    done = subprocess.run([*command, *urls], env=kept | env, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run([*command, *urls], env=kept | env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     for _, nodes in (llamas, fakes):
         for node in nodes:
