@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +122,18 @@ def read(blob: Bytes, window: int = 0) -> tuple[Layout, tuple[Rows, ...]]:
     return layout, rows
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Planes one after the other with rows of the same size: where the first one's rows begin, and from there the next
+    one's. Each copy lets go of the interpreter's lock and has to get it back, so one for all is much less than one each
+    where other threads want it too."""
+
+    row: int
+    planes: int
+    at: int
+    stride: int
+
+
 class Writer:
     """The state of a sequence of so many tokens, put together from blocks in any order.
 
@@ -137,7 +149,7 @@ class Writer:
         self._out = np.empty(_HEAD.size + sum(sizes), np.uint8)
         self._spans: list[tuple[int, int, int]] = []  # of blocks that were put: part, first position, end
         self._put(0, _HEAD.pack(MAGIC, sequence))
-        self._planes: list[list[int]] = []  # where the rows of each plane begin
+        self._runs: list[list[_Run]] = []  # of each part
         at = _HEAD.size
         for planes, first, n in zip(self._parts, self._first, cells, strict=True):
             at = self._begin(at, planes, first, n, sequence)
@@ -152,12 +164,15 @@ class Writer:
         at += table.nbytes
         self._put(at, _COUNTS.pack(0, len(planes) // 2))
         at += _COUNTS.size
-        begins = []
+        runs: list[_Run] = []
         for plane in planes:
             self._put(at, _PLANE.pack(plane.type, plane.row))
-            begins.append(at + _PLANE.size)
+            if runs and runs[-1].row == plane.row:
+                runs[-1] = replace(runs[-1], planes=runs[-1].planes + 1)
+            else:
+                runs.append(_Run(plane.row, 1, at + _PLANE.size, _PLANE.size + cells * plane.row))
             at += _PLANE.size + cells * plane.row
-        self._planes.append(begins)
+        self._runs.append(runs)
         return at
 
     def _put(self, at: int, packed: bytes) -> None:
@@ -171,13 +186,18 @@ class Writer:
         if rest or not count or start < 0 or start + count > self._tokens:
             raise ValueError(f"a block of {data.nbytes} bytes at position {start}")
         skip = min(max(first - start, 0), count)
-        begin = 0  # of this plane's rows, in bytes a token of the block
-        for plane, at in zip(planes, self._planes[part], strict=True):
-            rows = data[begin * count + skip * plane.row : (begin + plane.row) * count]
-            at += (start + skip - first) * plane.row
-            self._out[at : at + rows.nbytes] = rows
-            begin += plane.row
+        begin = 0  # of a run's rows, in bytes
+        for run in self._runs[part] if skip < count else ():
+            size = run.planes * count * run.row
+            rows = data[begin : begin + size].reshape(run.planes, -1)[:, skip * run.row :]
+            at = run.at + (start + skip - first) * run.row
+            self._strided(at, run, rows.shape[1])[:] = rows
+            begin += size
         self._spans.append((part, start, start + count))
+
+    def _strided(self, at: int, run: _Run, size: int) -> Bytes:
+        """So many bytes from `at` on, and as many at the same place of each plane of a run."""
+        return np.ndarray((run.planes, size), np.uint8, self._out.data, at, (run.stride, 1))
 
     def state(self) -> Bytes:
         """All of it. Raises ValueError if the blocks of a part leave a gap or overlap."""
