@@ -342,7 +342,8 @@ class TopicInfo:
     """A topic as `status` lists it: its version, its length in tokens, and the ids of the nodes that hold it.
 
     A `forgotten` one is a tombstone, which keeps a node that comes back from bringing the topic back. `made_ms` is when
-    its last turn was made, Unix time in milliseconds, 0 if that is not known.
+    its last turn was made, Unix time in milliseconds, 0 if that is not known; `branches` what other nodes said of it
+    apart.
     """
 
     topic: str
@@ -352,3 +353,4 @@ class TopicInfo:
     replicas: tuple[str, ...] = ()
     forgotten: bool = False
     made_ms: int = 0
+    branches: int = 0

@@ -17,7 +17,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "__init__ address errors logs types metrics tracing",
-        "core config home",
+        "core config disk home",
         "v1",
         "wire",
         "engine mesh store hardware models",

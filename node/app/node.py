@@ -38,6 +38,7 @@ from node.mesh import unshared
 from node.mesh.identity import Identity, load_node_id, load_old_token, load_token
 from node.mesh.local import running_nodes
 from node.mesh.mesh import Mesh
+from node.models import resolve
 from node.models.shared import Shared
 from node.pool.borrower import Borrower
 from node.replicator import Options, Replicator
@@ -239,7 +240,7 @@ class Node:
         self._undo.push_async_callback(self._coordinator.stop)
 
     def _add_services(self) -> None:
-        shared = Shared(os.environ, home().data)
+        shared = Shared(os.environ, home().data, resolve.given(self._config.model))
         self._undo.callback(shared.close)
         services.add(
             self._ports,

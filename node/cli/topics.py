@@ -62,7 +62,7 @@ def _list(options: Namespace) -> int:
     to = render.console(sys.stdout)
     rows = [
         (
-            render.one_line(t.topic),
+            render.one_line(t.topic) + (f" (+{t.branches} apart)" if t.branches else ""),
             render.version(t.version),
             str(t.tokens),
             str(t.bytes),

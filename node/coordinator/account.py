@@ -28,13 +28,13 @@ class Account:
 
     def see(self, news: News) -> list[Event]:
         """Take news in; what of it is worth telling the client. Ballots are told by who counts them."""
+        if self.first_token is None and isinstance(news, scheduler.Text | Wrote | Ballot):
+            self.first_token = self.clock()  # where no candidate is ours, a peer's first word or whole answer
         if isinstance(news, Ballot):
             self.tokens += news.candidate.tokens
         elif isinstance(news, Counted | Wrote):  # what our own candidates write comes as the engine's event
             return [news]
         elif isinstance(news, scheduler.Text):
-            if self.first_token is None:
-                self.first_token = self.clock()
             return list(written(news))
         elif isinstance(news, scheduler.Prefilling):
             return [Progressed(news.computed, news.cached, news.prompt)] if self.progress else []

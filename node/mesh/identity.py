@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from node import disk
 from node.errors import InvalidRequest, Unauthenticated
 from node.mesh import overlap, unshared
 from node.mesh.authority import Authority, utc
@@ -337,7 +338,7 @@ def _write(path: Path, text: str, *, replace: bool) -> None:
         with os.fdopen(fd, "w", encoding="utf-8") as f:
             f.write(text)
             f.flush()
-            os.fsync(f.fileno())
+            disk.sync(f.fileno())
         if replace:
             os.replace(temporary, path)
         else:

@@ -11,13 +11,13 @@ import contextlib
 import fcntl
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from node import disk
 from node.errors import BackendError, ConclaveError, InvalidRequest, NotFound, NotReady, Unauthenticated
 from node.models import partial, split
 
@@ -187,7 +187,7 @@ def _fetch(repo: str, file: RemoteFile, revision: str, progress: Callable[[str, 
             bar: Any = _Bar(file, start, progress)
             http_get(url, out, resume_size=start, headers=build_hf_headers(), expected_size=file.size, _tqdm_bar=bar)
         out.flush()
-        os.fsync(out.fileno())
+        disk.sync(out.fileno())
         _check(part, file)
         part.rename(folder / etag)
 

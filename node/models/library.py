@@ -73,6 +73,16 @@ def find(environ: Mapping[str, str], data: Path) -> list[Local]:
     return found
 
 
+def local(path: Path) -> Local | None:
+    """The model whose file is given by its path; None if it is not there as a whole, or is no GGUF file by its name."""
+    files = split.parts(path)
+    try:
+        size = sum(each.stat().st_size for each in files)
+    except OSError:
+        return None
+    return Local(split.stem(files[0].name), files[0], size, "file") if path.suffix == ".gguf" else None
+
+
 def matching(name: str, models: Sequence[Named]) -> list[Named]:
     """The models that a name means: the same name, else those whose name begins with it."""
     wanted = plain(name)

@@ -11,9 +11,10 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from node import disk
 from node.core.manifest import Manifest
 from node.errors import ConclaveError, NotReady
 from node.home import private_dir
@@ -110,20 +111,19 @@ class Partial:
         """Have the disk take what was written so far, so that less is left to wait for at the end."""
         with contextlib.suppress(OSError):  # `finish` says it
             for fd in self._fds:
-                os.fsync(fd)
+                disk.sync(fd)
 
     def finish(self, check: Callable[[Path], None]) -> Path:
         """All pieces are there: give the files their names, if `check` of the first does not raise; its path."""
         files = self._manifest.files
         try:
             for fd in self._fds:
-                os.fsync(fd)
+                disk.sync(fd)
             # The first part last: what looks for models sees a split one only when it is whole.
             for i in (*range(1, len(files)), 0):
                 os.rename(self._partial(i), self._folder / files[i].name)
             check(self._folder / files[0].name)
-            with _directory(self._folder) as fd:
-                os.fsync(fd)
+            disk.sync_directory(self._folder)
         except OSError as e:
             raise _full(self._folder, e) from None
         except ConclaveError:
@@ -144,15 +144,6 @@ def _is_hole(fd: int, offset: int, size: int) -> bool:
         return e.errno == errno.ENXIO
     except AttributeError:
         return False
-
-
-@contextlib.contextmanager
-def _directory(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _full(folder: Path, e: OSError) -> NotReady:

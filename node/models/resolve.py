@@ -77,6 +77,15 @@ def is_name(model: str) -> bool:
     return not (is_path or model in ("bundled", "auto") or model.startswith(("hf:", "http:", "https:")))
 
 
+def given(model: str) -> Path | None:
+    """The file that `--model` says by its path, whether it is there or not; None if it says something else."""
+    with contextlib.suppress(RuntimeError, ValueError):  # no such user; no path at all
+        path = Path(model).expanduser().absolute()
+        if not is_name(model) and path.suffix == ".gguf" and not model.startswith("hf:"):
+            return path
+    return None
+
+
 def _bundled() -> ModelFile:
     return ModelFile(BUNDLED, "conclave-demo", True, gguf.read(BUNDLED))
 

@@ -1,4 +1,5 @@
-"""What of this machine's models a peer may have: those in the places that `models list` shows, by name, never a path.
+"""What of this machine's models a peer may have, by name, never a path: those in the places that `models list` shows,
+and the one that the node serves, wherever it stands: whoever may ask it may have it.
 
 A model's pieces are hashed when a peer first asks for it, and the hashes are kept in the data directory as long as the
 file stays what it is.
@@ -40,9 +41,10 @@ class Offer:
 class Shared:
     """The models of this machine. Everything here blocks, and may be called from several threads."""
 
-    def __init__(self, environ: Mapping[str, str], data: Path) -> None:
+    def __init__(self, environ: Mapping[str, str], data: Path, served: Path | None = None) -> None:
         self._environ = environ
         self._data = data
+        self._served = served
         self._hashing = threading.Lock()  # one at a time: it takes the disk and a core
         self._known: dict[str, tuple[Manifest, list[Path], _Stamp]] = {}
         self._closed = False
@@ -51,10 +53,15 @@ class Shared:
         """The node stops: whoever reads a model for its hashes gives up, and hears NotFound."""
         self._closed = True
 
+    def _here(self) -> list[Local]:
+        """What is served comes first: of two models of its name it is the one that `status` shows."""
+        served = library.local(self._served) if self._served is not None else None
+        return [*([served] if served else []), *library.find(self._environ, self._data)]
+
     def offers(self) -> list[Offer]:
         """What there is, each name once."""
         found: dict[str, Offer] = {}
-        for model in library.find(self._environ, self._data):
+        for model in self._here():
             files = _files(model)
             if files and model.name not in found and not check_files(files):
                 found[model.name] = Offer(model.name, files)
@@ -62,7 +69,7 @@ class Shared:
 
     def describe(self, name: str) -> Manifest:
         """The hashes of a model, by its name. Raises NotFound, also if it is no sound GGUF file."""
-        model = next((m for m in library.find(self._environ, self._data) if m.name == name), None)
+        model = next((m for m in self._here() if m.name == name), None)
         files = _files(model) if model is not None else ()
         if model is None or not files or check_files(files):
             raise NotFound(f"no model {name[:80]!r} is here to be shared")

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from node import disk
 from node.core.log import Entry
 from node.home import private_dir
 from node.store import records
@@ -77,7 +76,7 @@ class LogFiles:
             data = b"".join(records.line(entry) for entry in entries)
             try:
                 _write(fd, data)
-                _sync(fd)
+                disk.sync(fd)
             except OSError:
                 with contextlib.suppress(OSError):
                     _heal(fd, size)
@@ -94,7 +93,7 @@ class LogFiles:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             _write(fd, b"".join([records.head(topic), *(records.line(entry) for entry in entries)]))
-            _sync(fd)
+            disk.sync(fd)
             os.rename(temporary, path)
             self._known[topic] = _identity(fd)
         except OSError:
@@ -102,7 +101,7 @@ class LogFiles:
             raise
         finally:
             os.close(fd)
-        _sync_directory(self._directory)
+        disk.sync_directory(self._directory)
 
     def remove(self, topic: str) -> None:
         """Delete a topic's file; no error if there is none. Raises OSError."""
@@ -153,17 +152,7 @@ def _write(fd: int, data: bytes) -> None:
 
 def _heal(fd: int, size: int) -> None:
     os.ftruncate(fd, size)
-    _sync(fd)
-
-
-def _sync(fd: int) -> None:
-    """Return when the disk has it, not only the drive's own memory: macOS's fsync promises less than others'
-    (fsync(2) there), F_FULLFSYNC is what it has for that; some network file systems do not know it."""
-    if sys.platform == "darwin":
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-            return
-    os.fsync(fd)
+    disk.sync(fd)
 
 
 def _identity(fd: int) -> tuple[int, int, int]:
@@ -177,11 +166,3 @@ def _is(path: Path, known: tuple[int, int, int]) -> bool:
     except OSError:
         return False
     return (found.st_size, found.st_dev, found.st_ino) == known
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _sync(fd)
-    finally:
-        os.close(fd)

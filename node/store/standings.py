@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from node import disk
 from node.core.record import MOST_CANDIDATES, MOST_VOTES, Record
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Standings:
                 with os.fdopen(fd, "w", encoding="utf-8") as file:
                     json.dump({"conclave_models": FORMAT, "models": models}, file)
                     file.flush()
-                    os.fsync(file.fileno())
+                    disk.sync(file.fileno())
                 temporary.rename(self._path)
             except OSError as e:
                 log.warning("the record of models cannot be kept in %s: %s", self._path, e.strerror or e)

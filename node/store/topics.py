@@ -2,7 +2,9 @@
 
 The greatest version wins (`node.types.Version`), wherever it comes from. What is in memory is a cache of the files; a
 disk that fails costs durability, which is said (`problem`), and no answer: what could not be written waits in memory
-(`unwritten`) and is written as soon as the disk takes it (`retry`).
+(`unwritten`) and is written as soon as the disk takes it (`retry`). It waits within the limits of what is held in
+memory: when the topics that wait are more than that, the longest unused of them is let go, which the log says, and
+other nodes have it at best.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ class _Known:
     replicas: tuple[str, ...] = ()
     since: float = 0.0  # of a tombstone, Unix time in seconds
     made_ms: int = 0
+    branches: int = 0
 
 
 class Store:
@@ -188,7 +191,7 @@ class Store:
     def list(self, *, forgotten: bool = False) -> list[TopicInfo]:
         """All topics, by name; with `forgotten` their tombstones too."""
         return [
-            TopicInfo(name, k.version, k.tokens, k.bytes, k.replicas, k.forgotten, k.made_ms)
+            TopicInfo(name, k.version, k.tokens, k.bytes, k.replicas, k.forgotten, k.made_ms, k.branches)
             for name, k in sorted(self._known.items())
             if forgotten or not k.forgotten
         ]
@@ -218,9 +221,17 @@ class Store:
             else:
                 self._compact(name, held)
             if self._files is not None:
-                with self._lock:
-                    self._unwritten.setdefault(name, []).append(entry)
+                self._wait(name, held, entry)
         return Kept(taken, await self._on_disk(name, held))
+
+    def _wait(self, name: str, held: Log, entry: Entry) -> None:
+        """An entry waits for the disk. Of what waits, nothing is kept that the log in memory has let go of: so however
+        long a disk fails, what waits has the limits of what is held, `MAX_TOPICS` and `MAX_BYTES`."""
+        with self._lock:
+            waiting = self._unwritten.setdefault(name, [])
+            waiting.append(entry)
+            if name in self._compacted or entry.forgotten:  # the file is written anew, from the log
+                waiting[:] = [each for each in waiting if held.get(each.version) is not None]
 
     def add_replica(self, name: str, version: Version, node: str) -> None:
         """Note that a node holds this version of a topic too, if it is still the version held here."""
@@ -282,8 +293,9 @@ class Store:
         else:
             self._files.append(name, batch, held.entries)
         with self._lock:
+            written = {entry.version for entry in batch}
             waiting = self._unwritten.get(name, [])
-            del waiting[: len(batch)]
+            waiting[:] = [entry for entry in waiting if entry.version not in written]
             if not waiting:
                 self._unwritten.pop(name, None)
 
@@ -297,14 +309,17 @@ class Store:
         self._bytes += size - (before.bytes if before is not None and name in self._logs else 0)
         since = before.since if before is not None else 0.0
         tokens, made_ms = (head.tokens, head.made_ms) if head else (0, 0)
-        self._known[name] = _Known(held.head, tokens, size, held.is_forgotten, replicas, since, made_ms)
+        branches = len(held.branches())
+        self._known[name] = _Known(held.head, tokens, size, held.is_forgotten, replicas, since, made_ms, branches)
         self._logs[name] = held
         self._logs.move_to_end(name)
         while len(self._logs) > 1 and (len(self._logs) > MAX_TOPICS or self._bytes > MAX_BYTES):
             other = self._longest_unused(name)
             del self._logs[other]
             with self._lock:
-                self._unwritten.pop(other, None)
+                lost = self._unwritten.pop(other, [])
+            if lost:
+                log.error("%d turns are lost here: the disk takes none, and memory is full of others", len(lost))
             self._bytes -= self._known[other].bytes
             if self._files is None:
                 del self._known[other]

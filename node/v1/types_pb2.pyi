@@ -793,6 +793,7 @@ class TopicInfo(_message.Message):
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     AWAY_FIELD_NUMBER: _builtins.int
     MADE_MS_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """Its name."""
     tokens: _builtins.int
@@ -803,6 +804,8 @@ class TopicInfo(_message.Message):
     """It was forgotten with this version: a tombstone. Only KVSync.List between nodes has those."""
     made_ms: _builtins.int
     """When its last turn was made, Unix time in milliseconds by the clock of the node that made it. 0: not known."""
+    branches: _builtins.int
+    """What was said of it on nodes that did not see the others then, and is kept apart: KVSync.Show shows it. Default 0."""
     @_builtins.property
     def version(self) -> Global___Version:
         """Its version."""
@@ -826,10 +829,11 @@ class TopicInfo(_message.Message):
         forgotten: _builtins.bool = ...,
         away: _abc.Iterable[_builtins.str] | None = ...,
         made_ms: _builtins.int = ...,
+        branches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "bytes", b"bytes", "forgotten", b"forgotten", "made_ms", b"made_ms", "replicas", b"replicas", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "branches", b"branches", "bytes", b"bytes", "forgotten", b"forgotten", "made_ms", b"made_ms", "replicas", b"replicas", "tokens", b"tokens", "topic", b"topic", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -242,6 +242,7 @@ def topic_pb(t: TopicInfo, present: set[str] | None = None) -> types_pb2.TopicIn
         forgotten=t.forgotten,
         away=[r for r in t.replicas if present is not None and r not in present],
         made_ms=t.made_ms,
+        branches=t.branches,
     )
 
 

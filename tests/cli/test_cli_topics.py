@@ -50,3 +50,16 @@ def test_a_branch_is_shown_from_where_it_parts(
     roles = ("user", "assistant") * 3
     assert below.count("user: ") == len(shown) // 2
     assert all(f"{role}: {text}" in below for role, text in zip(roles, shown, strict=False))
+
+
+def test_a_list_says_of_which_topics_something_is_kept_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    response = kvsync_pb2.ListResponse(
+        topics=[
+            types_pb2.TopicInfo(topic="boat", version=version(3), branches=2),
+            types_pb2.TopicInfo(topic="car", version=version(1)),
+        ]
+    )
+    monkeypatch.setattr(topics, "_ask", lambda *_: (response, {}))
+    [boat, car] = [line for line in run("topics").out.splitlines() if line.startswith(("boat", "car"))]
+    assert "boat (+2 apart)" in boat
+    assert "apart" not in car

@@ -432,3 +432,12 @@ async def test_what_is_computed_later_gives_way_to_the_next_turn(monkeypatch: py
         await asyncio.sleep(0.2)
         held, _ = await made.engine.held("t")
         assert len(held) == second.usage.prompt + second.usage.completion - 1, "the turn's own KV is what is kept"
+
+
+def test_the_first_token_of_an_answer_that_is_all_anothers() -> None:
+    """No candidate is ours: a peer's first word, or where it sends none, its whole answer, is the first that came."""
+    now = iter([0.5, 0.75])
+    account = Account(lambda: next(now), started=0.25)
+    account.see(Wrote(1, "so"))
+    account.see(Wrote(1, "on"))
+    assert account.first_token == 0.5

@@ -10,7 +10,7 @@ import pytest
 from node.core.manifest import PIECE
 from node.errors import InvalidRequest, NotFound
 from node.models import shared as module
-from node.models.resolve import BUNDLED
+from node.models.resolve import BUNDLED, given
 from node.models.shared import Shared
 
 DATA = BUNDLED.read_bytes() + bytes(PIECE)
@@ -45,6 +45,37 @@ def test_models_of_all_places_and_nothing_else(tmp_path: Path) -> None:
     for name in ("secret", "../elsewhere/secret", str(tmp_path / "elsewhere/secret.gguf"), "", "evil;name", "other"):
         with pytest.raises(NotFound):
             made(tmp_path).describe(name)
+
+
+def test_the_model_that_is_served_wherever_it_stands(tmp_path: Path) -> None:
+    """`status` shows its name to all, so all may fetch it by that; nothing beside it."""
+    path = put(tmp_path / "elsewhere/served.gguf")
+    put(tmp_path / "elsewhere/secret.gguf")
+    put(tmp_path / "data/models/served.gguf", DATA[:-1])  # another one of its name
+    shared = Shared({"HOME": str(tmp_path)}, tmp_path / "data", path)
+    assert [(o.name, o.files[0].size) for o in shared.offers()] == [("served", len(DATA))]
+    found = shared.describe("served")
+    assert shared.read(found.digest, 0, 0, 100) == DATA[:100]
+    with pytest.raises(NotFound):
+        shared.describe("secret")
+    path.unlink()
+    assert [o.files[0].size for o in shared.offers()] == [len(DATA) - 1]
+
+
+@pytest.mark.parametrize(
+    ("said", "path"),
+    [
+        ("/models/a.gguf", "/models/a.gguf"),
+        ("hf:owner/a.gguf", None),
+        ("bundled", None),
+        ("auto", None),
+        ("Qwen3-8B", None),
+        ("/models/mlx", None),
+        ("~nobody-of-this-name/a.gguf", None),
+    ],
+)
+def test_which_file_is_given_by_its_path(said: str, path: str | None) -> None:
+    assert given(said) == (Path(path) if path else None)
 
 
 def test_a_description_and_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

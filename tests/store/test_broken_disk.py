@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from node import disk as disk_module
 from node.core.log import NOTHING, Entry, Taken
 from node.errors import NotReady
 from node.store import Store, topics
@@ -201,12 +203,43 @@ def test_a_real_disk_that_becomes_read_only_and_full(tmp_path: Path) -> None:
     assert done.stdout.strip() == "as it should be", done.stderr
 
 
+async def test_what_waits_is_no_more_than_what_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends its whole conversation each turn, for as long as the disk fails."""
+    monkeypatch.setattr(topics, "COMPACT_BYTES", 100)
+    store, disk = loaded(tmp_path), Disk(monkeypatch, "_write")
+    disk.broken = True
+    for turn in range(1, 200):
+        await store.add("t", replace(entry(turn), anew=True))
+    held = store.log("t").entries
+    assert len(held) < 50
+    assert store.unwritten <= len(held)
+    disk.broken = False
+    await store.retry()
+    assert store.unwritten == 0
+    assert loaded(tmp_path).log("t").entries == held
+
+
+async def test_of_topics_that_wait_the_longest_unused_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(topics, "MAX_TOPICS", 3)
+    store, disk = loaded(tmp_path), Disk(monkeypatch, "_write")
+    disk.broken = True
+    for name in "abcde":
+        await store.add(name, entry(1))
+    assert store.unwritten == 3
+    assert caplog.text.count("turns are lost here") == 2
+    disk.broken = False
+    await store.retry()
+    assert sorted(topic.topic for topic in loaded(tmp_path).list()) == ["c", "d", "e"]
+
+
 async def test_on_a_mac_the_drive_is_asked_for_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fsync gives a Mac's drive the bytes and lets it keep them in its own memory; F_FULLFSYNC does not."""
     full, plain = [], []
-    monkeypatch.setattr(files_module, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(disk_module, "sys", SimpleNamespace(platform="darwin"))
     monkeypatch.setattr(
-        files_module,
+        disk_module,
         "fcntl",
         SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda fd, command: full.append((os.fstat(fd).st_ino, command))),
     )
@@ -223,6 +256,6 @@ async def test_on_a_mac_the_drive_is_asked_for_all_of_it(tmp_path: Path, monkeyp
     def unknown(fd: int, command: int) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr(files_module, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=unknown))
+    monkeypatch.setattr(disk_module, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=unknown))
     await store.add("t", entry(3))
     assert plain == [inode], "a network file system that does not know it gets the other"

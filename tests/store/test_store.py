@@ -121,6 +121,7 @@ async def test_a_restart_brings_everything_back(tmp_path: Path) -> None:
     assert again.list(forgotten=True) == store.list(forgotten=True)
     assert again.log("a/../b\n").entries == store.log("a/../b\n").entries
     assert again.log("a/../b\n").branches() == [v(2, node="m"), v(2)]
+    assert [t.branches for t in again.list() if t.topic == "a/../b\n"] == [2]
     assert again.log("gone").is_forgotten
     with pytest.raises(NotFound, match="was forgotten"):
         again.get("gone")

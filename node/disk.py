@@ -1,0 +1,28 @@
+"""Returning when the disk has something, not only the drive's own memory: the one place for it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+
+def sync(fd: int) -> None:
+    """Return when the disk has what was written to a file: macOS's fsync promises less than others' (fsync(2) there),
+    F_FULLFSYNC is what it has for that; some network file systems do not know it. Raises OSError."""
+    if sys.platform == "darwin":
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """The same of the names in a directory. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)
