@@ -19,7 +19,8 @@ _FILE = Path(__file__).parent / "catalogue.toml"
 class Entry:
     """A model of the catalogue. `size_class` is its size as its authors say it; `tools` the form of its calls.
 
-    `checked` says what its sizes were compared with (catalogue.toml explains it), `file_bytes` is the size of the
+    `checked` says what its sizes were compared with (catalogue.toml explains it), `read` is a page where its licence and
+    context were read ("": none), `file_bytes` is the size of the
     Q4_K_M file of `repo` where that is known (0: not), `output_apart` that its files hold a tied output all the same.
     """
 
@@ -34,6 +35,7 @@ class Entry:
     tools: str
     facts: Facts
     checked: str
+    read: str = ""
     file_bytes: int = 0
     output_apart: bool = False
 
@@ -59,6 +61,7 @@ def entries() -> tuple[Entry, ...]:
             template=said["template"],
             tools=said["tools"],
             checked=said["checked"],
+            read=said.get("read", ""),
             file_bytes=said.get("file_bytes", 0),
             output_apart=said.get("output_apart", False),
             facts=Facts(

@@ -114,6 +114,12 @@ def test_sizes_of_files_that_were_seen() -> None:
         assert said == pytest.approx(entry.file_bytes, rel=0.02), entry.name
 
 
+def test_what_is_read_is_a_page() -> None:
+    read = {entry.name: entry.read for entry in catalogue.entries() if entry.read}
+    assert len(read) >= 18
+    assert all(page.startswith("https://") and " " not in page for page in read.values())
+
+
 def test_every_entry_says_what_it_was_checked_with() -> None:
     assert {entry.checked for entry in catalogue.entries()} == {"litgpt", "size", "others"}
 
