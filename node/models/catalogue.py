@@ -19,9 +19,9 @@ _FILE = Path(__file__).parent / "catalogue.toml"
 class Entry:
     """A model of the catalogue. `size_class` is its size as its authors say it; `tools` the form of its calls.
 
-    `checked` says what its sizes were compared with (catalogue.toml explains it), `read` is a page where its licence and
-    context were read ("": none), `file_bytes` is the size of the
-    Q4_K_M file of `repo` where that is known (0: not), `output_apart` that its files hold a tied output all the same.
+    `checked` says what its sizes were compared with (catalogue.toml explains it), `read` is a page where its licence
+    and context were read ("": none), `file_bytes` is the size of the Q4_K_M file of `repo` where that is known (0:
+    not), `output_apart` that its files hold a tied output all the same.
     """
 
     key: str
