@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from node.engine.segments import Segments, Special
 from node.errors import BackendError
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -48,9 +49,17 @@ class Vocabulary:
         decoder = json.dumps(json.loads(self._tokenizer.to_str()).get("decoder") or {})
         self._bytes = _byte_level() if "ByteLevel" in decoder else None
         self._pieces: dict[int, bytes] = {}
+        # What a file may say of that is for training.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        written = "".join((self.template, self.bos, self.eos))
+        self._segments = Segments(_specials(self._tokenizer), written, self._encode)
 
     def encode(self, text: str) -> list[int]:
         """Token ids; control tokens in the text are recognised, and none are added: the template writes them."""
+        return self._segments.tokens(text)
+
+    def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def piece(self, token: int) -> bytes:
@@ -81,6 +90,14 @@ class Vocabulary:
     def _token(self, key: str) -> str:
         said = self._config.get(key)
         return str(said.get("content", "")) if isinstance(said, dict) else str(said or "")
+
+
+def _specials(tokenizer: Any) -> list[Special]:
+    """The tokens that are looked for in a text before anything else is done to it."""
+    return [
+        Special(t.content.encode(), t.lstrip, is_control=t.special and not (t.normalized or t.single_word))
+        for t in tokenizer.get_added_tokens_decoder().values()
+    ]
 
 
 def _text(path: Path) -> str:

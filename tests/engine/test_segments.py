@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine.llamacpp import LlamaBackend, LlamaOptions, segments
-from node.engine.llamacpp.segments import Segments, Special, specials
+from node.engine import segments
+from node.engine.llamacpp import LlamaBackend, LlamaOptions
+from node.engine.llamacpp.vocabulary import specials
+from node.engine.segments import Segments, Special
 from node.models.resolve import BUNDLED
 from node.types import Message
 from scripts.bench.make_model import TEMPLATE, TINY, write

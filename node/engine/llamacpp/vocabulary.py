@@ -10,10 +10,22 @@ from typing import Any
 
 import llama_cpp as ll
 
-from node.engine.llamacpp.segments import Segments, specials
+from node.engine.segments import Segments, Special
 from node.engine.template import ChatTemplate
 from node.errors import BackendError, InvalidRequest
 from node.types import Message, Tool
+
+
+def specials(vocab: Any) -> list[Special]:
+    """The special tokens of a vocabulary of llama.cpp's."""
+    found = []
+    for token in range(ll.llama_vocab_n_tokens(vocab)):
+        kind = ll.llama_vocab_get_attr(vocab, token)
+        if kind & (ll.LLAMA_TOKEN_ATTR_CONTROL | ll.LLAMA_TOKEN_ATTR_USER_DEFINED | ll.LLAMA_TOKEN_ATTR_UNKNOWN):
+            text = ll.llama_vocab_get_text(vocab, token) or b""
+            strips_left, is_control = kind & ll.LLAMA_TOKEN_ATTR_LSTRIP, kind & ll.LLAMA_TOKEN_ATTR_CONTROL
+            found.append(Special(text, bool(strips_left), bool(is_control)))
+    return found
 
 
 class Vocabulary:
