@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 
@@ -23,6 +24,10 @@ settings.load_profile("same")
 # takes a third of the tests' time. `make clean` removes it.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# What a script starts in its background ignores ^C, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nodes of the tests are processes of their own, and mostly wait: more workers than cores keep the cores busy. Beyond a
 # few, tests that measure a second or two would be late.

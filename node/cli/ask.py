@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -11,7 +12,7 @@ import termios
 from argparse import Namespace
 
 from node import wire
-from node.cli import loop, reach, render, turn
+from node.cli import reach, render, turn
 from node.cli.readers import utf8
 from node.client import Client
 from node.errors import InvalidRequest, NotFound
@@ -20,7 +21,7 @@ from node.v1 import generate_pb2
 
 def run(options: Namespace) -> int:
     """Ask, print the answer. Raises ConclaveError."""
-    return loop.run(_run(options, _prompt(options.prompt)))
+    return asyncio.run(_run(options, _prompt(options.prompt)))
 
 
 async def _run(options: Namespace, prompt: str) -> int:

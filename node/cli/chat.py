@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 
 from node import home
-from node.cli import loop, reach, render, turn
+from node.cli import reach, render, turn
 from node.cli.readers import utf8
 from node.client import Client
 from node.errors import ConclaveError, InvalidRequest, NotFound
@@ -111,7 +111,7 @@ class Chat:
 def run(options: Namespace) -> int:
     """Talk until the input ends. Raises ConclaveError if there is nobody to talk to, or a turn of a script fails."""
     # One loop for the whole chat, so that its connection lasts; an interrupt cancels what it runs, and only that.
-    with loop.runner() as runner:
+    with asyncio.Runner() as runner:
         client = Client(reach.addresses(options.address))
         try:
             chat = Chat(options, client)

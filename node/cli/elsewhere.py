@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node import config
-from node.cli import loop
 from node.cli.progress import Progress
 from node.config import Config
 from node.errors import ConclaveError
@@ -46,7 +46,7 @@ def pull(name: str, say: Callable[[str], None]) -> Path | None:
     progress = Progress(sys.stderr)
     arrived = download.Arrived(tell=lambda a: progress(f"fetching {name}", a.share), say=say)
     try:
-        return loop.run(
+        return asyncio.run(
             download.pull(
                 name, identity, here.data, arrived,
                 runtime=here.runtime, interfaces=chosen.interfaces, join=chosen.join,
@@ -66,7 +66,7 @@ def models(here: Sequence[Local]) -> tuple[list[tuple[str, ...]], list[Elsewhere
     try:
         if (member := _member()) is None:
             return nothing
-        found, names = loop.run(_search(*member))
+        found, names = asyncio.run(_search(*member))
     except (ConclaveError, OSError):  # a list of what is here is worth having all the same
         return nothing
     return sorted_out(here, found, names)

@@ -15,7 +15,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from node import home
 from node.address import join_address, split_address
-from node.cli import loop, render
+from node.cli import render
 from node.errors import ConclaveError, InvalidRequest, NotFound, PeerUnavailable
 from node.mesh import identity, pairing, unshared
 from node.mesh.interfaces import announced, likeliest_first
@@ -29,13 +29,13 @@ MAX_FOUND = 8
 def run(options: Namespace) -> int:
     """Show a code, or type one. Raises ConclaveError."""
     if not options.code:
-        return loop.run(_show())
+        return asyncio.run(_show())
     code = pairing.digits(" ".join(options.code))
     if not code:
         raise InvalidRequest(
             f"a code has {pairing.DIGITS} digits: type what `python -m node pair` shows on the other machine"
         )
-    return loop.run(_type(code, options.at, sure=bool(options.yes)))
+    return asyncio.run(_type(code, options.at, sure=bool(options.yes)))
 
 
 async def _show() -> int:

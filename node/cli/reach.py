@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from node import home
-from node.cli import loop
 from node.client import DEFAULT_ADDRESS, Client
 from node.mesh.local import running_nodes
 from node.v1 import mesh_pb2
@@ -29,4 +29,4 @@ def status(given: Sequence[str] | None) -> mesh_pb2.StatusResponse:
         async with Client(addresses(given)) as client:
             return await client.status()
 
-    return loop.run(ask())
+    return asyncio.run(ask())

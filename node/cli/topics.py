@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from rich.console import Console
 
-from node.cli import loop, reach, render
+from node.cli import reach, render
 from node.cli.readers import nearest
 from node.client import Client
 from node.errors import InvalidRequest
@@ -43,7 +44,7 @@ def _ask(options: Namespace, call: Callable[[Client], Awaitable[T]]) -> T:
         async with Client(reach.addresses(options.address)) as client:
             return await call(client)
 
-    return loop.run(ask())
+    return asyncio.run(ask())
 
 
 async def _named(client: Client, call: Awaitable[T]) -> tuple[T, dict[str, str]]:

@@ -74,25 +74,6 @@ def test_interrupt_cancels_the_call_and_exits_130() -> None:
         node.stop()
 
 
-def test_an_interrupt_is_noticed_whichever_thread_it_reaches() -> None:
-    """As when it comes while the process is stopped, with nothing else that would wake the loop."""
-    script = (
-        "import asyncio, signal, threading, time\n"
-        "from node.cli import loop\n"
-        "def interrupt():\n"
-        "    time.sleep(0.2)\n"
-        "    signal.pthread_kill(threading.get_ident(), signal.SIGINT)\n"
-        "async def waits():\n"
-        "    asyncio.get_running_loop().call_later(50, print, 'woken by chance')\n"
-        "    threading.Thread(target=interrupt).start()\n"
-        "    await asyncio.Event().wait()\n"
-        "try: loop.run(waits())\n"
-        "except KeyboardInterrupt: print('interrupted')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90, check=False)
-    assert (done.stdout, done.stderr) == ("interrupted\n", "")
-
-
 def test_a_closed_pipe_is_quiet(node: FakeNode) -> None:
     node.text = "word " * 100_000
     with start("ask", "x", "--address", node.address) as asking:
