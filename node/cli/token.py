@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from argparse import Namespace
+from pathlib import Path
 
 from node import config, home
 from node.cli.readers import nearest
@@ -43,6 +44,8 @@ def _print() -> int:
 def _new(*, sure: bool, overlap_h: float) -> int:
     directory = home.home().config
     has_one = (directory / "token").exists()
+    if has_one and overlap_h and not sure:
+        _check_one_at_a_time(directory)
     # With an overlap nobody is cut off now, so there is nothing to ask.
     if has_one and not sure and not overlap_h and not _confirmed():
         print("nothing was changed", file=sys.stderr)
@@ -51,10 +54,9 @@ def _new(*, sure: bool, overlap_h: float) -> int:
     if has_one and overlap_h:
         until = time.time() + overlap_h * 3600
         identity.store_old_token(directory, identity.OldToken(identity.load_token(directory), until))
-        shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
         print(
-            f"The old token is accepted until {shown}; then machines that have it only are cut off. Nobody is before, "
-            "in this order:\n"
+            f"The old token is accepted until {_shown(until)}; then machines that have it only are cut off. Nobody is "
+            "before, in this order:\n"
             "  1. start the nodes of this machine again: they know both, and tell the others so\n"
             "  2. start each other machine's with the new token, one after the other",
             file=sys.stderr,
@@ -66,6 +68,20 @@ def _new(*, sure: bool, overlap_h: float) -> int:
     _hint(token)
     print("Nodes that run now keep the old one until they are started again.", file=sys.stderr)
     return 0
+
+
+def _check_one_at_a_time(directory: Path) -> None:
+    """Raises InvalidRequest where an overlap that was promised would end early: two tokens are accepted, not three."""
+    old = identity.load_old_token(directory, time.time())
+    if old is not None:
+        raise InvalidRequest(
+            f"the token before this one is accepted until {_shown(old.until)}, and with a third one machines that have "
+            "only that would be cut off: start them with what `python -m node token show` prints first, and say --yes"
+        )
+
+
+def _shown(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _confirmed() -> bool:

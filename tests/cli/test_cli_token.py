@@ -66,5 +66,12 @@ def test_a_new_one_with_an_overlap_cuts_nobody_off(run: Run, own_home: Path) -> 
     assert old.token == first
     assert old.until == pytest.approx(time.time() + 86400, abs=60)
     assert run("token", "show").out.strip() == done.out.strip() != first
+    again = run("token", "new", "--overlap", "24")
+    assert (again.code, again.out, again.err.count("\n")) == (2, "", 1)
+    assert "is accepted until" in again.err
+    assert "--yes" in again.err
+    assert identity.load_old_token(own_home / "config", time.time()) == old
+    sure = run("token", "new", "--overlap", "1", "--yes")
+    assert (sure.code, run("token", "show").out) == (0, sure.out)
     assert run("token", "new", "--yes").code == 0  # without an overlap nothing old is accepted any more
     assert identity.load_old_token(own_home / "config", 0.0) is None
