@@ -126,7 +126,7 @@ class Members:
                 changes += self.apply(Suspect(info.id, info.incarnation, by), now)
             elif info.state is NodeState.DEAD:
                 changes += self.apply(Dead(info.id, info.incarnation), now)
-            elif info.id in self._members:
+            elif info.id in self._members or info.id == self.id:
                 changes += self.apply(Alive(info), now)
         return changes
 
@@ -200,7 +200,7 @@ class Members:
         """
         out = []
         held = self._members.get(to)
-        if held is not None and held.state is not NodeState.ALIVE:
+        if held is not None and (held.state is not NodeState.ALIVE or held.is_behind):
             out.append(held.told())
         most = self.settings.retransmit * math.ceil(math.log10(len(self._members) + 2))
         for id in self._rumours.take(self.settings.news - len(out), most):
@@ -225,7 +225,11 @@ class Members:
             self._rumours.add(info.id)
             return [Change(Kind.JOINED, info)]
         if info.incarnation < member.info.incarnation:
+            # Started again after its clock was set back: what is held is of its former life, and it can overtake that
+            # only when it hears of it.
+            member.is_behind = member.is_behind or direct
             return []
+        member.is_behind = member.is_behind and not direct
         if info.incarnation == member.info.incarnation:
             # Others may hold older facts of the same incarnation, so only the node itself updates them.
             if member.state is not NodeState.ALIVE or not direct:

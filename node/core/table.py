@@ -10,12 +10,14 @@ from node.types import NodeInfo, NodeState
 
 @dataclass(slots=True)
 class Member:
-    """A node that is remembered. `state` is alive, suspect or dead, since `since`; `witnesses` could not reach it."""
+    """A node that is remembered. `state` is alive, suspect or dead, since `since`; `witnesses` could not reach it. It
+    `is_behind` if it says less of itself than what is held, so that it must be told."""
 
     info: NodeInfo
     state: NodeState = NodeState.ALIVE
     since: float = 0.0
     left: bool = False
+    is_behind: bool = False
     witnesses: set[str] = field(default_factory=set)
 
     def told(self) -> NodeInfo:

@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -143,6 +144,24 @@ class TestRules:
         members = Members("me", Random(1), incarnation=5)
         members.apply(Alive(info("me", 9)), 0.0)
         assert members.incarnation == 10
+
+    def test_a_node_started_again_with_its_clock_set_back_is_told_and_overtakes_its_former_life(self) -> None:
+        a, b = Members("a", Random(1)), Members("b", Random(1), incarnation=50)
+        a.apply(Alive(info("b", 100), direct=True), 0.0)
+        now = replace(info("b", 50), model="another")
+        assert a.apply(Alive(now, direct=True), 0.1) == []
+        assert a.news("c") == [info("b", 100)]
+        b.hear(a.news("b"), "a", 0.2)
+        assert b.incarnation == 101
+        a.apply(Alive(replace(now, incarnation=101), direct=True), 0.3)
+        assert [i.model for i in a.alive()] == ["another"]
+        assert a.news("b") == []
+
+    def test_old_news_of_a_node_say_nothing_of_its_clock(self) -> None:
+        members = Members("a", Random(1))
+        members.apply(Alive(info("b", 100), direct=True), 0.0)
+        members.hear([info("b", 50)], "c", 0.1)
+        assert members.news("b") == []
 
     def test_only_a_node_itself_updates_what_is_known_of_it(self) -> None:
         members = holding("a")
