@@ -17,6 +17,8 @@ BURST_S = 0.05
 
 # Of a link the median of so many transfers counts: two that were held up by something else change nothing.
 LINKS_KEPT = 5
+# Links that are known; the one that carried nothing for longest goes first. Node ids come and go, the node stays.
+MOST_LINKS = 256
 
 
 class Measured:
@@ -51,12 +53,18 @@ class Measured:
     def moved(self, peer: str, size: int, seconds: float) -> None:
         """Note a transfer."""
         if size >= MEASURED_BYTES and seconds > 0:
-            self._links.setdefault(peer, Recent(LINKS_KEPT)).add(seconds / size, self._clock())
+            link = self._links[peer] = self._links.pop(peer, None) or Recent(LINKS_KEPT)
+            link.add(seconds / size, self._clock())
             self._doubted.discard(peer)
+            if len(self._links) > MOST_LINKS:
+                oldest = next(iter(self._links))
+                del self._links[oldest]
+                self._doubted.discard(oldest)
 
     def doubt(self, peer: str) -> None:
         """Something was not taken from a peer, as its link is slow: that is to be measured again."""
-        self._doubted.add(peer)
+        if peer in self._links:
+            self._doubted.add(peer)
 
     def is_wanted(self, peer: str) -> bool:
         """Whether a peer's link should be measured."""

@@ -6,7 +6,7 @@ import pytest
 
 from node.core.recent import Recent
 from node.core.snapshot import goes_on, is_worth
-from node.replicator.rates import LINKS_KEPT, MEASURED_BYTES, Measured
+from node.replicator.rates import LINKS_KEPT, MEASURED_BYTES, MOST_LINKS, Measured
 
 
 class Clock:
@@ -73,6 +73,19 @@ def test_a_link_that_was_too_slow_for_something_is_measured_again() -> None:
     assert measured.is_wanted("a")
     measured.moved("a", 1_000_000, 0.1)
     assert not measured.is_wanted("a")
+
+
+def test_links_of_nodes_that_come_and_go_are_forgotten_in_the_end() -> None:
+    measured = Measured(clock=Clock())
+    for i in range(MOST_LINKS + 10):
+        measured.moved(f"n{i}", 1_000_000, 0.1)
+        measured.moved("ours", 1_000_000, 60.0)
+        measured.doubt(f"n{i}")
+        measured.doubt(f"never met {i}")
+    assert len(measured.links()) == MOST_LINKS
+    assert "ours" in measured.links(), "the one that carries something stays"
+    assert measured.slowest_link_s == pytest.approx(6e-5)
+    assert measured._doubted <= measured.links().keys()
 
 
 def test_a_pull_goes_on_as_long_as_the_rest_comes_sooner_than_it_is_computed() -> None:
