@@ -108,12 +108,13 @@ class Coordinator:
         if known is not None:
             yield known
             return
+        # Before anybody can wait for the answer: what raises here would leave them waiting.
+        model = request.model or self._local.engine.info.name
+        span = traced.started(request, model, self._place.id)
         answer: asyncio.Future[GenerateResult | None] = asyncio.get_running_loop().create_future()
         self._running[request.request_id] = (request, answer)
         result: GenerateResult | None = None
         outcome, error, started = "left", "", time.monotonic()
-        model = request.model or self._local.engine.info.name
-        span = traced.started(request, model, self._place.id)
         try:
             turn = Turn(self._place, request, deadline, wishes, span)
             running = self._turn(turn, request, deadline) if is_named else self._turn_alone(turn, request)

@@ -19,7 +19,7 @@ from node.coordinator.turn import Turn
 from node.core.log import Entry, Reply
 from node.engine import scheduler
 from node.engine.fake import FakeSpec
-from node.errors import BackendError, InvalidRequest, NotFound, Overloaded
+from node.errors import BackendError, InvalidRequest, NotFound, NotReady, Overloaded
 from node.types import EarlyStop, GenerateRequest, GenerateResult, Message, Strategy, Version
 
 SLOW = FakeSpec(answers=("one two three four",), tokens_per_s=100)
@@ -283,6 +283,17 @@ async def test_a_failure_is_not_remembered() -> None:
             await made.coordinator.generate(asked)
         made.join("a", says("42"))
         assert (await made.coordinator.generate(asked)).text == "42"
+
+
+async def test_a_request_before_there_is_a_model_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with swarm() as made:
+        backend = made.engine._backend
+        monkeypatch.setattr(made.engine, "_backend", None)
+        for _ in range(2):  # the second would wait for the first for ever
+            with pytest.raises(NotReady):
+                await made.coordinator.generate(request(request_id="r1"))
+        monkeypatch.setattr(made.engine, "_backend", backend)
+        assert (await made.coordinator.generate(request(request_id="r1"))).text == "42"
 
 
 async def test_results_are_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
