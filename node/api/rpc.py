@@ -174,11 +174,11 @@ class MeshServicer(mesh_pb2_grpc.MeshServicer):
 
     async def Hello(self, request: mesh_pb2.HelloRequest, context: _Context) -> mesh_pb2.HelloResponse:
         """Another node introduces itself."""
-        return await self._mesh.hello(request, self._caller(context))
+        return await self._mesh.hello(request, self._caller(context), context.peer())
 
     async def Probe(self, request: mesh_pb2.ProbeRequest, context: _Context) -> mesh_pb2.ProbeResponse:
         """Another node asks for a sign of life."""
-        return await self._mesh.probe(request, self._caller(context))
+        return await self._mesh.probe(request, self._caller(context), context.peer())
 
     async def Status(self, request: mesh_pb2.StatusRequest, context: _Context) -> mesh_pb2.StatusResponse:
         """What `status` shows."""

@@ -14,14 +14,17 @@ from node.address import is_address
 from node.core.members import Alive
 from node.errors import ConclaveError, InvalidRequest, PeerUnavailable, Unauthenticated
 from node.mesh import overlap
+from node.mesh.dials import Dials
 from node.mesh.discovery import Found
-from node.mesh.identity import NODE_ID
+from node.mesh.identity import MOST_S, NODE_ID
+from node.mesh.interfaces import came_from
 from node.mesh.peer import Peer
 from node.mesh.roster import PROTOCOL, Roster, checked
 from node.types import NodeInfo, NodeState
 from node.v1 import mesh_pb2
 
-MAX_CALLING = 8  # Connections that are made at a time: a handshake costs about 5 ms of CPU.
+HELLO_S = 2.0
+FIRST_S = 1.0  # for who was announced and not called before: most silent ones are gone, and others wait behind them
 RETRIES_S = (
     0.25,
     0.5,
@@ -46,7 +49,7 @@ class Caller:
         self._roster = roster
         self._pursued: dict[str, asyncio.Task[None]] = {}
         self._called_us: dict[str, float] = {}
-        self._slots = asyncio.Semaphore(MAX_CALLING)
+        self._dials = Dials()
         roster.strangers = lambda info: self.pursue(info.id, [info.address], moved=roster.is_met(info.id))
 
     # ---- reasons to call ----
@@ -72,16 +75,19 @@ class Caller:
             key=f"mesh {found.mesh_id}",
         )
 
-    def heard(self, info: NodeInfo) -> None:
-        """A node called us, which proves that it lives, but not that we can call it."""
+    def heard(self, info: NodeInfo, source: str = "") -> None:
+        """A node called us, which proves that it lives, but not that we can call it. `source` is where the call came
+        from, as gRPC names it."""
         roster = self._roster
         held = roster.members.get(info.id)
         gone = held is not None and roster.members.has_left(info.id) and info.incarnation <= held.incarnation
         if info.id == roster.id or gone:
             return
         if held is None or held.state is NodeState.DEAD or info.id not in roster.peers:
-            self._called_us[info.id] = time.monotonic()
-            self.pursue(info.id, [info.address], caller=True)
+            seen = came_from(source, info.address)
+            self.pursue(info.id, list(dict.fromkeys([info.address, seen or info.address])), caller=True)
+            if info.id in self._pursued:  # what ends with the pursuit is noted only where there is one
+                self._called_us[info.id] = time.monotonic()
             return
         roster.apply(Alive(info, direct=True))
         if held.address != info.address:
@@ -89,20 +95,21 @@ class Caller:
 
     async def join(self, address: str) -> None:
         """Keeps us joined to whoever is at an address we were told, until cancelled."""
-        roster, pause = self._roster, 0.25
+        roster, pause, failures = self._roster, 0.25, 0
         while True:
             try:
-                met = await self.meet(address)
+                met = await self.meet(address, failures=failures)
                 if met == roster.id:
                     roster.say(f"--join {address} is this node itself: give the address of another one")
                     return
-                pause = 0.25
+                pause, failures = 0.25, 0
                 while roster.is_met(met):  # noqa: ASYNC110  # a second later is soon enough to call again
                     await asyncio.sleep(1.0)
             except Unauthenticated as e:
                 roster.say(e.message)
             except ConclaveError as e:
                 roster.say(f"{e.message}; trying again until it answers", key=f"join {address}")
+            failures += 1
             await asyncio.sleep(pause * roster.rng.uniform(0.8, 1.2))
             pause = min(pause * 2, JOIN_RETRY_S)
 
@@ -114,7 +121,7 @@ class Caller:
     def renew(self) -> None:
         """Makes those connections anew whose certificate is about to end; call it every minute or so."""
         for id, peer in list(self._roster.peers.items()):
-            if peer.expires - time.time() < RENEW_S:
+            if not RENEW_S <= peer.expires - time.time() <= MOST_S:  # more: the clock was set back since
                 self.pursue(id, [peer.address], moved=True)
 
     def pursue(self, node_id: str, addresses: Sequence[str], *, moved: bool = False, caller: bool = False) -> None:
@@ -132,10 +139,10 @@ class Caller:
 
     async def _call_until_met(self, node_id: str, addresses: Sequence[str], moved: bool, caller: bool) -> None:
         roster, started = self._roster, time.monotonic()
-        for pause in (*RETRIES_S, 0.0):
+        for failures, pause in enumerate((*RETRIES_S, 0.0)):
             for address in addresses:
                 try:
-                    await self.meet(address, node_id)
+                    await self.meet(address, node_id, failures=failures, timeout_s=HELLO_S if failures else FIRST_S)
                     return
                 except Unauthenticated as e:
                     roster.say(e.message)
@@ -153,8 +160,9 @@ class Caller:
 
     # ---- calling ----
 
-    async def meet(self, address: str, node_id: str = "") -> str:
-        """Calls the node at an address, by id if it is known, and makes it a peer. Returns its id.
+    async def meet(self, address: str, node_id: str = "", *, failures: int = 0, timeout_s: float = HELLO_S) -> str:
+        """Calls the node at an address, by id if it is known, and makes it a peer. Returns its id. `failures` are those
+        of earlier calls: who never failed goes first.
 
         Raises PeerUnavailable, Unauthenticated, or what the node itself answers.
         """
@@ -162,13 +170,13 @@ class Caller:
         also = overlap.told(roster.identity.overlap())
         hello = mesh_pb2.HelloRequest(node=roster.me(), protocol=PROTOCOL, overlap=also)
         if not node_id:
-            node_id = await self._who(address, hello)
+            node_id = await self._who(address, hello, failures)
             if roster.is_met(node_id) or node_id == roster.id:
                 return node_id
         peer = Peer(roster.identity, address, node_id, roster.suspect, roster.freed)
         try:
-            async with self._slots:
-                answer = await peer.hello(hello)
+            async with self._dials.place(failures):
+                answer = await peer.hello(hello, timeout_s)
             await self._admit(peer, answer)
         except BaseException:
             if roster.peers.get(node_id) is peer:
@@ -177,12 +185,12 @@ class Caller:
             raise
         return node_id
 
-    async def _who(self, address: str, hello: mesh_pb2.HelloRequest) -> str:
+    async def _who(self, address: str, hello: mesh_pb2.HelloRequest, failures: int) -> str:
         """The id of whoever answers. It proves no more than that it is of our mesh, so it is called again by its id."""
-        async with self._slots:
+        async with self._dials.place(failures):
             stranger = Peer(self._roster.identity, address)
             try:
-                answer = await stranger.hello(hello)
+                answer = await stranger.hello(hello, HELLO_S)
             finally:
                 await stranger.close()
         if not NODE_ID.fullmatch(answer.node.id):

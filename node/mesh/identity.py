@@ -46,6 +46,7 @@ ANY_NODE = "mesh.conclave"  # The name in every leaf: for a caller that does not
 LEAF_S = 24 * 3600
 BACKDATE_S = 3600  # Clocks in a home differ by minutes, after a dead battery by more.
 RENEW_S = 8 * 3600  # A laptop that sleeps through a night wakes with a valid leaf.
+MOST_S = LEAF_S + BACKDATE_S / 2  # With more left the clock was set back, and soon the leaf is not valid yet.
 NODE_ID = re.compile(r"[a-z2-7]{8,16}")
 _URI = "conclave://node/"
 
@@ -222,9 +223,10 @@ class Identity:
                 self._overlap, self._leaf = found, None  # the next leaf comes with the word for us
 
     def leaf(self) -> Leaf:
-        """The current leaf; a new one when less than 8 hours of it remain."""
+        """The current leaf; a new one when less than 8 hours of it remain, or more than it was made for: a clock that
+        was ahead at the start, and was set right, leaves one that is not valid yet."""
         with self._lock:
-            if self._leaf is None or self._leaf.expires - self._clock() < RENEW_S:
+            if self._leaf is None or not RENEW_S <= self._leaf.expires - self._clock() <= MOST_S:
                 self._leaf = self.issue()
             return self._leaf
 

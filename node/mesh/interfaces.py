@@ -6,6 +6,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 import ifaddr
 
@@ -44,6 +45,17 @@ def dialled(address: str) -> str:
         if zones:
             return "ipv6:" + ",".join(f"[{host}%25{name}]:{port}" for name in zones)
     return f"dns:///{address}"  # The scheme is said, or a hostile "unix:1" would be one.
+
+
+def came_from(peer: str, address: str) -> str:
+    """HOST:PORT of a node whose call came from `peer`, as gRPC names it, and that says it is at `address`: where it was
+    seen, with the port that it says. Empty where gRPC names no IP address. A zone is left out: `dialled` knows better.
+
+    A machine may say an address that is of a network which we do not share, and have another on one that we do.
+    """
+    seen = split_address(unquote(peer.partition(":")[2])) if peer.startswith(("ipv4:", "ipv6:")) else None
+    said = split_address(address)
+    return join_address(seen[0].partition("%")[0], said[1]) if seen and said else ""
 
 
 def _all() -> list[tuple[str, Interface]]:

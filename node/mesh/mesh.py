@@ -217,8 +217,11 @@ class Mesh:
 
     # ---- what peers ask us (called by the mesh listener) ----
 
-    async def hello(self, request: mesh_pb2.HelloRequest, peer_identity: str) -> mesh_pb2.HelloResponse:
-        """Mesh.Hello. `peer_identity` is the node id in the caller's certificate (`identity.peer_id`).
+    async def hello(
+        self, request: mesh_pb2.HelloRequest, peer_identity: str, source: str = ""
+    ) -> mesh_pb2.HelloResponse:
+        """Mesh.Hello. `peer_identity` is the node id in the caller's certificate (`identity.peer_id`), `source` where
+        the call came from, as gRPC names it.
 
         Raises Unauthenticated if it is not the id that is said, InvalidRequest for another protocol or an id that
         is in use elsewhere, NotReady while stopping.
@@ -236,19 +239,21 @@ class Mesh:
             return mesh_pb2.HelloResponse(node=roster.me(), protocol=PROTOCOL)
         await self._caller.refuse_clone(info)
         roster.identity.learn(request.overlap)
-        self._caller.heard(info)
+        self._caller.heard(info, source)
         known = [wire.node_info_pb(i) for i in roster.members.alive() if i.id != info.id]
         also = overlap.told(roster.identity.overlap())
         return mesh_pb2.HelloResponse(node=roster.me(), peers=known[:MAX_NEWS], protocol=PROTOCOL, overlap=also)
 
-    async def probe(self, request: mesh_pb2.ProbeRequest, peer_identity: str) -> mesh_pb2.ProbeResponse:
+    async def probe(
+        self, request: mesh_pb2.ProbeRequest, peer_identity: str, source: str = ""
+    ) -> mesh_pb2.ProbeResponse:
         """Mesh.Probe: a sign of life, or one of `target` on the caller's behalf. Raises Unauthenticated.
 
         Answered to the end, so that peers hear our goodbye before they miss us.
         """
         roster = self._roster
         info = caller(request.node, peer_identity)
-        self._caller.heard(info)
+        self._caller.heard(info, source)
         roster.hear(request.news, info.id, inbound=True)
         if request.target and request.target != self.id:
             answer = await self._prober.relay(request.target)

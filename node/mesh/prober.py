@@ -135,4 +135,4 @@ class Prober:
 
     async def _reconnect(self, held: NodeInfo) -> None:
         with contextlib.suppress(ConclaveError):
-            await self._caller.meet(held.address, held.id)
+            await self._caller.meet(held.address, held.id, failures=1)  # it is held for dead

@@ -54,7 +54,7 @@ class Mesh:
     def peers(self) -> list[Any]:
         return []
 
-    async def hello(self, request: object, caller: str) -> mesh_pb2.HelloResponse:
+    async def hello(self, request: object, caller: str, source: str) -> mesh_pb2.HelloResponse:
         self.callers.append(caller)
         return mesh_pb2.HelloResponse()
 

@@ -30,12 +30,12 @@ class Servicer(mesh_pb2_grpc.MeshServicer, vote_pb2_grpc.VoteServicer):
         caller = await self._caller(context)
         if self.mesh is None:
             return mesh_pb2.HelloResponse(protocol=1)
-        return await self._answer(self.mesh.hello(request, caller), context)
+        return await self._answer(self.mesh.hello(request, caller, context.peer()), context)
 
     async def Probe(self, request: mesh_pb2.ProbeRequest, context: Any) -> mesh_pb2.ProbeResponse:
         caller = await self._caller(context)
         assert self.mesh is not None
-        return await self._answer(self.mesh.probe(request, caller), context)
+        return await self._answer(self.mesh.probe(request, caller, context.peer()), context)
 
     async def Poll(self, request: vote_pb2.PollRequest, context: Any) -> AsyncIterator[vote_pb2.PollResponse]:
         await self._caller(context)

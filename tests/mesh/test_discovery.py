@@ -171,6 +171,23 @@ def test_link_local_addresses_are_for_where_nothing_else_is(monkeypatch: pytest.
     assert interfaces.still("10.0.0.7:1") == "10.0.0.7:1", "a lease that is over for a moment"
 
 
+@pytest.mark.parametrize(
+    ("peer", "seen"),
+    [
+        ("ipv4:10.0.0.7:4242", "10.0.0.7:7421"),
+        ("ipv6:%5Bfd00::7%5D:4242", "[fd00::7]:7421"),
+        ("ipv6:[fd00::7]:4242", "[fd00::7]:7421"),
+        ("ipv6:%5Bfe80::7%25eth0%5D:4242", "[fe80::7]:7421"),
+        ("unix:/tmp/x", ""),
+        ("ipv4:", ""),
+        ("", ""),
+    ],
+)
+def test_where_a_call_came_from_with_the_port_that_its_node_says(peer: str, seen: str) -> None:
+    assert interfaces.came_from(peer, "192.168.1.1:7421") == seen
+    assert interfaces.came_from(peer, "nonsense") == ""
+
+
 def test_an_address_stays_while_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interfaces, "_primary", lambda *_: "")
 

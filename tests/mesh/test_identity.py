@@ -174,6 +174,17 @@ class TestCertificates:
         now += 0.2 * 3600
         assert me.leaf().expires == pytest.approx(now + DAY)
 
+    def test_renewed_when_the_clock_was_set_back(self, token: str) -> None:
+        right = time.time()
+        now = right + 400 * DAY  # a clock that is wrong at the start
+        me = Identity(token, A, clock=lambda: now)
+        me.leaf()
+        now = right  # and is set right later
+        renewed = me.leaf()
+        assert x509.load_pem_x509_certificate(renewed.certificate).not_valid_before_utc.timestamp() < right
+        now -= 60
+        assert me.leaf() is renewed, "a little is no reason"
+
     def test_bad_node_id(self, token: str) -> None:
         with pytest.raises(InvalidRequest, match="node id"):
             Identity(token, "UPPER CASE")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from meshnode import HOST, until
 from node import wire
 from node.core.members import Kind, Settings
 from node.errors import InvalidRequest, NotFound, NotReady, PeerUnavailable, Unauthenticated
-from node.mesh import mesh, roster
+from node.mesh import caller, dials, mesh, roster
+from node.mesh.discovery import Found
 from node.mesh.identity import Identity, new_token
 from node.mesh.local import running_nodes
 from node.mesh.peer import Peer
@@ -65,6 +67,30 @@ class TestMeeting:
         await meet(a, b)
         c = await start("c", join=b.address)
         await meet(a, b, c)
+
+    async def test_many_that_accept_and_say_nothing_hold_nobody_up(
+        self, start: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(caller, "FIRST_S", 600.0)
+        monkeypatch.setattr(caller, "HELLO_S", 600.0)
+        a, b = await start("a"), await start("b")
+        silent = socket.create_server((HOST, 0), backlog=64)  # the system accepts, nobody ever reads
+        there, address = a.mesh._caller, f"{HOST}:{silent.getsockname()[1]}"
+        for i in range(dials.MOST - 1):
+            there.found(Found(f"stale{'abcdefghijklmnopqrstuvwxyz234567'[i]}aaaa", a.mesh.mesh_id, (address,)))
+        await until(lambda: there._dials._busy == dials.MOST - 1)
+        there.found(Found(B, a.mesh.mesh_id, (b.address,)))
+        await meet(a, b)
+        silent.close()
+
+    async def test_who_says_an_address_that_we_cannot_reach_is_called_where_it_came_from(self, start: Any) -> None:
+        a, b = await start("a"), await start("b", join=None)
+        says = NodeInfo(id=B, address=f"127.0.0.9:{b.port}")  # where nobody listens
+        b.mesh._roster._self_info = lambda: says
+        await b.mesh.start(a.address)
+        await meet(a, b)
+        assert a.mesh.peer(B).address == b.address
+        assert a.mesh.peer(B).info.address == says.address
 
     async def test_a_partner_that_appears_later_is_joined(self, start: Any, unused_tcp_port: int) -> None:
         a = await start("a", join=f"{HOST}:{unused_tcp_port}")
