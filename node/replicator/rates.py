@@ -53,7 +53,7 @@ class Measured:
     def moved(self, peer: str, size: int, seconds: float) -> None:
         """Note a transfer."""
         if size >= MEASURED_BYTES and seconds > 0:
-            link = self._links[peer] = self._links.pop(peer, None) or Recent(LINKS_KEPT)
+            link = self._links[peer] = self._links.pop(peer, Recent(LINKS_KEPT))
             link.add(seconds / size, self._clock())
             self._doubted.discard(peer)
             if len(self._links) > MOST_LINKS:
