@@ -91,7 +91,8 @@ class SamplingParams:
     Penalties look back on the last 64 tokens, the prompt's included, as llama.cpp's do: `repeat_penalty` divides or
     multiplies, `presence_penalty` is subtracted once, `frequency_penalty` for each time. `logit_bias` adds to logits of
     (token id, bias). With `logprobs` each token comes with its log probability and the `top_logprobs` most probable
-    ones. `ignore_eos` never ends an answer by itself, for benchmarks.
+    ones. `ignore_eos` never ends an answer by itself, for benchmarks. `think` tells templates that can be told whether
+    the model thinks before it answers; None leaves it to them.
     """
 
     max_tokens: int = 512
@@ -110,6 +111,7 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     ignore_eos: bool = False
+    think: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)

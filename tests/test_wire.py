@@ -62,6 +62,7 @@ PARAMS = st.builds(
     ),
     logprobs=st.just(True),
     top_logprobs=st.integers(0, 20),
+    think=st.sampled_from([None, False, True]),
 )
 TOOLS = st.lists(
     st.builds(Tool, NAMES, TEXTS, st.sampled_from(["{}", '{"a": [1]}'])), max_size=3, unique_by=lambda t: t.name

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from node.core import thoughts
 from node.v1 import generate_pb2, mesh_pb2, types_pb2
 
 ANSWER_WIDTH = 48
@@ -267,7 +268,7 @@ def warnings(response: generate_pb2.GenerateResponse, names: Mapping[str, str], 
         note("note: the answer was cut off at its longest length: allow more with --max-tokens")
     elif response.finish_reason == "deadline":
         note("note: the answer was cut off by the deadline: allow more with --timeout")
-    if not response.text.strip() and not response.tool_calls:
+    if not thoughts.answer(response.text).strip() and not response.tool_calls:
         note("note: the answer is empty")
     if not how:
         return

@@ -17,6 +17,7 @@ from node.cli import render
 from node.cli.markdown import Paper
 from node.cli.progress import PLAIN_EVERY_S, bar
 from node.client import TIMEOUT_S, Client, Moved, request
+from node.core import thoughts
 from node.errors import ConclaveError, DeadlineExceeded
 from node.v1 import generate_pb2, types_pb2
 
@@ -147,10 +148,11 @@ class View:
         elif kind == "token":
             id = event.token.candidate_id
             self._texts[id] = self._texts.get(id, "") + event.token.text
-            if self._planned == 1 and self._paper is not None:
+            said = thoughts.answer(self._texts[id])  # what it thinks is seen in the picture, and no more afterwards
+            if self._planned == 1 and self._paper is not None and said.strip():
                 self._end_progress()
                 # White space at the end waits: the finished answer may come without it.
-                self._paper.write(render.clean(self._texts[id]).rstrip())
+                self._paper.write(render.clean(said).rstrip())
         elif kind == "candidate":
             self._finished[event.candidate.id] = event.candidate.text
             self._texts.pop(event.candidate.id, None)
@@ -160,7 +162,7 @@ class View:
     def finish(self, response: generate_pb2.GenerateResponse) -> None:
         """Print the answer, or what is still missing of it."""
         self._end_progress()
-        text = render.shown(response.text, self._out)
+        text = render.shown(thoughts.answer(response.text), self._out)
         if self._paper is not None:
             self._paper.finish(text)
         else:

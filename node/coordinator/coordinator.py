@@ -88,6 +88,11 @@ class Coordinator:
         texts = [m.content for m in request.messages]
         return len(found) or sum(await self._local.engine.lengths(texts))
 
+    async def rendered(self, request: GenerateRequest) -> str:
+        """A request's prompt by this node's model, as text. Raises InvalidRequest, NotFound as `length`."""
+        self.check_model(request.model)
+        return await self._local.rendered(request)
+
     async def generate(self, request: GenerateRequest, deadline: float | None = None) -> GenerateResult:
         """The answer to a request; `deadline` in seconds of the monotonic clock. Raises ConclaveError."""
         result: GenerateResult | None = None

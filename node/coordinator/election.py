@@ -12,8 +12,8 @@ from node.coordinator import lineup
 from node.coordinator.account import Account
 from node.coordinator.local import ballot
 from node.coordinator.plan import Plan
+from node.core import thoughts
 from node.core.consensus import Vote, VoteState
-from node.core.quality import visible
 from node.errors import ConclaveError, DeadlineExceeded, NoQuorum, Overloaded
 from node.types import FinishReason, GenerateResult, Outcome, Strategy, Version
 
@@ -80,7 +80,7 @@ async def _vectors(plan: Plan, vote: Vote) -> dict[int, Sequence[float]] | None:
         return {}
     try:
         async with asyncio.timeout(plan.left(of_margin=0.5)):
-            found = await plan.place.local.engine.embed([visible(b.candidate.text) for b in vote.ballots])
+            found = await plan.place.local.engine.embed([thoughts.answer(b.candidate.text) for b in vote.ballots])
     except (ConclaveError, TimeoutError) as e:
         log.info("request %s has no embeddings: %r", plan.request.request_id, e)
         return None

@@ -11,7 +11,7 @@ from dataclasses import replace
 from node import metrics, tracing
 from node.coordinator.events import Wrote
 from node.coordinator.traced import Phases
-from node.core import answers, tools
+from node.core import answers, thoughts, tools
 from node.engine import scheduler
 from node.engine.face import EngineFace
 from node.errors import InvalidRequest
@@ -20,6 +20,7 @@ from node.types import Ballot, Candidate, FinishReason, GenerateRequest, TokenLo
 Warm = Callable[[str, Sequence[int]], Awaitable[None]]
 # A candidate that ended in one of these ways votes; one that was cut off by a decision or a deadline does not.
 VOTING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS)
+TAIL_TOKENS = 16  # of a prompt, more than the tag of a thought and the white space around it
 MAX_TOKEN_CHARS = 256  # the longest tokens of vocabularies are runs of some 100 spaces
 
 
@@ -49,6 +50,7 @@ class LocalPhase:
         """
         counted, phases = _Counted(is_polled=is_polled), Phases(span)
         prompt = await self.prompt(request)
+        opened = _Opened(self._opened(request, prompt))
         if request.topic and self._warm is not None:
             await self._warm(request.topic, prompt)
         seed = request.params.seed
@@ -60,6 +62,7 @@ class LocalPhase:
                 async for event in events:
                     counted.see(event)
                     phases.see(event)
+                    event = opened.told(event)
                     if isinstance(event, scheduler.Done):
                         made = replace(event.candidate, model=self.engine.info.name)
                         event = replace(event, candidate=with_calls(made, request) if request.tools else made)
@@ -69,12 +72,53 @@ class LocalPhase:
 
     async def prompt(self, request: GenerateRequest) -> tuple[int, ...]:
         """The tokens of a request's conversation; none where only a server knows them. Raises InvalidRequest."""
+        think = self._checked(request)
+        return await self.engine.prompt(request.messages, request.tools, is_raw=request.is_raw, think=think)
+
+    async def rendered(self, request: GenerateRequest) -> str:
+        """The same as text. Raises InvalidRequest, also where only a server knows it."""
+        return await self.engine.render(request.messages, request.tools, self._checked(request))
+
+    def _checked(self, request: GenerateRequest) -> bool | None:
+        """Whether the model is told to think or not to. Raises InvalidRequest for what is too long for any sequence."""
         size = _size(request)
         context = self.engine.info.context
         if size > MAX_TOKEN_CHARS * context:
             # Tokenizing it could take minutes, and nothing could stop it.
             raise InvalidRequest(f"the prompt is {size} characters and a sequence holds {context} tokens: shorten it")
-        return await self.engine.prompt(request.messages, request.tools, is_raw=request.is_raw)
+        params = request.params
+        # A schema holds from the first token on, which would be the thought's.
+        return False if params.think is None and (params.json_schema or params.grammar) else params.think
+
+    def _opened(self, request: GenerateRequest, prompt: Sequence[int]) -> str:
+        """The tag of a thought that the end of the prompt opens: it belongs to the text. Empty where it opens none, or
+        where what is written must fit something."""
+        if request.is_raw or request.params.json_schema or request.params.grammar:
+            return ""
+        tail = b"".join(self.engine.piece(token) for token in prompt[-TAIL_TOKENS:])
+        return thoughts.opened(tail.decode(errors="replace"))
+
+
+class _Opened:
+    """Puts the tag of a thought that the prompt opened before what each candidate writes."""
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        self._begun: set[int] = set()
+
+    def told(self, event: scheduler.Event) -> scheduler.Event:
+        """The event with the tag, where it is the first text of a candidate, or all of it."""
+        if not self._tag:
+            return event
+        if isinstance(event, scheduler.Done):
+            return replace(event, candidate=replace(event.candidate, text=self._tag + event.candidate.text))
+        if isinstance(event, scheduler.Text) and any(c not in self._begun for c, _ in event.pieces):
+            pieces = []
+            for c, text in event.pieces:
+                pieces.append((c, text if c in self._begun else self._tag + text))
+                self._begun.add(c)
+            return replace(event, pieces=tuple(pieces))
+        return event
 
 
 class _Counted:
@@ -123,10 +167,12 @@ def _size(request: GenerateRequest) -> int:
 
 
 def with_calls(candidate: Candidate, request: GenerateRequest) -> Candidate:
-    """The candidate with the tool calls that its text asks for read out of it."""
-    text, calls = tools.parse(candidate.text, request.tools)
+    """The candidate with the tool calls that its answer asks for read out of it; what it thinks of doing is no call."""
+    thought, said = thoughts.split(candidate.text)
+    text, calls = tools.parse(said, request.tools)
     if not calls or candidate.finish_reason not in VOTING:
         return candidate
+    text = thoughts.joined(thought, text)
     return replace(candidate, text=text, tool_calls=calls, finish_reason=FinishReason.TOOL_CALLS)
 
 

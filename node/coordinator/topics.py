@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
+from node.core import thoughts
 from node.core.log import Entry, Reply
 from node.errors import InvalidRequest, NotFound
 from node.store import Store
@@ -29,7 +32,7 @@ def entry(store: Store, request: GenerateRequest, result: GenerateResult, versio
     """
     whole = (*request.messages, Message("assistant", result.text, result.tool_calls))
     held = _held(store, request.topic, parent)
-    goes_on = len(held) < len(whole) and whole[: len(held)] == held
+    goes_on = len(held) < len(whole) and _said(whole[: len(held)]) == _said(held)
     o = result.outcome
     return Entry(
         version,
@@ -53,6 +56,11 @@ def entry(store: Store, request: GenerateRequest, result: GenerateResult, versio
     )
 
 
+def _said(conversation: Sequence[Message]) -> list[Message]:
+    """A conversation without what was thought: clients send it back so, and it is the same."""
+    return [replace(m, content=thoughts.answer(m.content)) if m.role == "assistant" else m for m in conversation]
+
+
 def _held(store: Store, topic: str, version: Version) -> tuple[Message, ...]:
     """The conversation up to a version; empty if that is not here (any more)."""
     try:
@@ -71,7 +79,7 @@ def again(store: Store, request: GenerateRequest) -> GenerateResult | None:
     name, said = found
     conversation = store.log(name).conversation(said.version)
     tails = (request.messages, request.said)
-    if name != request.topic or not any(conversation[-1 - len(t) : -1] == t for t in tails):
+    if name != request.topic or not any(_said(conversation[-1 - len(t) : -1]) == _said(t) for t in tails):
         raise InvalidRequest(
             f"request_id {request.request_id!r} was used for another request: an id belongs to one request"
         )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 
-from node.core import keys, numbers
-from node.core.quality import MALFORMED, Number, call_quality, fences, load_json, quality, visible
+from node.core import keys, numbers, thoughts
+from node.core.quality import MALFORMED, Number, call_quality, fences, load_json, quality
 from node.core.tally import quantised
 from node.types import Ballot, Candidate, Message, Strategy, Tool, ToolCall
 
@@ -50,7 +50,7 @@ def answer_key(text: str, *, question: str = "", json_schema: str = "", tool_cal
     """
     if tool_calls:
         return ";".join(sorted(canonical_call(call) for call in tool_calls))
-    text = visible(text)
+    text = thoughts.answer(text)
     if not text.strip():
         return ""
     if json_schema and (value := _json_value(text)) is not None:
@@ -100,7 +100,7 @@ def ballot(candidate: Candidate, strategy: Strategy, *, question: str = "", json
         form = call_quality([call.arguments for call in candidate.tool_calls], candidate.finish_reason)
     else:
         if strategy is Strategy.SIMILARITY:
-            shown = visible(candidate.text)
+            shown = thoughts.answer(candidate.text)
             key = _said(keys.normalise(shown)) if shown.strip() else ""
         else:
             key = answer_key(candidate.text, question=question, json_schema=json_schema)

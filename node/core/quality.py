@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 
+from node.core import thoughts
 from node.types import FinishReason
 
 # What is left of an answer's quality after each fault. They multiply, so two faults rank below one.
@@ -24,7 +25,6 @@ TRAILING = 0.9
 # Least quality of a text that says anything at all; empty text has 0.
 LEAST = 0.01
 
-_THINK_END = "</think>"
 # Text that is looked at for loops, in characters from the end: that is where a model that loops is.
 _LOOP_TAIL = 8192
 _NGRAM = 6  # words
@@ -45,14 +45,14 @@ def quality(text: str, finish_reason: FinishReason, *, json_schema: str = "") ->
     `json_schema` is the JSON schema (as text) that the answer had to fit, or empty. Of it only `type`, `enum` and
     `required` at the top are checked: the sampler's grammar enforces the rest.
     """
-    body = visible(text)
+    body = thoughts.answer(text)
     if not body.strip():
         return 0.0
     score = 1.0
     if finish_reason not in (FinishReason.STOP, FinishReason.TOOL_CALLS):
         score *= CUT_OFF
     blocks, closed = fences(body)
-    if not closed or ("<think>" in body and _THINK_END not in body):
+    if not closed or thoughts.OPENS in body:
         score *= UNCLOSED
     score *= _parses(body, blocks, json_schema)
     score *= 1.0 - _loop_share(body)
@@ -72,12 +72,6 @@ def call_quality(arguments: Sequence[str], finish_reason: FinishReason) -> float
     share = UNPARSED + (1.0 - UNPARSED) * good / len(arguments)
     whole = finish_reason in (FinishReason.STOP, FinishReason.TOOL_CALLS)
     return round(share if whole else share * CUT_OFF, 6)
-
-
-def visible(text: str) -> str:
-    """What a model says after it has thought: the text after the last `</think>`, else the whole text."""
-    _, end, after = text.rpartition(_THINK_END)
-    return after if end else text
 
 
 def fences(text: str) -> tuple[list[tuple[str, str]], bool]:

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from node.core import numbers
-from node.core.quality import visible
+from node.core import numbers, thoughts
 from node.core.tally import cluster_of, ranked, tie_order
 from node.types import Ballot, Cluster, Strategy
 
@@ -51,7 +50,7 @@ def signature(ballot: Ballot) -> Signature:
     """What must be equal for two answers to agree whatever their vectors say: calls, negation, multiset of numbers."""
     if ballot.candidate.tool_calls:
         return ballot.key, False, ()
-    text = visible(ballot.candidate.text)[:_READ]
+    text = thoughts.answer(ballot.candidate.text)[:_READ]
     return "", negated(text), tuple(sorted(Counter(numbers.scan(text)).items()))
 
 

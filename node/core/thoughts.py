@@ -8,6 +8,8 @@ else has to travel with a candidate, and nodes that know nothing of thoughts sen
 from __future__ import annotations
 
 OPENS, CLOSES = "<think>", "</think>"
+# Some files call the tags control tokens, which are no text: these are.
+TAGS = frozenset({OPENS.encode(), CLOSES.encode()})
 
 
 def split(text: str) -> tuple[str, str]:

@@ -63,11 +63,12 @@ class Backend(Protocol):
     def info(self) -> ModelInfo:
         """The loaded model."""
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
-        """The prompt for the assistant's next turn. Raises InvalidRequest if the model's template refuses it."""
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None = None) -> str:
+        """The prompt for the assistant's next turn; `think` as in SamplingParams. Raises InvalidRequest if the model's
+        template refuses it."""
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt."""
+    def tokenize(self, text: str, *, is_part: bool = False) -> list[int]:
+        """Token ids of a rendered prompt, or of a part of a text, which no token of the model's begins."""
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; not always whole UTF-8 characters; empty for control tokens."""

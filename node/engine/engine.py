@@ -104,17 +104,28 @@ class Engine:
         """Sequences that no running candidate has."""
         return self._load.free
 
-    async def prompt(self, messages: Sequence[Message], tools: Sequence[Tool], *, is_raw: bool) -> tuple[int, ...]:
+    async def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, is_raw: bool, think: bool | None = None
+    ) -> tuple[int, ...]:
         """The tokens of a conversation by the model's template, or of a text as it is. Long ones are made elsewhere
         than on the event loop."""
         backend = self.backend
 
         def make() -> tuple[int, ...]:
-            return tuple(backend.tokenize(messages[-1].content if is_raw else backend.render(messages, tools)))
+            return tuple(backend.tokenize(messages[-1].content if is_raw else backend.render(messages, tools, think)))
 
         if sum(len(m.content) for m in messages) > _INLINE_CHARS:
             return await asyncio.to_thread(make)
         return make()
+
+    async def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None) -> str:
+        """The prompt as text."""
+        return await asyncio.to_thread(self.backend.render, messages, tools, think)
+
+    async def tokens(self, text: str, *, is_part: bool) -> Sequence[int]:
+        """Tokens of a text, as `Backend.tokenize`."""
+        backend = self.backend
+        return await asyncio.to_thread(lambda: backend.tokenize(text, is_part=is_part))
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token."""

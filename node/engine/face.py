@@ -62,9 +62,17 @@ class EngineFace(Protocol):
     async def start(self) -> None:
         """Get ready. Raises ConclaveError."""
 
-    async def prompt(self, messages: Sequence[Message], tools: Sequence[Tool], *, is_raw: bool) -> tuple[int, ...]:
+    async def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, is_raw: bool, think: bool | None = None
+    ) -> tuple[int, ...]:
         """The tokens of a conversation, or of a text as it is (`is_raw`: the last message); none where only a server
-        knows them. Raises InvalidRequest if the model's template refuses it."""
+        knows them; `think` as in SamplingParams. Raises InvalidRequest if the model's template refuses it."""
+
+    async def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None) -> str:
+        """The prompt as text. Raises InvalidRequest where only a server knows it."""
+
+    async def tokens(self, text: str, *, is_part: bool) -> Sequence[int]:
+        """Tokens of a text, as `Backend.tokenize`. Raises InvalidRequest where only a server knows them."""
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token. Raises InvalidRequest where tokens are not known here."""

@@ -125,12 +125,12 @@ class FakeBackend:
         """The loaded model."""
         return self._info
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None = None) -> str:
         """Each message between tags, tool names first."""
         head = "".join(f"<tool>{t.name}</tool>\n" for t in tools)
         return head + "".join(f"<{m.role}>\n{m.content}\n</{m.role}>\n" for m in messages) + "<assistant>\n"
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, is_part: bool = False) -> list[int]:
         """A token for each word with the space before it, and for each of the template's tags with its line breaks."""
         with self._lock:
             return [self._id(w) for w in _WORDS.findall(text)]

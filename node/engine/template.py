@@ -15,8 +15,12 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
+from node.core import thoughts
 from node.errors import InvalidRequest
 from node.types import Message, Tool
+
+_TAIL = 64  # characters of a prompt's end, more than the tag of a thought and white space
+_BREAK = "\n"
 
 
 class ChatTemplate:
@@ -35,16 +39,23 @@ class ChatTemplate:
         except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError) as e:
             raise InvalidRequest(f"the model's chat template is not valid: {_line(e)}") from None
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
-        """The prompt for the assistant's next turn. Raises InvalidRequest if the template refuses the messages."""
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None = None) -> str:
+        """The prompt for the assistant's next turn; `think` as in SamplingParams. Raises InvalidRequest if the template
+        refuses the messages."""
+        # Qwen3's name and others' (vLLM and llama-server pass the first), and DeepSeek-V3.1's.
+        told = {} if think is None else {"enable_thinking": think, "thinking": think}
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=[_message(m) for m in messages],
                 tools=[_tool(t) for t in tools] or None,
                 add_generation_prompt=True,
                 bos_token=self._bos,
                 eos_token=self._eos,
+                **told,
             )
+            # Templates that cannot be told open the thought all the same (DeepSeek-R1's, QwQ's): an empty one then.
+            is_open = think is False and thoughts.opened(text[-_TAIL:])
+            return f"{text}{'' if text.endswith(_BREAK) else _BREAK}{thoughts.CLOSES}{_BREAK * 2}" if is_open else text
         except InvalidRequest:
             raise
         except Exception as e:  # A template is the model author's program: it may raise anything.
@@ -52,7 +63,13 @@ class ChatTemplate:
 
 
 def _message(m: Message) -> dict[str, Any]:
+    """A message as templates know it. What an assistant thought is apart from what it said: whether it is shown again
+    is up to the template (most show it only to a model that waits for its tools), as in llama-server."""
     out: dict[str, Any] = {"role": m.role, "content": m.content}
+    if m.role == "assistant":
+        thought, out["content"] = thoughts.split(m.content)
+        if thought:
+            out["reasoning_content"] = thought
     if m.tool_calls:
         out["tool_calls"] = [
             {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _arguments(c.arguments)}}

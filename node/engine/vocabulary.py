@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from node.core import thoughts
 from node.engine.segments import Segments, Special
 from node.errors import BackendError
 
@@ -63,7 +64,7 @@ class Vocabulary:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for control tokens and for ids that the tokenizer does not use."""
+        """The bytes of a token; none for ids that the tokenizer does not use and for control tokens but a thought's."""
         found = self._pieces.get(token)
         if found is None:
             found = self._pieces[token] = self._piece(token)
@@ -76,9 +77,9 @@ class Vocabulary:
         return self.piece(token).decode("utf-8", "replace")
 
     def _piece(self, token: int) -> bytes:
-        if token in self._specials:
-            return b""
         text: str = self._tokenizer.id_to_token(token) or ""
+        if token in self._specials:
+            return text.encode() if text.encode() in thoughts.TAGS else b""
         if self._bytes is not None:
             if all(c in self._bytes for c in text):
                 return bytes(self._bytes[c] for c in text)

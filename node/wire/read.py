@@ -198,6 +198,7 @@ def sampling_params(pb: types_pb2.SamplingParams, defaults: SamplingParams) -> S
         logprobs=pb.logprobs,
         top_logprobs=pb.top_logprobs,
         ignore_eos=pb.ignore_eos,
+        think=pb.think if pb.HasField("think") else None,
     )
 
 

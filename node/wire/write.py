@@ -66,6 +66,7 @@ def params_pb(p: SamplingParams) -> types_pb2.SamplingParams:
         logprobs=p.logprobs,
         top_logprobs=p.top_logprobs,
         ignore_eos=p.ignore_eos,
+        think=p.think,
     )
 
 

@@ -48,6 +48,7 @@ async def test_a_message_whole_and_as_events() -> None:
             *("content_block_stop", "message_delta", "message_stop"),
         ]
         assert found[0]["message"]["content"] == []
+        assert found[0]["message"]["usage"]["input_tokens"] == used["input_tokens"] + used["cache_read_input_tokens"]
         assert [e["delta"] for e in found[2:4]] == [{"type": "text_delta", "text": t} for t in ("echo:", " hi")]
         assert found[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
         after = found[-2]["usage"]
@@ -145,6 +146,13 @@ def test_blocks_as_messages() -> None:
     assert assistant.reasoning_content == "hm"
     assert [(c.id, c.function.arguments) for c in assistant.tool_calls or ()] == [("a", '{"a": 1}'), ("b", "{}")]
     assert (made.max_tokens, made.stop, made.parallel_tool_calls) == (7, ["x"], False)
+
+
+def test_a_system_message_among_others_is_the_users() -> None:
+    said = [schema.Message("user", "hi"), schema.Message("system", "be brief"), schema.Message("assistant", "so")]
+    said += [schema.Message("system", [Block(type="text", text="now?")])]
+    made = asked.chat(schema.MessagesRequest(messages=said)).messages
+    assert [(m.role, m.content) for m in made] == [("user", "hi\n\nbe brief"), ("assistant", "so"), ("user", "now?")]
 
 
 @pytest.mark.parametrize(("kind", "meant"), [("auto", "auto"), ("any", "required"), ("none", "none")])

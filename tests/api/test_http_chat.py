@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 
 import pytest
 from web import SLOW, asked, web
 
-from node.api.http import wait
+from node import wire
+from node.api.http import asked as reading
+from node.api.http import deltas, schema, wait
+from node.coordinator import Event
 from node.engine.fake import FakeBackend, FakeSpec
+from node.types import FinishReason, GenerateResult, Outcome, Strategy, Timings, Usage, Version
 
 CHAT = "/v1/chat/completions"
 TOOL = {
@@ -324,3 +329,19 @@ async def test_topics() -> None:
         second = await node.post(CHAT, asked(prompt_cache_key="k", model="fake", max_tokens=2))
         assert second.status == 200, "a busy key holds nobody up"
         await first.close()
+
+
+async def test_an_answer_of_whose_vote_nothing_is_left_is_the_choice() -> None:
+    """So it comes to a request that was answered before, by a node that is gone."""
+    outcome = Outcome(Strategy.MAJORITY, 2, 1.0, 1.0, (), (), False, 3, 3)
+    kept = GenerateResult(
+        "42", FinishReason.STOP, "t", Version(), outcome, (), {}, Usage(9, 0, 3, 0), Timings(), "k"
+    )  # fmt: skip
+
+    async def events() -> AsyncGenerator[Event, None]:
+        yield kept
+
+    request = schema.ChatRequest(messages=[schema.Message("user", "hi")])
+    wanted = reading.chat(request, reading.Node("fake", wire.Defaults()))
+    answered, [said] = await deltas.whole(deltas.deltas(events(), wanted, "n"))
+    assert (said.text, answered.choices[0].tokens, deltas.reason(answered.choices[0])) == ("42", 3, "stop")

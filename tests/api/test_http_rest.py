@@ -455,3 +455,25 @@ async def test_a_stop_ends_what_runs() -> None:
         await node.gateway.stop()
         await node.free()
         await conversation.close()
+
+
+async def test_what_a_model_reads() -> None:
+    async with web() as node:
+        text = "What is 12 + 30 ?"
+        tokens = (await node.post("/tokenize", {"content": text})).json["tokens"]
+        assert len(tokens) > 5
+        assert (await node.post("/detokenize", {"tokens": tokens})).json == {"content": text}
+        pieces = (await node.post("/tokenize", {"content": text, "with_pieces": True, "add_special": True})).json
+        assert [p["id"] for p in pieces["tokens"]] == tokens
+        assert "".join(p["piece"] for p in pieces["tokens"]) == text
+        rendered = (await node.post("/apply-template", asked("hi"))).json
+        assert rendered == {"prompt": "<user>\nhi\n</user>\n<assistant>\n"}
+        for path, body in (
+            ("/tokenize", {"content": "x", "parse_special": False}),
+            ("/tokenize", {}),
+            ("/detokenize", {"tokens": [10**12]}),
+            ("/detokenize", {"tokens": [-5]}),
+            ("/apply-template", asked("hi", add_generation_prompt=False)),
+            ("/apply-template", {"messages": []}),
+        ):
+            assert (await node.post(path, body)).status == 400, (path, body)

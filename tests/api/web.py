@@ -151,9 +151,10 @@ async def web(
     queue_limit: int = 64,
     keys: tuple[str, ...] = (),
     peers: tuple[Any, ...] = (),
+    backend: type[FakeBackend] = FakeBackend,
     **options: Any,
 ) -> AsyncIterator[Web]:
-    engine = Engine(lambda: FakeBackend(spec or FakeSpec()), node=OURS, queue_limit=queue_limit)
+    engine = Engine(lambda: backend(spec or FakeSpec()), node=OURS, queue_limit=queue_limit)
     await engine.start()
     store, mesh = Store(), Mesh(*peers)
     coordinator = Coordinator(OURS, engine, mesh, store, **options)

@@ -183,6 +183,12 @@ def test_an_aborted_decode_fails_its_request_and_the_next_one_is_answered_as_eve
     assert {i: d.candidate.text for i, d in again.items()} == {i: d.candidate.text for i, d in expected.items()}
 
 
+@pytest.mark.parametrize("token", [-1, 1 << 20, 1 << 40])
+def test_a_token_that_there_is_not_does_not_end_the_process(backend: LlamaBackend, token: int) -> None:
+    with pytest.raises(IndexError):
+        backend.piece(token)
+
+
 def test_tools_and_unicode_go_through_the_template_and_the_tokenizer(backend: LlamaBackend) -> None:
     call = ToolCall("weather", '{"city": "Köln"}')
     text = backend.render(

@@ -5,6 +5,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -282,6 +283,21 @@ def test_events_come_in_any_pieces(texts: list[str], sizes: list[int], crlf: boo
         at, i = at + size, i + 1
     assert answer.text == "".join(texts)
     assert answer.tokens == len(texts)
+
+
+@pytest.mark.parametrize("word", ["reasoning_content", "reasoning"])
+def test_what_a_server_sets_apart_is_a_thought_again(word: str) -> None:
+    """And a thought is not sent back to it."""
+    answer = Answer()
+    for delta in ({word: "h"}, {word: "m", "content": None}, {"content": "4"}, {"content": "2"}):
+        answer.add(json.dumps({"choices": [{"delta": delta}]}))
+    assert answer.text == "<think>\nhm\n</think>\n\n42"
+    with pytest.raises(BackendError, match="no event of this API"):
+        answer.add(json.dumps({"choices": [{"delta": {word: {"a": 1}}}]}))
+    asked = replace(job(params={"think": False}), messages=(*ASK, Message("assistant", answer.text)))
+    sent = body("m", asked, 1, Dialect())
+    assert sent["messages"][-1]["content"] == "42"
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

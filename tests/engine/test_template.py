@@ -171,3 +171,42 @@ def test_a_refusal_is_one_line() -> None:
         ChatTemplate("{{ raise_exception('a\\nb' * 100000) }}").render([USER], [])
     assert len(caught.value.message) < 500
     assert "\n" not in caught.value.message
+
+
+# How Qwen3's shows what was thought: only to a model that waits for its tools; and DeepSeek-R1's, which never does.
+THINKING = """
+{%- set ns = namespace(last=0) %}
+{%- for m in messages if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endfor %}
+{%- for m in messages %}
+    {{- '<' + m.role + '>' }}
+    {%- if m.reasoning_content is string and loop.index0 > ns.last %}
+        {{- '<think>' + m.reasoning_content + '</think>' }}
+    {%- endif %}
+    {{- m.content.split('</think>')[-1] }}
+{%- endfor %}
+{{- '<assistant>' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}
+"""
+
+
+def test_thoughts_are_shown_where_the_template_shows_them() -> None:
+    template = ChatTemplate(THINKING)
+    said = [Message("user", "a"), Message("assistant", "<think>\nhm\n</think>\n\nb")]
+    assert template.render([*said, Message("user", "c")], ()) == "<user>a<assistant>b<user>c<assistant>"
+    assert template.render([*said, Message("tool", "c")], ()) == (
+        "<user>a<assistant><think>hm</think>b<tool>c<assistant>"
+    )
+    quoted = Message("user", "<think>not a model's</think>x")
+    assert "<think>not a model's" in ChatTemplate("{{ messages[0].content }}").render([quoted], ())
+
+
+def test_a_template_is_told_whether_to_think() -> None:
+    template = ChatTemplate(THINKING)
+    ends = [template.render([Message("user", "a")], (), think).removeprefix("<user>a") for think in (None, True, False)]
+    assert ends == ["<assistant>", "<assistant>", "<assistant><think></think>"]
+
+
+def test_a_template_that_opens_a_thought_in_any_case_has_an_empty_one() -> None:
+    template = ChatTemplate("<user>{{ messages[0].content }}<assistant><think>\n\n")
+    prompts = [template.render([Message("user", "a")], (), think) for think in (None, False)]
+    assert prompts == ["<user>a<assistant><think>\n", "<user>a<assistant><think>\n</think>\n\n"]

@@ -5,6 +5,7 @@ names        model names, which carry how an answer is found
 asked        a request of the API as a request of ours
 deltas       the coordinator's events as pieces of choices
 chat, completions, responses, embeddings    one endpoint each
+tokens       texts and conversations as a model reads them
 remembered   responses to go on from and to ask for again
 ollama       the same in Ollama's words
 anthropic    the same in Anthropic's words

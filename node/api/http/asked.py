@@ -57,6 +57,10 @@ def chat(body: schema.ChatRequest, node: Node, request_id: str = "") -> Asked:
     params = _params(body, body.max_completion_tokens or body.max_tokens, body.stop)
     params.json_schema = _schema(body.response_format, body.json_schema)
     params.logprobs, params.top_logprobs = bool(body.logprobs), body.top_logprobs or 0
+    if body.reasoning_effort == "none":
+        params.think = False
+    if body.chat_template_kwargs and body.chat_template_kwargs.enable_thinking is not None:
+        params.think = body.chat_template_kwargs.enable_thinking
     forced = _forced(choice, tools)
     if forced and not params.json_schema:
         params.json_schema = forced

@@ -26,6 +26,7 @@ from node.api.http.here import Here, now
 from node.api.http.look import PAGES, Look
 from node.api.http.remembered import Remembered, Stored
 from node.api.http.responses import Responses
+from node.api.http.tokens import Tokens
 from node.errors import ConclaveError, NotFound, NotReady
 
 MAX_CONNECTIONS = 1024  # beyond, 503
@@ -153,6 +154,13 @@ def _app(here: Here, look: Look) -> Starlette:
         routes += [Route(prefix + path, handler, methods=["GET"]) for path, handler in gets.items()]
         routes.append(Route(prefix + "/responses/{id}", stored.delete, methods=["DELETE"]))
         routes.append(Route(prefix + "/topics/{name:path}", _endpoint(look.forget), methods=["DELETE"]))
+    tokens = Tokens(here)
+    also: dict[str, _Handler] = {
+        "/tokenize": tokens.tokenize,
+        "/detokenize": tokens.detokenize,
+        "/apply-template": tokens.template,
+    }
+    routes += [Route(path, _endpoint(handler), methods=["POST"]) for path, handler in also.items()]
     routes += _ollamas(here) + _anthropics(here)
     routes += [Route("/metrics", look.metrics), Route("/openapi.json", describe)]
     routes += [Route(path, look.page) for path in PAGES]

@@ -141,6 +141,12 @@ class Sampling(Struct, kw_only=True):
     conclave: Conclave | None = None
 
 
+class TemplateWords(Struct):
+    """What a chat template is told."""
+
+    enable_thinking: bool | None = None
+
+
 class ChatRequest(Sampling, kw_only=True):
     """POST /v1/chat/completions."""
 
@@ -157,6 +163,9 @@ class ChatRequest(Sampling, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: str | Choice | None = None
     parallel_tool_calls: bool | None = None
+    # Whether the model thinks first: by vLLM's and llama-server's word, or `none` of OpenAI's efforts.
+    chat_template_kwargs: TemplateWords | None = None
+    reasoning_effort: str | None = None
 
 
 class CompletionRequest(Sampling, kw_only=True):
@@ -212,3 +221,24 @@ class ResponsesRequest(Sampling, kw_only=True):
     previous_response_id: str | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """POST /tokenize, as in llama-server. `add_special`: as the beginning of a prompt."""
+
+    content: str
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    """POST /detokenize, as in llama-server."""
+
+    tokens: list[Count]
+
+
+class TemplateRequest(ChatRequest, kw_only=True):
+    """POST /apply-template, as in llama-server: a conversation that is not answered."""
+
+    add_generation_prompt: bool | None = None

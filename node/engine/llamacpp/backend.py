@@ -149,16 +149,16 @@ class LlamaBackend:
 
     # ---- vocabulary: any thread --------------------------------------------------------------------------------------
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None = None) -> str:
         """The prompt, by the model's own chat template."""
-        return self._vocabulary.render(messages, tools)
+        return self._vocabulary.render(messages, tools, think)
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, is_part: bool = False) -> list[int]:
         """Token ids; control tokens that the template wrote are recognised."""
-        return self._vocabulary.tokenize(text)
+        return self._vocabulary.tokenize(text, is_part=is_part)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for control tokens."""
+        """The bytes of a token; none for control tokens but the tags of a thought. Raises IndexError for no token."""
         return self._vocabulary.piece(token)
 
     def label(self, token: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import llama_cpp as ll
 
+from node.core import thoughts
 from node.engine.segments import Segments, Special
 from node.engine.template import ChatTemplate
 from node.errors import BackendError, InvalidRequest
@@ -50,21 +51,25 @@ class Vocabulary:
         self._template = ChatTemplate(template, bos=ends[0], eos=ends[1])
         self._segments = Segments(specials(self.pointer), "".join((template, *ends)), self._tokenize)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None = None) -> str:
         """The prompt, by the model's own chat template."""
-        return self._template.render(messages, tools)
+        return self._template.render(messages, tools, think)
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, is_part: bool = False) -> list[int]:
         """Token ids; control tokens that the template wrote are recognised."""
-        if self._bos and not text.startswith(self._bos):
+        if self._bos and not is_part and not text.startswith(self._bos):
             text = self._bos + text
         return self._segments.tokens(text)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for control tokens."""
+        """The bytes of a token; none for control tokens but the tags of a thought. Raises IndexError for no token."""
         data = self._pieces.get(token)
         if data is None:
-            data = self._pieces[token] = self._piece(token, special=False)
+            if not 0 <= token < self.size:  # llama.cpp would end the process
+                raise IndexError(token)
+            named = self._piece(token, special=True)
+            data = named if named in thoughts.TAGS else self._piece(token, special=False)
+            self._pieces[token] = data
         return data
 
     def label(self, token: int) -> str:

@@ -128,11 +128,11 @@ class MlxBackend:
 
     # ---- vocabulary: any thread -------------------------------------------------------------------------------------
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None = None) -> str:
         """The prompt, by the model's own chat template."""
-        return self._template.render(messages, tools)
+        return self._template.render(messages, tools, think)
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, is_part: bool = False) -> list[int]:
         """Token ids; control tokens that the template wrote are recognised."""
         return self._vocabulary.encode(text)
 

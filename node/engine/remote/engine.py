@@ -117,13 +117,23 @@ class RemoteEngine:
 
     # ---- text -------------------------------------------------------------------------------------------------------
 
-    async def prompt(self, messages: Sequence[Message], tools: Sequence[Tool], *, is_raw: bool) -> tuple[int, ...]:
+    async def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, is_raw: bool, think: bool | None = None
+    ) -> tuple[int, ...]:
         """No tokens: only the server knows its template and its vocabulary."""
         return ()
 
+    async def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None) -> str:
+        """Raises InvalidRequest: the template is the server's."""
+        raise InvalidRequest("this node's model is on another server, which has its template: ask that server")
+
+    async def tokens(self, text: str, *, is_part: bool) -> Sequence[int]:
+        """Raises InvalidRequest: tokens are the server's."""
+        raise _unknown()
+
     def piece(self, token: int) -> bytes:
         """Raises InvalidRequest: tokens are the server's."""
-        raise InvalidRequest("this node's model is on another server, which takes text: token ids are not known here")
+        raise _unknown()
 
     async def lengths(self, texts: Sequence[str]) -> list[int]:
         """An estimate, by characters."""
@@ -337,3 +347,7 @@ def _usual(names: Sequence[str]) -> str:
     Its first name is a vote over its mesh. Where this node is of that mesh too, the vote would ask this node again.
     """
     return names[-1] if names[0] == VOTE and f"{VOTE}:fast" in names else names[0]
+
+
+def _unknown() -> InvalidRequest:
+    return InvalidRequest("this node's model is on another server, which takes text: token ids are not known here")

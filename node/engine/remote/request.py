@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from node.core import thoughts
 from node.engine.job import Job
 from node.errors import InvalidRequest
 from node.types import Message, SamplingParams, Tool
@@ -83,11 +84,14 @@ def _extras(params: SamplingParams) -> dict[str, Any]:
         out |= {"repeat_penalty": params.repeat_penalty, "repetition_penalty": params.repeat_penalty}
     if params.ignore_eos:
         out["ignore_eos"] = True
+    if params.think is not None:
+        out["chat_template_kwargs"] = {"enable_thinking": params.think}
     return out
 
 
 def _message(m: Message) -> dict[str, Any]:
-    out: dict[str, Any] = {"role": m.role, "content": m.content}
+    said = thoughts.answer(m.content) if m.role == "assistant" else m.content
+    out: dict[str, Any] = {"role": m.role, "content": said}
     if m.tool_calls:
         out["tool_calls"] = [
             {"id": c.id or f"call_{i}", "type": "function", "function": {"name": c.name, "arguments": c.arguments}}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from node.core import thoughts
 from node.errors import BackendError
 from node.types import FinishReason, TokenLogprob, ToolCall
 
@@ -70,6 +71,7 @@ class Answer:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     _calls: dict[int, _Call] = field(default_factory=dict)
     _counted: bool = False
+    _thinks: bool = False
 
     @property
     def mean_logprob(self) -> float:
@@ -105,7 +107,7 @@ class Answer:
             return "", ()
         choice = choices[0]
         delta = choice.get("delta") or {}
-        piece = delta.get("content") or choice.get("text") or ""
+        piece = self._with_thought(delta, delta.get("content") or choice.get("text") or "")
         if not isinstance(piece, str) or len(self.text) + len(piece) > MOST_TEXT:
             raise BackendError(f"the server's answer is no text, or longer than {MOST_TEXT} characters")
         self.text += piece
@@ -118,6 +120,21 @@ class Answer:
         if choice.get("finish_reason"):
             self.reason = _REASONS.get(str(choice["finish_reason"]), FinishReason.STOP)
         return piece, logprobs
+
+    def _with_thought(self, delta: dict[str, Any], said: Any) -> Any:
+        """A piece of text with what the server sets apart of it: as `reasoning_content`, or `reasoning` as Ollama and
+        newer vLLM call it."""
+        thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        if not isinstance(said, str):
+            return said
+        if not isinstance(thought, str):
+            raise TypeError
+        before = after = ""
+        if thought and not self.text:
+            before, self._thinks = f"{thoughts.OPENS}\n", True
+        if self._thinks and (said or delta.get("tool_calls")):
+            after, self._thinks = f"\n{thoughts.CLOSES}\n\n", False
+        return f"{before}{thought if before or self._thinks or after else ''}{after}{said}"
 
     def _add_call(self, said: dict[str, Any]) -> None:
         index = int(said.get("index") or 0)

@@ -20,15 +20,27 @@ def chat(body: MessagesRequest) -> schema.ChatRequest:
     said.parallel_tool_calls = False if choice and choice.disable_parallel_tool_use else None
     said.max_tokens, said.stop = body.max_tokens, body.stop_sequences
     said.temperature, said.top_p, said.top_k = body.temperature, body.top_p, body.top_k
+    said.chat_template_kwargs = schema.TemplateWords(body.thinking.type != "disabled") if body.thinking else None
     said.response_format = body.output_config.format if body.output_config else None
     said.topic, said.conclave = body.topic, body.conclave
     return said
 
 
 def conversation(body: CountRequest) -> schema.ChatRequest:
-    """What is said and which tools there are. Raises InvalidRequest."""
+    """What is said and which tools there are. Raises InvalidRequest.
+
+    A system message among the others, as Claude Code sends, is read as the user's: models' templates have none there.
+    """
     system = [schema.Message("system", _text("system", body.system))] if body.system else []
-    messages = [m for i, said in enumerate(body.messages) for m in _messages(f"messages[{i}]", said)]
+    messages: list[schema.Message] = []
+    for i, said in enumerate(body.messages):
+        for m in _messages(f"messages[{i}]", said):
+            if m.role != "system":
+                messages.append(m)
+            elif messages and messages[-1].role == "user":
+                messages[-1].content = f"{messages[-1].content}\n\n{m.content}"
+            else:
+                messages.append(schema.Message("user", m.content))
     tools = [_tool(i, t) for i, t in enumerate(body.tools or [])] or None
     return schema.ChatRequest(model=body.model, messages=[*system, *messages], tools=tools)
 

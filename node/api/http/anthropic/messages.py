@@ -75,8 +75,8 @@ class _Answer:
         return _encode(self._message(content) | _end(found) | {"usage": _usage(found)} | self._votes(found))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The message as events. How long the prompt was is known, and said, in the end."""
-        empty = {"input_tokens": 0, "output_tokens": 0}
+        """The message as events. What of the prompt was held is known, and said, in the end."""
+        empty = {"input_tokens": await self._length(), "output_tokens": 0}
         begin = self._message([]) | {"stop_reason": None, "stop_sequence": None, "usage": empty}
         async with contextlib.aclosing(self._here.answer(self._asked)) as pieces:
             async for piece in pieces:
@@ -99,6 +99,11 @@ class _Answer:
                     yield say.event("message_stop")
                 else:
                     yield say.event("conclave", conclave=votes.event(piece))
+
+    async def _length(self) -> int:
+        """Tokens of the prompt; 0 where another node's model reads it."""
+        request = self._asked.request
+        return 0 if request.model else await self._here.coordinator.length(request)
 
     def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
         id = f"msg_{secrets.token_hex(12)}"

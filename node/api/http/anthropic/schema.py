@@ -46,6 +46,12 @@ class Choice(Struct, kw_only=True):
     disable_parallel_tool_use: bool | None = None
 
 
+class Thinking(Struct, kw_only=True):
+    """Whether the model thinks first: enabled, adaptive or disabled. For how long is its own affair."""
+
+    type: str
+
+
 class Output(Struct, kw_only=True):
     """What an answer must look like."""
 
@@ -71,6 +77,7 @@ class MessagesRequest(CountRequest, kw_only=True):
     temperature: schema.Temperature | None = None
     top_p: schema.Share | None = None
     top_k: schema.Count | None = None
+    thinking: Thinking | None = None
     output_config: Output | None = None
     # Ours, as over OpenAI's API.
     topic: str | None = None

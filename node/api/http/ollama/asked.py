@@ -24,6 +24,7 @@ def chat(body: ChatRequest) -> schema.ChatRequest:
         messages=_messages(body.messages or []),
         tools=body.tools,
         max_tokens=_most(body.options),
+        chat_template_kwargs=_thinks(body.think),
         **_common(body),
     )
 
@@ -50,7 +51,8 @@ def generate(body: GenerateRequest) -> schema.ChatRequest | schema.CompletionReq
         )
     first = [schema.Message("system", body.system)] if body.system else []
     messages = [*first, schema.Message("user", body.prompt)]
-    return schema.ChatRequest(messages=messages, max_tokens=_most(body.options), **said)
+    words = _thinks(body.think)
+    return schema.ChatRequest(messages=messages, max_tokens=_most(body.options), chat_template_kwargs=words, **said)
 
 
 def _common(body: ChatRequest | GenerateRequest) -> dict[str, Any]:
@@ -72,6 +74,10 @@ def _common(body: ChatRequest | GenerateRequest) -> dict[str, Any]:
         "topic": body.topic,
         "conclave": body.conclave,
     }
+
+
+def _thinks(think: bool | str | None) -> schema.TemplateWords:
+    return schema.TemplateWords(None if think is None else bool(think))
 
 
 def _most(options: Options | None) -> int | None:

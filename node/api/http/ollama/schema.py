@@ -60,6 +60,7 @@ class _Request(Struct, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: schema.Alternatives | None = None
     keep_alive: Any = None
+    think: bool | str | None = None  # a text is how much; that is the model's affair
     # Ours, as over OpenAI's API.
     topic: str | None = None
     conclave: schema.Conclave | None = None

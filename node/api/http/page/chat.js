@@ -188,7 +188,7 @@ export class Chat {
       const told = event.conclave;
       if (told?.event) turn.hear(told);
       const delta = event.choices?.[0]?.delta;
-      if (delta?.content) turn.write(delta.content);
+      if (delta?.content || delta?.reasoning_content) turn.write(delta.content ?? "", delta.reasoning_content ?? "");
       if (told && !told.event) turn.decide(told);
     }
     return turn.finish();

@@ -14,7 +14,7 @@ export class Turn {
   constructor(text, at, mesh, acts) {
     Object.assign(this, { asked: text, at, mesh, acts });
     this.cards = new Map();
-    this.text = "";
+    this.text = this.thought = "";
     this.box = element("article", "turn");
     this.box.turn = this;
     this.grid = element("div", "cards");
@@ -69,9 +69,10 @@ export class Turn {
     said.textContent = `reading the prompt: ${told.computed.toLocaleString("en")} of ${told.prompt.toLocaleString("en")} tokens`;
   }
 
-  write(text) {
+  write(text, thought = "") {
     this.progress(null);
     this.text += text;
+    this.thought += thought;
     this.isStale = true;
     this.follow();
   }
@@ -81,7 +82,7 @@ export class Turn {
     if (!this.isStale) return;
     this.isStale = false;
     this.answer ??= this.result.appendChild(element("div", this.cards.size > 1 ? "answer" : "answer plain"));
-    this.answer.replaceChildren(...markdown(this.text));
+    this.answer.replaceChildren(...markdown(this.thought ? `<think>${this.thought}${this.text && "</think>"}${this.text}` : this.text));
   }
 
   decide(vote) {
