@@ -6,6 +6,8 @@ snapshots   KV: taken from the engine, kept on disk, checked, and given back to 
 incoming    a snapshot on its way into the engine, put together as its blocks come
 receiver    a snapshot on its way in, part by part
 transfer    snapshots between nodes: offered, pushed, pulled; resumed where they broke off
+links       how quick the links to other nodes are
+pulls       KV that a turn waits for, from another node
 travels     which snapshots went lately, for people to watch
 replicator  all of it for the coordinator and the listeners
 

@@ -18,7 +18,8 @@ from node.core.snapshot import Header
 from node.engine.face import EngineFace
 from node.errors import ConclaveError, NotFound
 from node.mesh.peer import Peer
-from node.replicator.incoming import Incoming
+from node.replicator.links import Links
+from node.replicator.pulls import Pulls
 from node.replicator.rates import Measured, Pace
 from node.replicator.snapshots import Snapshots
 from node.replicator.transfer import Transfer
@@ -40,13 +41,6 @@ COMPARE_S = 0.2
 RECONCILE_S = 30.0
 # A disk that took nothing is tried so often, until it does.
 DISK_S = 5.0
-# The link to a node that came is measured about so much later, and so often it is tried when there is something to do.
-MEASURE_AFTER_S = 1.0
-MEASURING_TRIES = 5
-# A prompt is not worth asking peers for KV if computing it takes less than this.
-PULL_WORTH_S = 0.1
-# What was pulled for a turn goes to the disk so long after, when the first token is out.
-KEEP_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +88,18 @@ class Replicator:
         self._id = node_id
         self._tasks: set[asyncio.Future[Any]] = set()
         self._waiting: dict[str, asyncio.Event] = {}  # topic -> it changed again
-        self._pulling: set[str] = set()  # topics that are on their way here
-        self._keeping: dict[str, asyncio.Future[Any]] = {}  # topic -> what came for it goes to the disk
         self._pushes = asyncio.Semaphore(MAX_PUSHES)
+        self._links = Links(engine, mesh, self._measured, self._transfer, self._pushes)
+        self._pulls = Pulls(
+            engine.info.fingerprint,
+            mesh,
+            store,
+            self.snapshots,
+            self._transfer,
+            self.turns,
+            self._links,
+            self._spawn,
+        )
         self._unequal = asyncio.Event()
         self._stopping = False
 
@@ -141,7 +144,9 @@ class Replicator:
     async def warm(self, topic: str, prompt: Sequence[int]) -> None:
         """Before a prompt of a topic is computed: bring KV from disk or from a peer if that is quicker."""
         try:
-            await self.snapshots.warm(topic, prompt, lambda tokens, prefill_s: self._pull(topic, tokens, prefill_s))
+            await self.snapshots.warm(
+                topic, prompt, lambda tokens, prefill_s: self._pulls.pull(topic, tokens, prefill_s)
+            )
         except (ConclaveError, OSError) as e:
             log.info("a topic's KV was not brought back: %s", e)
 
@@ -192,55 +197,8 @@ class Replicator:
 
     async def _snapshot(self, topic: str) -> Header | None:
         """The snapshot on our disk, up to date."""
-        if (keeping := self._keeping.get(topic)) is not None:
-            await asyncio.wait([keeping])
+        await self._pulls.kept(topic)
         return await self.snapshots.take(topic) or await self.snapshots.header(topic)
-
-    async def _pull(self, topic: str, tokens: int, prefill_s: float) -> Incoming | None:
-        is_coming = topic in self._keeping or topic in self._pulling
-        if tokens * prefill_s < PULL_WORTH_S or self._store.version(topic) == Version() or is_coming:
-            return None
-        self._pulling.add(topic)
-        try:
-            return await self._pull_from_any(topic, tokens, prefill_s)
-        finally:
-            self._pulling.discard(topic)
-
-    async def _pull_from_any(self, topic: str, tokens: int, prefill_s: float) -> Incoming | None:
-        maker = self._store.version(topic).node_id
-        peers = [p for p in self._mesh.peers() if p.info.fingerprint == self._engine.info.fingerprint]
-        keepers = {p.id for p in self.turns.keepers(topic, more=1)}
-        near = [p for p in peers if p.id == maker] + [p for p in peers if p.id in keepers and p.id != maker]
-        for peer in near:
-            try:
-                incoming = await self._transfer.pull(peer, topic, tokens, prefill_s)
-            except (ConclaveError, OSError) as e:
-                log.info("the snapshot of a topic did not come from node %s: %s", peer.id, e)
-                continue
-            if incoming is not None:
-                self._keep_later(topic, incoming)
-                return incoming
-            if self._measured.is_wanted(peer.id):
-                self._spawn(self._measure(peer.id))
-        return None
-
-    def _keep_later(self, topic: str, incoming: Incoming) -> None:
-        """What a turn is waiting for goes to the disk when the turn has begun to be answered."""
-
-        async def keep() -> None:
-            try:
-                await asyncio.sleep(KEEP_S)
-                await asyncio.to_thread(incoming.keep)
-                await self.snapshots.save(incoming.head)
-            except OSError as e:
-                self.snapshots.failed(e)
-            except ConclaveError as e:
-                log.info("the snapshot of a topic was not kept: %s", e)
-            finally:
-                del self._keeping[topic]
-
-        if (task := self._spawn(keep())) is not None:
-            self._keeping[topic] = task
 
     # ---- when nodes meet ----
 
@@ -249,8 +207,9 @@ class Replicator:
         keeper, and whoever stood in for one that was away may have been left behind. So all is compared."""
         if change.kind in (Kind.JOINED, Kind.RECOVERED, Kind.DIED, Kind.LEFT):
             self._unequal.set()
-        if change.kind is Kind.JOINED and change.info.fingerprint == self._engine.info.fingerprint:
-            self._spawn(self._measure(change.info.id))
+        is_of_ours = change.info.fingerprint == self._engine.info.fingerprint and self.snapshots.ours is not None
+        if change.kind is Kind.JOINED and is_of_ours:
+            self._spawn(self._links.measure(change.info.id))
 
     async def _compare(self) -> None:
         """After changes of the membership, compare lists with all peers, and offer them the snapshots they should
@@ -266,26 +225,6 @@ class Replicator:
                 maker = self._store.version(topic).node_id
                 if maker == self._id or maker not in alive:
                     self.changed(topic)
-
-    async def _measure(self, node_id: str) -> None:
-        """Measure the link to a node of our model that came, when neither has anything to do; else its first transfer
-        will tell."""
-        if self.snapshots.ours is None:
-            return
-        for _ in range(MEASURING_TRIES):
-            await asyncio.sleep(MEASURE_AFTER_S * random.uniform(0.5, 1.5))
-            peer = next((p for p in self._mesh.peers() if p.id == node_id), None)
-            if peer is None or not self._measured.is_wanted(node_id):
-                return
-            load = self._engine.load
-            if load.queued or load.free < self._engine.info.sequences or peer.info.load > 0:
-                continue
-            try:
-                async with self._pushes:
-                    await self._transfer.measure(peer)
-            except ConclaveError as e:
-                log.info("the link to node %s was not measured: %s", node_id, e)
-            return
 
     def links(self) -> dict[str, float]:
         """Seconds a byte of the links to other nodes, as far as they were measured."""
@@ -319,8 +258,7 @@ class Replicator:
         self._spawn(self._drop(topic))
 
     async def _drop(self, topic: str) -> None:
-        if (keeping := self._keeping.get(topic)) is not None:
-            await asyncio.wait([keeping])
+        await self._pulls.kept(topic)
         await asyncio.to_thread(self.snapshots.blocks.forget, topic)
         with contextlib.suppress(ConclaveError):
             await self._engine.forget(topic)

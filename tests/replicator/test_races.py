@@ -85,7 +85,7 @@ async def test_kv_that_two_want_comes_once(tmp_path: Path, monkeypatch: pytest.M
             return await real(*args)
 
         monkeypatch.setattr(two.replicator._transfer, "pull", pull)
-        both = [asyncio.ensure_future(two.replicator._pull("t", 150, 1.0)) for _ in range(2)]
+        both = [asyncio.ensure_future(two.replicator._pulls.pull("t", 150, 1.0)) for _ in range(2)]
         await soon(lambda: any(task.done() for task in both), "the second does not wait")
         arrived.set()
         got = await asyncio.gather(*both)

@@ -21,6 +21,7 @@ from node.core.slots import Speeds, common_prefix
 from node.engine.fake import FakeBackend, FakeSpec
 from node.errors import NotFound
 from node.replicator import Options, snapshots, transfer, turns
+from node.replicator import links as links_module
 from node.replicator import replicator as replicator_module
 from node.types import GenerateResult, NodeInfo, Version
 from node.v1 import kvsync_pb2
@@ -357,7 +358,7 @@ async def test_closing_in_the_middle_leaves_nothing_running(tmp_path: Path) -> N
 
 
 async def test_the_link_is_measured_when_a_node_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicator_module, "MEASURE_AFTER_S", 0.02)
+    monkeypatch.setattr(links_module, "MEASURE_AFTER_S", 0.02)
     async with nodes(tmp_path, 2) as (one, two):
         assert one.replicator.links() == {}
         part(one, two)
@@ -376,7 +377,7 @@ async def test_the_link_is_measured_when_a_node_comes(tmp_path: Path, monkeypatc
 async def test_a_link_is_not_measured_while_there_is_something_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicator_module, "MEASURE_AFTER_S", 0.01)
+    monkeypatch.setattr(links_module, "MEASURE_AFTER_S", 0.01)
     async with nodes(tmp_path, 2) as (one, two):
         one.engine._load = replace(one.engine.load, queued=1)
         part(one, two)
