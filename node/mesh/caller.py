@@ -25,6 +25,7 @@ from node.v1 import mesh_pb2
 
 HELLO_S = 2.0
 FIRST_S = 1.0  # for who was announced and not called before: most silent ones are gone, and others wait behind them
+MAX_PURSUED = 512  # Anybody can announce nodes; those that call us or that peers tell of are called all the same.
 RETRIES_S = (
     0.25,
     0.5,
@@ -59,7 +60,7 @@ class Caller:
         roster = self._roster
         if found.mesh_id not in roster.identity.mesh_ids():
             roster.spawn(self._foreign(found))
-        elif roster.info().address not in found.addresses:
+        elif roster.info().address not in found.addresses and len(self._pursued) < MAX_PURSUED:
             self.pursue(found.node_id, found.addresses)
 
     async def _foreign(self, found: Found) -> None:

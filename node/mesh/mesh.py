@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from node import wire
@@ -95,7 +96,8 @@ class Mesh:
         if "auto" in words and self._mdns:
             await self._announce()
         if self._moved is not None:
-            self._roster.spawn(self._watch_address(self._moved))
+            look = partial(self._look_at_address, self._moved)
+            self._roster.spawn(self._roster.keep_on(look, "looks at this machine's addresses"))
 
     async def stop(self) -> None:
         """Leaves: withdraws announcements, says goodbye to the peers (at most half a second), closes everything."""
@@ -157,26 +159,26 @@ class Mesh:
             if problem := await self._discovery.start() or await self._discovery.deaf():
                 self._roster.say(problem)
 
-    async def _watch_address(self, moved: Callable[[str], None]) -> None:
-        """Notices that this machine was given another address, and tells whoever would dial the old one."""
-        while True:
-            await asyncio.sleep(ADDRESS_S)
-            old = self._roster.info().address
-            if is_ours(old):
-                continue
-            new = await asyncio.to_thread(still, old, self._interfaces)
-            if new == old:
-                continue
-            moved(new)
-            self._roster.members.renew()
-            self._caller.again()
-            if self._presence is not None:
-                with contextlib.suppress(OSError):
-                    self._presence.publish(self._here())
-            if self._discovery is not None:
-                await self._discovery.stop()
-                await self._announce()
-            self._roster.say(f"this machine's address changed: other machines join now with --join {new}")
+    async def _look_at_address(self, moved: Callable[[str], None]) -> None:
+        """Notices, a while later, that this machine was given another address, and tells whoever would dial the old
+        one."""
+        await asyncio.sleep(ADDRESS_S)
+        old = self._roster.info().address
+        if is_ours(old):
+            return
+        new = await asyncio.to_thread(still, old, self._interfaces)
+        if new == old:
+            return
+        moved(new)
+        self._roster.members.renew()
+        self._caller.again()
+        if self._presence is not None:
+            with contextlib.suppress(OSError):
+                self._presence.publish(self._here())
+        if self._discovery is not None:
+            await self._discovery.stop()
+            await self._announce()
+        self._roster.say(f"this machine's address changed: other machines join now with --join {new}")
 
     # ---- for the other layers ----
 

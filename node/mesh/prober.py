@@ -30,39 +30,40 @@ class Prober:
         self._roster = roster
         self._caller = caller
         self._probing: set[str] = set()
-        self._stalled_at = 0.0
+        self._stalled_at = self._renew_at = 0.0
 
     async def run(self) -> None:
         """Probes, gossips and reconnects until cancelled."""
+        await self._roster.keep_on(self._beat, "probes")
+
+    async def _beat(self) -> None:
         roster, members = self._roster, self._roster.members
-        renew_at = 0.0
-        while True:
-            now = time.monotonic()
-            roster.apply(Tick())
-            for id, peer in roster.peers.items():
-                if peer.lost():
-                    members.check(id)
-            due = members.due(now)
-            for id in due.probe:
-                roster.spawn(self._probe(id))
-            for id in due.gossip:
-                roster.spawn(self._gossip(id))
-            for id in due.reconnect:
-                if (held := members.get(id)) is not None:
-                    roster.spawn(self._reconnect(held))
-            if now >= renew_at:
-                renew_at = now + RENEW_S
-                self._caller.renew()
-            roster.wake.clear()
-            tick = QUIET_TICK_S if members.is_quiet else TICK_S
-            # Not wait_for: that of Python 3.11 swallows a cancellation that comes together with the event.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(tick):
-                    await roster.wake.wait()
-            late = time.monotonic() - now - tick
-            if late > STALL_S:
-                self._stalled_at = time.monotonic()
-                members.stalled(late)
+        now = time.monotonic()
+        roster.apply(Tick())
+        for id, peer in roster.peers.items():
+            if peer.lost():
+                members.check(id)
+        due = members.due(now)
+        for id in due.probe:
+            roster.spawn(self._probe(id))
+        for id in due.gossip:
+            roster.spawn(self._gossip(id))
+        for id in due.reconnect:
+            if (held := members.get(id)) is not None:
+                roster.spawn(self._reconnect(held))
+        if now >= self._renew_at:
+            self._renew_at = now + RENEW_S
+            self._caller.renew()
+        roster.wake.clear()
+        tick = QUIET_TICK_S if members.is_quiet else TICK_S
+        # Not wait_for: that of Python 3.11 swallows a cancellation that comes together with the event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(tick):
+                await roster.wake.wait()
+        late = time.monotonic() - now - tick
+        if late > STALL_S:
+            self._stalled_at = time.monotonic()
+            members.stalled(late)
 
     async def relay(self, target: str) -> mesh_pb2.ProbeResponse:
         """Probes `target` on another node's behalf; `alive` and `node` of the answer say what came of it."""

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ PROTOCOL = 1
 MAX_NEWS = 256  # Entries of one message that are looked at.
 MAX_NOTICES = 50
 DRAINED_S = 2.0  # as long as a node that stops takes for what runs on it
+AFTER_DEFECT_S = 1.0  # so that one which comes each time fills no log
 UNREACHED_S = 5.0  # So long nobody may have called us, while answers say that we are dead.
 
 _log = logging.getLogger(__name__)
@@ -171,6 +172,16 @@ class Roster:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    async def keep_on(self, round: Callable[[], Awaitable[None]], what: str) -> None:
+        """Does rounds of what must not end until cancelled. A defect costs its round, not all that come after: a node
+        that no longer probes would hold the dead for alive."""
+        while True:
+            try:
+                await round()
+            except Exception:
+                _log.exception("%s failed, and go on", what)
+                await asyncio.sleep(AFTER_DEFECT_S)
 
     async def close(self) -> None:
         """Cancels all tasks and closes all connections."""

@@ -83,6 +83,21 @@ class TestMeeting:
         await meet(a, b)
         silent.close()
 
+    async def test_a_flood_of_announcements_is_cut_and_who_calls_us_is_met(
+        self, start: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(caller, "MAX_PURSUED", 3)
+        monkeypatch.setattr(caller, "FIRST_S", 600.0)
+        a = await start("a")
+        silent = socket.create_server((HOST, 0), backlog=64)
+        for i in range(9):
+            address = f"{HOST}:{silent.getsockname()[1]}"
+            a.mesh._caller.found(Found(f"flood{'abcdefghi'[i]}aaaa", a.mesh.mesh_id, (address,)))
+        assert len(a.mesh._caller._pursued) == 3
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        silent.close()
+
     async def test_who_says_an_address_that_we_cannot_reach_is_called_where_it_came_from(self, start: Any) -> None:
         a, b = await start("a"), await start("b", join=None)
         says = NodeInfo(id=B, address=f"127.0.0.9:{b.port}")  # where nobody listens
@@ -203,6 +218,27 @@ class TestStrangers:
 
 
 class TestLosing:
+    async def test_a_defect_in_one_round_of_probes_does_not_end_them(
+        self, start: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(roster, "AFTER_DEFECT_S", 0.0)
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        members, failed = a.mesh._roster.members, asyncio.Event()
+        due = members.due
+
+        def defect(now: float) -> Any:
+            monkeypatch.setattr(members, "due", due)
+            failed.set()
+            raise RuntimeError("a defect")
+
+        monkeypatch.setattr(members, "due", defect)
+        await failed.wait()
+        await b.kill()
+        await until(lambda: a.kinds(B)[-1] is Kind.DIED)
+        assert "probes failed, and go on" in caplog.text
+
     async def test_a_killed_peer_is_out(self, start: Any) -> None:
         a, b, c = await start("a"), await start("b"), await start("c")
         await b.mesh.start(a.address)
