@@ -7,14 +7,15 @@
 # of the build.
 set(LLAMA_BUILD_COMMON OFF CACHE BOOL "libllama does not use it" FORCE)
 
-# Our own matrix product for Q8_0 and our own attention on x86 (kernels/), which the linker puts before llama.cpp's: --wrap
+# Our own matrix products and our own attention on x86 (kernels/), which the linker puts before llama.cpp's: --wrap
 # is GNU's and LLVM's on Linux. The target is made later, so this waits for the end of llama.cpp's own file.
 function(conclave_add_kernels)
   if(TARGET ggml-cpu)
-    target_sources(ggml-cpu PRIVATE "${CONCLAVE_KERNELS}/q8_0.cpp" "${CONCLAVE_KERNELS}/attention.cpp"
+    target_sources(ggml-cpu PRIVATE "${CONCLAVE_KERNELS}/product.cpp" "${CONCLAVE_KERNELS}/attention.cpp"
       "${CONCLAVE_KERNELS}/logits.cpp")
     target_link_options(ggml-cpu PRIVATE
-      "LINKER:--wrap=llamafile_sgemm" "LINKER:--wrap=ggml_compute_forward_flash_attn_ext")
+      "LINKER:--wrap=ggml_compute_forward_mul_mat_tiled" "LINKER:--wrap=ggml_cpu_extra_compute_forward"
+      "LINKER:--wrap=ggml_compute_forward_flash_attn_ext")
   endif()
 endfunction()
 set(CONCLAVE_KERNELS "${CMAKE_CURRENT_LIST_DIR}/kernels" CACHE INTERNAL "")

@@ -1,10 +1,11 @@
 """Our matrix product and our attention give what arithmetic says, in every shape that takes another path through them.
 
-The product's numbers are whole and its scales powers of two, so that sums are exact whatever their order: results must
+The products' numbers are whole and their scales powers of two, so that sums are exact whatever their order: results must
 be equal, not near. Where the processor has no kernel of ours, llama.cpp's own must pass the same, attention less
 exactly: it keeps sums in 16 bits and quantizes queries.
 """
 
+import contextlib
 import ctypes
 import platform
 from pathlib import Path
@@ -15,9 +16,14 @@ import numpy as np
 import pytest
 
 LIB = Path(llama_cpp.__file__).parent / "lib"
-F32, F16, Q8_0, BLOCK = 0, 1, 8, 32
+F32, F16, Q8_0 = 0, 1, 8
 QUANTIZED = gguf.GGMLQuantizationType.Q8_0
-BLOCK_TYPE = np.dtype([("d", "<f2"), ("qs", "i1", BLOCK)])
+TYPES = gguf.GGMLQuantizationType
+# Where a block has half floats: ggml-common.h. All its other bytes may be any.
+SCALES = {
+    TYPES.Q8_0: (0,), TYPES.Q4_0: (0,), TYPES.Q5_0: (0,), TYPES.Q4_1: (0, 2), TYPES.Q5_1: (0, 2),
+    TYPES.Q4_K: (0, 2), TYPES.Q5_K: (0, 2), TYPES.Q6_K: (208,),
+}  # fmt: skip
 
 
 class InitParams(ctypes.Structure):
@@ -32,6 +38,7 @@ def library(name: str) -> ctypes.CDLL:
 CPU = Path("/proc/cpuinfo")
 # Rows that our attention holds in registers at once: a larger group of heads goes to llama.cpp's own.
 MOST_ROWS = 64 if CPU.exists() and "avx512f" in CPU.read_text() else 32
+HAS_AVX2 = CPU.exists() and "avx2" in CPU.read_text()
 HAS_KERNELS = hasattr(library("ggml-cpu"), "__wrap_ggml_compute_forward_flash_attn_ext")
 
 
@@ -66,11 +73,47 @@ class Graph:
         return np.frombuffer(data, "<f4").reshape(shape)
 
 
-def product(weights: np.ndarray, activations: np.ndarray, threads: int) -> np.ndarray:
-    """ggml's mul_mat of Q8_0 rows (m, k / 32 blocks) and float rows (n, k): (n, m)."""
+class Repacked:
+    """Weights as llama.cpp lays them out anew for the processor when it loads a model: a buffer of their own."""
+
+    def __init__(self, kind: int, data: np.ndarray, *shape: int) -> None:
+        self.base, cpu = library("ggml-base"), library("ggml-cpu")
+        cpu.ggml_backend_cpu_reg.restype = ctypes.c_void_p
+        for name in (
+            "init", "new_tensor_3d", "backend_reg_dev_get", "backend_reg_get_proc_address",
+            "backend_alloc_ctx_tensors_from_buft",
+        ):  # fmt: skip
+            getattr(self.base, f"ggml_{name}").restype = ctypes.c_void_p
+        registry = ctypes.c_void_p(cpu.ggml_backend_cpu_reg())
+        device = ctypes.c_void_p(self.base.ggml_backend_reg_dev_get(registry, ctypes.c_size_t(0)))
+        found = self.base.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+        types = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(found)(device)
+        self.base.ggml_backend_buft_name.restype = ctypes.c_char_p
+        index, named = 0, {}
+        while types[index]:
+            named[self.base.ggml_backend_buft_name(ctypes.c_void_p(types[index]))] = ctypes.c_void_p(types[index])
+            index += 1
+        self._context = ctypes.c_void_p(self.base.ggml_init(InitParams(1 << 20, None, True)))
+        sizes = [ctypes.c_int64(n) for n in (*shape, 1, 1)[:3]]
+        self.tensor = ctypes.c_void_p(self.base.ggml_new_tensor_3d(self._context, kind, *sizes))
+        allocate = self.base.ggml_backend_alloc_ctx_tensors_from_buft
+        self._buffer = ctypes.c_void_p(allocate(self._context, named[b"CPU_REPACK"]))
+        size = ctypes.c_size_t(data.nbytes)
+        self.base.ggml_backend_tensor_set(self.tensor, data.tobytes(), ctypes.c_size_t(0), size)
+
+    def __enter__(self) -> ctypes.c_void_p:
+        return self.tensor
+
+    def __exit__(self, *_: object) -> None:
+        self.base.ggml_backend_buffer_free(self._buffer)
+        self.base.ggml_free(self._context)
+
+
+def product(kind: int, weights: np.ndarray, activations: np.ndarray, threads: int, repacked: bool = False) -> np.ndarray:
+    """ggml's mul_mat of quantized rows (m, bytes) and float rows (n, k): (n, m)."""
     (m, _), (n, k) = weights.shape, activations.shape
-    with Graph(weights.nbytes + 4 * (n * k + n * m)) as graph:
-        a = graph.tensor(Q8_0, weights, k, m)
+    with Graph(weights.nbytes + 4 * (n * k + n * m)) as graph, contextlib.ExitStack() as stack:
+        a = stack.enter_context(Repacked(kind, weights, k, m)) if repacked else graph.tensor(kind, weights, k, m)
         b = graph.tensor(F32, activations.astype("<f4"), k, n)
         return graph.compute(threads, "mul_mat", a, b, shape=(n, m))
 
@@ -105,18 +148,73 @@ def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarra
     return weights @ np.where(np.isfinite(v), v, 0) / np.maximum(weights.sum(axis=2, keepdims=True), 1e-300)
 
 
+def random_weights(kind: gguf.GGMLQuantizationType, rows: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of blocks with any bytes, and scales that keep sums exact."""
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (rows, k // values, size), dtype=np.uint8)
+    if kind == TYPES.Q6_K:
+        blocks[..., 192:208] = rng.integers(-9, 10, (*blocks.shape[:2], 16)).astype(np.int8).view(np.uint8)
+    for at in SCALES[kind]:
+        scales = rng.choice([0.5, 1.0], blocks.shape[:2]).astype("<f2")
+        blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def whole_activations(columns: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    activations = rng.integers(-127, 128, (columns, k))
+    activations[:, ::32] = 127  # the greatest of its block: so its scale is 1 and nothing is rounded
+    return activations
+
+
 @pytest.mark.parametrize("columns", [1, 2, 3, 8, 15, 16, 17, 33, 513])
 @pytest.mark.parametrize(("rows", "k"), [(16, 32), (128, 896), (70, 64), (48, 2080), (7, 96)])
 def test_products_are_exact(rows: int, k: int, columns: int) -> None:
     rng = np.random.default_rng(rows * k + columns)
-    weights = np.zeros((rows, k // BLOCK), BLOCK_TYPE)
-    weights["d"] = rng.choice([0.5, 1.0, 2.0], weights.shape)
-    weights["qs"] = rng.integers(-128, 128, (rows, k // BLOCK, BLOCK))
-    activations = rng.integers(-127, 128, (columns, k))
-    activations[:, ::BLOCK] = 127  # the greatest of its block: so its scale is 1 and nothing is rounded
-    plain = (weights["qs"].astype(np.float64) * weights["d"][..., None]).reshape(rows, k)
+    weights, activations = random_weights(TYPES.Q8_0, rows, k, rng), whole_activations(columns, k, rng)
+    plain = activations @ gguf.quants.dequantize(weights, TYPES.Q8_0).astype(np.float64).T
     for threads in (1, 2, 3):
-        np.testing.assert_array_equal(product(weights, activations, threads), activations @ plain.T)
+        np.testing.assert_array_equal(product(TYPES.Q8_0, weights, activations, threads), plain)
+
+
+@pytest.mark.parametrize("columns", [2, 5, 16, 19])
+@pytest.mark.parametrize(("rows", "k"), [(64, 1024), (43, 512), (7, 768)])
+@pytest.mark.parametrize("kind", [kind for kind in SCALES if kind != TYPES.Q8_0])
+def test_products_of_every_type_are_exact(kind: gguf.GGMLQuantizationType, rows: int, k: int, columns: int) -> None:
+    rng = np.random.default_rng(rows * k + columns)
+    weights, activations = random_weights(kind, rows, k, rng), whole_activations(columns, k, rng)
+    plain = activations @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
+    for threads in (1, 2, 3):
+        np.testing.assert_array_equal(product(kind, weights, activations, threads), plain)
+
+
+@pytest.mark.skipif(not HAS_AVX2, reason="llama.cpp repacks these types for other processors in other ways, or not at all")
+@pytest.mark.parametrize("columns", [1, 2, 5, 16, 19, 515])
+@pytest.mark.parametrize(("rows", "k"), [(8, 256), (72, 1024), (1000, 256)])
+@pytest.mark.parametrize("kind", [TYPES.Q4_0, TYPES.Q4_K])
+def test_products_of_repacked_weights_are_exact(
+    kind: gguf.GGMLQuantizationType, rows: int, k: int, columns: int
+) -> None:
+    rng = np.random.default_rng(rows * k + columns)
+    weights, activations = random_weights(kind, rows, k, rng), whole_activations(columns, k, rng)
+    plain = activations @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
+    for threads in (1, 2, 3):
+        np.testing.assert_array_equal(product(kind, weights, activations, threads, repacked=True), plain)
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("kind", SCALES)
+def test_no_sum_of_a_product_overflows(kind: gguf.GGMLQuantizationType, byte: int) -> None:
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.full((32, 1024 // values, size), byte, np.uint8)
+    for at in SCALES[kind]:
+        blocks[..., at : at + 2] = np.array([1.0], "<f2").view(np.uint8)
+    weights = blocks.reshape(32, -1)
+    activations = np.array([[127], [-127], [127]]) * np.ones((1, 1024))
+    activations[2, ::2] = -127
+    plain = activations @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
+    for repacked in (False, True) if kind in (TYPES.Q4_0, TYPES.Q4_K) and HAS_AVX2 else (False,):
+        # What a type's minima take off is half of what they are taken from: so of the greatest, and not of the result.
+        np.testing.assert_allclose(product(kind, weights, activations, 2, repacked), plain, atol=1e-6 * 1024 * 127 * 63**2)
 
 
 @pytest.mark.parametrize("kind", [F16, Q8_0])
@@ -205,7 +303,13 @@ def test_attention_never_lets_damage_through_that_it_may_not_see() -> None:
 )
 @pytest.mark.parametrize(
     "function",
-    ["__wrap_llamafile_sgemm", "__wrap_ggml_compute_forward_flash_attn_ext", "conclave_scan", "conclave_at_least"],
+    [
+        "__wrap_ggml_compute_forward_mul_mat_tiled",
+        "__wrap_ggml_cpu_extra_compute_forward",
+        "__wrap_ggml_compute_forward_flash_attn_ext",
+        "conclave_scan",
+        "conclave_at_least",
+    ],
 )
 def test_the_kernels_are_built_in(function: str) -> None:
     assert hasattr(library("ggml-cpu"), function)
