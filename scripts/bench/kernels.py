@@ -4,8 +4,7 @@
 
 A random-weight model in the shape of Qwen2.5-0.5B, two threads, f16 KV, flash attention, llama.cpp driven by hand in a
 process of its own each time; rounds go A B A B. Without context a step is nearly all matrix products; what 512 and
-2,048 tokens that the sequences share add to it is attention, and so is what 256 tokens that each has for itself do. Of
-other types than Q8_0 the products are llama.cpp's own.
+2,048 tokens that the sequences share add to it is attention, and so is what 256 tokens that each has for itself do.
 """
 
 from __future__ import annotations
