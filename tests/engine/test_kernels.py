@@ -1,7 +1,7 @@
 """Our matrix product and our attention give what arithmetic says, in every shape that takes another path through them.
 
-The products' numbers are whole and their scales powers of two, so that sums are exact whatever their order: results must
-be equal, not near. Where the processor has no kernel of ours, llama.cpp's own must pass the same, attention less
+The products' numbers are whole and their scales powers of two, so that sums are exact whatever their order: results
+must be equal, not near. Where the processor has no kernel of ours, llama.cpp's own must pass the same, attention less
 exactly: it keeps sums in 16 bits and quantizes queries.
 """
 
@@ -109,7 +109,9 @@ class Repacked:
         self.base.ggml_free(self._context)
 
 
-def product(kind: int, weights: np.ndarray, activations: np.ndarray, threads: int, repacked: bool = False) -> np.ndarray:
+def product(
+    kind: int, weights: np.ndarray, activations: np.ndarray, threads: int, repacked: bool = False
+) -> np.ndarray:
     """ggml's mul_mat of quantized rows (m, bytes) and float rows (n, k): (n, m)."""
     (m, _), (n, k) = weights.shape, activations.shape
     with Graph(weights.nbytes + 4 * (n * k + n * m)) as graph, contextlib.ExitStack() as stack:
@@ -187,7 +189,9 @@ def test_products_of_every_type_are_exact(kind: gguf.GGMLQuantizationType, rows:
         np.testing.assert_array_equal(product(kind, weights, activations, threads), plain)
 
 
-@pytest.mark.skipif(not HAS_AVX2, reason="llama.cpp repacks these types for other processors in other ways, or not at all")
+@pytest.mark.skipif(
+    not HAS_AVX2, reason="llama.cpp repacks these types for other processors in other ways, or not at all"
+)
 @pytest.mark.parametrize("columns", [1, 2, 5, 16, 19, 515])
 @pytest.mark.parametrize(("rows", "k"), [(8, 256), (72, 1024), (1000, 256)])
 @pytest.mark.parametrize("kind", [TYPES.Q4_0, TYPES.Q4_K])
@@ -214,7 +218,9 @@ def test_no_sum_of_a_product_overflows(kind: gguf.GGMLQuantizationType, byte: in
     plain = activations @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
     for repacked in (False, True) if kind in (TYPES.Q4_0, TYPES.Q4_K) and HAS_AVX2 else (False,):
         # What a type's minima take off is half of what they are taken from: so of the greatest, and not of the result.
-        np.testing.assert_allclose(product(kind, weights, activations, 2, repacked), plain, atol=1e-6 * 1024 * 127 * 63**2)
+        np.testing.assert_allclose(
+            product(kind, weights, activations, 2, repacked), plain, atol=1e-6 * 1024 * 127 * 63**2
+        )
 
 
 @pytest.mark.parametrize("kind", [F16, Q8_0])
