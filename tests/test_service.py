@@ -60,6 +60,8 @@ def test_the_dockerfile() -> None:
     [health] = re.findall(r"CMD (\[.*status.*\])$", text, re.MULTILINE)
     assert is_understood(shlex.join(json.loads(health)))
     assert "\nsetup" in (ROOT / "Makefile").read_text()
+    left_out = (SERVICE / "Dockerfile.dockerignore").read_text().splitlines()
+    assert {".git", ".venv"} <= set(left_out)
 
 
 def test_the_dashboard_asks_for_what_there_is() -> None:
