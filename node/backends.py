@@ -19,11 +19,13 @@ from node.engine.backend import Backend
 from node.engine.fake import FakeBackend, FakeSpec
 from node.errors import BackendError, InvalidRequest, NotFound
 from node.hardware import cpu
-from node.hardware.bandwidth import read_bytes_per_s
+from node.hardware.bandwidth import known_bytes_per_s
+from node.hardware.cpu import Cpu
 from node.hardware.idle import idle
 from node.hardware.machine import detect
 from node.hardware.rooms import rooms
-from node.models import resolve
+from node.home import home
+from node.models import library, resolve
 from node.models.shape import is_repacked, shape
 from node.pool.borrower import WAIT_S, Borrower, Wanted
 
@@ -64,10 +66,10 @@ async def make(
     has_gpu = llamacpp.has_gpu()
     if unused := idle(machine, has_gpu):
         notice(f"{unused.found}: {unused.advice}")
-    room, main = rooms(machine, has_gpu=has_gpu)
+    room, main = rooms(machine, has_gpu=has_gpu, most=config.max_memory_bytes)
     reads = 0.0
     if config.model == "auto" and room is not None and room is main and machine.cpu:
-        reads = await asyncio.to_thread(read_bytes_per_s, config.threads or machine.cpu.threads)
+        reads = await asyncio.to_thread(_reads, machine.cpu, config.threads)
     file = await _file(config.model, room, notice, progress, fetch, reads)
     features = machine.cpu.features if machine.cpu else ()
     on_gpu = room is not None and room.where == "gpu"
@@ -108,6 +110,11 @@ async def make(
         version = llamacpp.STATE_FORMAT + (", spread" if spread else "")
         await trial.ensure(options, directory, version, lambda share: progress(what, share))
     return lambda: llamacpp.LlamaBackend(options, lambda share: progress(f"loading {options.name}", share))
+
+
+def _reads(cpu: Cpu, threads: int) -> float:
+    """Bytes a second at which weights are read, where there are models to choose from; 0: nothing is decided by it."""
+    return known_bytes_per_s(cpu, threads) if library.find(os.environ, home().data) else 0.0
 
 
 async def _file(

@@ -19,6 +19,7 @@ from node.address import split_address
 from node.errors import InvalidRequest
 from node.types import EarlyStop, Strategy
 
+LEAST_MEMORY, MOST_MEMORY = 1 << 28, 1 << 45  # bytes that somebody may mean when they state a size
 DEFAULT_PORT = 7420
 DEFAULT_MESH_PORT = 7421
 DEFAULT_HTTP_PORT = 7422
@@ -73,6 +74,9 @@ class Config:
         "full",
         "KV of sliding-window layers: full (fast to fork and to go back in), or small (less memory)",
         choices=SWA,
+    )
+    max_memory: str = _option(
+        "", "GiB that the model may take with its KV; empty: what `models plan` says of this machine", metavar="GIB"
     )
     threads: int = _option(0, "threads that compute; 0: one for each fast physical core", metavar="N")
     pool: str = _option(
@@ -150,12 +154,25 @@ class Config:
     @property
     def pool_bytes(self) -> int:
         """`pool` in bytes; 0 for none, and for auto."""
-        return 0 if self.pool in ("", "auto") else int(float(self.pool) * (1 << 30))
+        return 0 if self.pool in ("", "auto") else size(self.pool)
+
+    @property
+    def max_memory_bytes(self) -> int:
+        """`max_memory` in bytes; 0: no limit."""
+        return size(self.max_memory)
 
     @property
     def interfaces(self) -> tuple[str, ...]:
         """The addresses of `interface`; empty means all."""
         return tuple(i.strip() for i in self.interface.split(",") if i.strip())
+
+
+def size(text: str) -> int:
+    """Bytes, of a size such as 24, 24GiB, 24GB or 512MiB: a bare number is GiB, and units are binary, as memory is
+    sold. 0 for what is none."""
+    units = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+    match = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(?:([kmgt])(?:i?b)?|(b))?\s*", text.lower(), re.ASCII)
+    return int(float(match[1]) * units[match[2] or match[3] or "g"]) if match else 0
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Config:
@@ -187,7 +204,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         raise InvalidRequest(f"{values[unknown[0]][1]} is not an option{said}")
     checked: dict[str, Any] = {}
     for name, (value, source) in values.items():
-        if name in ("replicas", "pool") and type(value) in (int, float):  # a number in the file
+        if name in ("replicas", "pool", "max_memory") and type(value) in (int, float):  # a number in the file
             value = str(value)
         checked[name] = _typed(value, source, is_int=str(known[name].type).startswith("int"))
         choices = known[name].metadata["choices"]
@@ -240,8 +257,11 @@ def _check(c: Config, sources: Mapping[str, str]) -> None:
             )
     if c.replicas != "all" and not (c.replicas.isdecimal() and c.replicas.isascii() and int(c.replicas) <= 64):
         raise InvalidRequest(f"{sources.get('replicas', 'replicas')} is {c.replicas!r}: it must be 0 to 64, or all")
-    if c.pool not in ("", "auto") and not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", c.pool):
+    if c.pool not in ("", "auto") and not 0 < size(c.pool) <= MOST_MEMORY:
         raise InvalidRequest(f"{sources.get('pool', 'pool')} is {c.pool!r}: it must be a number of GiB, or auto")
+    if c.max_memory and not LEAST_MEMORY <= size(c.max_memory) <= MOST_MEMORY:
+        said = f"{sources.get('max_memory', 'max_memory')} is {c.max_memory!r}"
+        raise InvalidRequest(f"{said}: it must be a number of GiB (0.25 at least), such as 8")
     _check_http(c, sources)
     if c.backend != "auto" and (c.backend == "openai") != bool(c.url):
         missing = "--url is for --backend openai" if c.url else "say with --url which server, as http://HOST:PORT/v1"

@@ -7,7 +7,7 @@ import pytest
 
 from node import backends
 from node.config import Config
-from node.core.plan import GIB, LEAST_SLOTS, MOST_CONTEXT, SLOTS, gpu_room, memory_room
+from node.core.plan import GIB, LEAST_SLOTS, MOST_CONTEXT, MOST_IN_MEMORY, SLOTS, gpu_room, memory_room
 from node.core.quantization import Facts, shape
 from node.errors import InvalidRequest
 from node.models.resolve import BUNDLED, is_name
@@ -27,14 +27,14 @@ def sizes(config: Config, gib: float, *, on_gpu: bool = False) -> tuple[int, int
 def test_slots_and_context_follow_the_plan(on_gpu: bool) -> None:
     config = Config(model="some.gguf")
     large, small = sizes(config, 64, on_gpu=on_gpu), sizes(config, 9.5, on_gpu=False)
-    assert large == (SLOTS, MOST_CONTEXT)
+    assert large == (SLOTS, MOST_CONTEXT if on_gpu else MOST_IN_MEMORY)
     assert LEAST_SLOTS <= small[0] <= SLOTS
     assert small < large
 
 
 def test_what_was_told_holds() -> None:
     assert sizes(Config(slots=3, ctx=512), 64) == (3, 512)
-    assert sizes(Config(slots=3), 64) == (3, MOST_CONTEXT)
+    assert sizes(Config(slots=3), 64) == (3, MOST_IN_MEMORY)
     assert sizes(Config(ctx=512), 64) == (SLOTS, 512)
 
 
@@ -52,8 +52,8 @@ def test_precision_and_windows_count() -> None:
     assert full is not None
     assert small is not None
     assert short is not None
-    assert small.cells > full.cells
-    assert short.cells > full.cells
+    assert small.slots * small.context > full.slots * full.context
+    assert short.slots * short.context > full.slots * full.context
     assert (full.kv_type, short.kv_type) == ("f16", "q8_0")
 
 

@@ -29,6 +29,7 @@ VALUES: dict[str, tuple[object, str, str]] = {
     "threads": (3, "4", "5"),
     "gpu_layers": (0, "-1", "5"),
     "pool": ("4", "auto", '"1.5"'),
+    "max_memory": ("4", "512MiB", '"1.5"'),
     "borrow": ("even", "no", '"auto"'),
     "port": (7001, "7002", "7003"),
     "mesh_port": (7001, "7002", "7003"),

@@ -1,4 +1,5 @@
-"""What `doctor` looks at: each check answers with a level, what was found, and what to do. None changes anything."""
+"""What `doctor` looks at: each check answers with a level, what was found, and what to do. None changes anything
+(the speed of memory is kept, where nodes keep their data already, so that a plan says the same)."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def all_checks(environ: Mapping[str, str]) -> Iterator[Check]:
     yield check
     machine = detect()
     yield from hardware(machine)
-    yield planned(machine)
+    yield planned(machine, most=config.max_memory_bytes)
     yield from backend(config, machine)
     running = _running(here.runtime)
     yield port("port for clients", config.port, DEFAULT_PORT, ("127.0.0.1",), running)

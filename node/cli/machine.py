@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 
 from node.cli.check import FAIL, GIB, OK, WARN, Check
 from node.core.plan import plan, tokens_per_s
-from node.hardware.bandwidth import read_bytes_per_s
+from node.hardware.bandwidth import known_bytes_per_s
+from node.hardware.cpu import Cpu
 from node.hardware.gpu import Gpu
 from node.hardware.idle import idle
 from node.hardware.machine import Machine
 from node.hardware.rooms import rooms
-from node.models import catalogue
+from node.models import catalogue, resolve
 
 LOW_MEMORY, LEAST_MEMORY = 2 * GIB, GIB // 2
 
@@ -57,13 +58,17 @@ def backend_on_gpu(machine: Machine, has_gpu: bool) -> Iterator[Check]:
         yield Check("backend on GPU", WARN, found.found, found.advice)
 
 
-def planned(machine: Machine, reads: Callable[[int], float] = read_bytes_per_s) -> Check:
-    """What this machine is good for; `reads` measures how fast so many threads read memory."""
-    room, main = rooms(machine)
+def _reads(cpu: Cpu) -> float:
+    return known_bytes_per_s(cpu, makes_folder=False)  # to look at a machine makes nothing on it
+
+
+def planned(machine: Machine, reads: Callable[[Cpu], float] = _reads, most: int = 0) -> Check:
+    """What this machine is good for, in `most` bytes (0: no limit); `reads` says how fast a processor reads memory."""
+    room, main = rooms(machine, most=most)
     if room is None:
         return Check("plan", WARN, "the system does not say how much memory there is", "models plan --memory SIZE")
-    speed = reads(machine.cpu.threads) if room is main and machine.cpu else 0.0
-    made = plan(catalogue.shapes(), catalogue.classes(), room, bytes_per_s=speed)
+    speed = reads(machine.cpu) if room is main and machine.cpu else 0.0
+    made = plan(catalogue.shapes(), catalogue.classes(), room, bytes_per_s=speed, here=resolve.here())
     if made is None:
         return Check("plan", WARN, f"no model of the catalogue fits {room.usable / GIB:.1f} GiB", "end other programs")
     takes = made.fit

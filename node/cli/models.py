@@ -11,6 +11,7 @@ from pathlib import Path
 
 from node.cli import elsewhere, pull, render, spread
 from node.cli.readers import nearest
+from node.config import load
 from node.core.plan import GIB, Fit, Plan, Room, budget, fit, gpu_room, plan, shared, together, tokens_per_s
 from node.core.quantization import QUANTIZATIONS
 from node.core.shape import Shape
@@ -45,7 +46,7 @@ def _rooms(memory: tuple[int, ...] | None) -> tuple[Room, Room | None]:
     """Where models go: this machine's memory, or GPUs of the sizes that were stated."""
     if memory:
         return together([gpu_room(f"a GPU of {size / GIB:g} GiB", size, size) for size in memory]), None
-    room, main = rooms(detect())
+    room, main = rooms(detect(), most=load({}, os.environ, home().config / "conclave.toml").max_memory_bytes)
     if room is None:
         raise NotFound("the system does not say how much memory it has: state it, as in --memory 16GiB")
     return room, main
@@ -67,7 +68,14 @@ def _plan(options: Namespace, room: Room, main: Room | None) -> int:
             return spread.run(options, wanted, room)
         made: Plan | None = Plan(room, found, 0, 0, None, (budget(room),), _reads(room, main))
     else:
-        made = plan(catalogue.shapes(), catalogue.classes(), room, swa_full=swa_full, bytes_per_s=_reads(room, main))
+        made = plan(
+            catalogue.shapes(),
+            catalogue.classes(),
+            room,
+            swa_full=swa_full,
+            bytes_per_s=_reads(room, main),
+            here=resolve.here() if room is main else (),
+        )
     if options.json:
         print(json.dumps(as_json(made, room), ensure_ascii=False, indent=2))
     elif made is not None:
@@ -80,16 +88,15 @@ def _plan(options: Namespace, room: Room, main: Room | None) -> int:
 
 def _reads(room: Room, main: Room | None) -> float:
     """Bytes a second at which weights are read, where the processor of this machine does it; 0: not known."""
-    from node.hardware.bandwidth import read_bytes_per_s  # numpy takes longer than the rest of a command
+    from node.hardware.bandwidth import known_bytes_per_s  # numpy takes longer than the rest of a command
 
     cpu = detect().cpu if room is main else None
-    return read_bytes_per_s(cpu.threads) if cpu else 0.0
+    return known_bytes_per_s(cpu) if cpu else 0.0
 
 
 def _shape_of(name: str) -> Shape:
     """The shape of a file, of a model on this machine, or of one of the catalogue (NAME or NAME:QUANT)."""
-    base, _, quantization = name.partition(":")
-    entry = catalogue.find(base)
+    entry, quantization = catalogue.find_with_quantization(name)
     if entry is None or not quantization:
         try:
             file = resolve.resolve(name)
@@ -148,13 +155,18 @@ def lines(made: Plan) -> list[str]:
     out = [made.why[0]]
     if made.copies:
         out.append(
-            f"a process each:      {made.copies} full copies of {made.fit.shape.name} {made.fit.shape.quantization}, "
-            f"{made.copy_bytes / GIB:.1f} GiB each"
+            f"a copy a voter:      {made.copies} x {made.fit.shape.name} {made.fit.shape.quantization}, "
+            f"{made.copy_bytes / GIB:.1f} GiB each, as programs that share nothing"
         )
     out.append(f"Conclave:            {describe(made.fit)}{_speed(made.fit, made)}")
     if made.bigger:
         out.append(f"or a bigger model:   {describe(made.bigger)}{_speed(made.bigger, made)}")
-    return out + [f"  because {reason}" for reason in made.why[1:]]
+    out += [f"  because {reason}" for reason in made.why[1:]]
+    if made.room.where == "memory":
+        out.append(
+            "a node takes less with --max-memory GIB, --slots N or --ctx TOKENS, and longer texts with a larger --ctx"
+        )
+    return out
 
 
 def _speed(found: Fit, made: Plan) -> str:
@@ -217,7 +229,7 @@ def _list(options: Namespace, room: Room) -> int:
         (
             entry.name,
             _size(entry.shape("Q4_K_M").weight_bytes),
-            f"{found.slots} x {found.context}" if found else "too big",
+            _fits(entry, found, room),
             render.one_line(where(entry)),
             f"{entry.facts.context // 1024}k",
             str(entry.facts.window or "-"),
@@ -227,7 +239,19 @@ def _list(options: Namespace, room: Room) -> int:
         for entry, found in known
     ]
     render.table(to, head, rows, right=(1,), spare=(5, 7, 6, 4))
+    if any(row[2] == "--swa small" for row in rows):
+        to.print("--swa small: fits a node with that option, which keeps the KV of its sliding windows only")
     return 0
+
+
+def _fits(entry: Entry, found: Fit | None, room: Room) -> str:
+    """How much of a model fits; of one that does not, why."""
+    if found is not None:
+        return f"{found.slots} x {found.context}"
+    wanted = entry.shape("Q4_K_M")
+    if wanted.window and fit(wanted, room.usable, on_gpu=room.where == "gpu", swa_full=False) is not None:
+        return "--swa small"
+    return "KV too big" if wanted.weight_bytes < room.usable else "too big"
 
 
 def _size(count: int) -> str:

@@ -7,7 +7,6 @@ from argparse import Namespace
 
 from node.cli import elsewhere
 from node.cli.progress import Progress
-from node.cli.readers import nearest
 from node.cli.render import one_line
 from node.errors import InvalidRequest
 from node.models import catalogue, hub, split
@@ -30,11 +29,9 @@ def reference_of(name: str) -> hub.Reference:
     """What is to come from the hub: `hf:…`, or NAME or NAME:QUANT of the catalogue. Raises InvalidRequest."""
     if name.startswith("hf:"):
         return hub.parse(name)
-    base, _, quantization = name.partition(":")
-    entry = catalogue.find(base)
+    entry, quantization = catalogue.find_with_quantization(name)
     if entry is None:
-        known = [e.name for e in catalogue.entries()]
-        hint = nearest(base, known) or ": `models list` shows them"
+        hint = catalogue.meant(name) or ": `models list` shows them"
         raise InvalidRequest(
             f"no node of the mesh has {name!r}, and it is not in the catalogue{hint}; any repository is pulled as "
             "hf:OWNER/NAME"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from node.config import DEFAULT_PORT, SWA, check_address
+from node.config import DEFAULT_PORT, LEAST_MEMORY, MOST_MEMORY, SWA, check_address, size
 from node.errors import InvalidRequest
 from node.types import Strategy
 
@@ -110,17 +110,12 @@ def addresses(source: str, text: str) -> tuple[str, ...]:
 
 
 def memory(source: str, text: str) -> tuple[int, ...]:
-    """Sizes such as 24GiB or 24GB (both binary, as graphics cards are sold), several with commas; bytes."""
-    units = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-    found = []
-    for each in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*(?:([kmgt])i?)?b?\s*", each.lower())
-        size = int(float(match[1]) * units[match[2] or ""]) if match else 0
-        if not 1 << 28 <= size <= 1 << 45:
-            what = "write a size such as 24GiB (256MiB at least), for several GPUs 24GiB,24GiB"
-            raise InvalidRequest(f"{source} is {text!r}: {what}")
-        found.append(size)
-    return tuple(found)
+    """Sizes such as 24, 24GiB or 24GB (`node.config.size`), several with commas; bytes."""
+    found = tuple(size(each) for each in text.split(","))
+    if not all(LEAST_MEMORY <= each <= MOST_MEMORY for each in found):
+        what = "write a size such as 24GiB, or 24 (256MiB at least), for several GPUs 24GiB,24GiB"
+        raise InvalidRequest(f"{source} is {text!r}: {what}")
+    return found
 
 
 def swa(source: str, text: str) -> str:

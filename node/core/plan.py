@@ -7,14 +7,18 @@ taken becomes KV cache, that is, candidates and conversations; or a bigger model
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from node.core.shape import Need, Shape, kv_bytes_per_cell, need
+from node.core.shape import Need, Shape, cells_for, kv_bytes_per_cell, need
 
 GIB = 1 << 30
 CONTEXT = 4096  # tokens a sequence, at least
 MOST_CONTEXT = 32_768
+# In main memory a slot has no longer context than this unless it is asked for: llama.cpp writes zeros to all of the KV
+# cache when it starts, so the system counts it as used, in memory that other programs want too; and a processor takes
+# minutes to read a longer prompt. Of a GPU's own memory nobody else wants the rest.
+MOST_IN_MEMORY = 8192
 SLOTS = 16  # sequences, if they fit
 LEAST_SLOTS = 4
 CANDIDATES = 8  # a prompt: batches of four and eight are what a machine computes for little more than one
@@ -26,6 +30,9 @@ BELOW = ((4, "1.5B", "Q6_K"), (0, "0.5B", "Q8_0"))
 MOST_COPIES = 4
 # Slower than people read (250 words a minute) nobody waits for an answer.
 READABLE = 5.0  # tokens a second
+# What is on a machine already is kept to a fifth below that: the speed is an estimate, and a model that was fetched for
+# it must not be passed over at the next start because memory was measured a little slower.
+KEEPS = 0.8
 # Of the speed at which a processor reads memory, decoding has had half: 42.5 tokens/s with 0.53 GB of weights, on two
 # cores that read 46 GB/s (scripts/bench/RESULTS.md has the first figure).
 SHARE = 0.5
@@ -65,6 +72,11 @@ def memory_room(name: str, total: int, free: int, limit: int = 0) -> Room:
     return Room("memory", name, total, free, max(usable, 0), rule)
 
 
+def bounded(room: Room, most: int) -> Room:
+    """No more of a room than its owner wants to give."""
+    return room if room.usable <= most else replace(room, usable=max(most, 0), rule="--max-memory")
+
+
 def together(rooms: Sequence[Room]) -> Room:
     """Several GPUs, over which a model's layers are spread."""
     if len(rooms) == 1:
@@ -81,7 +93,8 @@ def together(rooms: Sequence[Room]) -> Room:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A model in a room. `cells` is the whole KV cache in tokens; `gpu_layers` counts as llama.cpp does: all layers and
+    """A model in a room. `cells` is the whole KV cache in tokens, in main memory fewer than all slots could hold at
+    once (`cells_for`): those that wait are kept outside of it. `gpu_layers` counts as llama.cpp does: all layers and
     one for the output."""
 
     shape: Shape
@@ -152,18 +165,20 @@ def _fit(shape: Shape, usable: int, kv_type: str, on_gpu: bool, swa_full: bool) 
         slots -= 4 if slots > 8 else 1
     if takes(slots, context).total > usable:
         return None
-    most = min(MOST_CONTEXT, shape.context or MOST_CONTEXT)
+    longest = MOST_CONTEXT if on_gpu else MOST_IN_MEMORY
+    most = min(longest, shape.context or longest)
     while slots == SLOTS and context * 2 <= most and takes(slots, context * 2).total <= usable:
         context *= 2
+    cells = slots * context if on_gpu else cells_for(slots, context, kv_bytes_per_cell(shape, kv_type))
     return Fit(
         shape,
         slots,
         context,
-        slots * context,
+        cells,
         kv_type,
         min(CANDIDATES, slots // 4 * 4),
         shape.layers + 1 if on_gpu else 0,
-        takes(slots, context),
+        need(shape, cells, slots, kv_type, swa_full=swa_full),
     )
 
 
@@ -212,11 +227,13 @@ def plan(
     *,
     swa_full: bool = True,
     bytes_per_s: float = 0.0,
+    here: Collection[tuple[str, str]] = (),
 ) -> Plan | None:
     """What to load in a room, of models by their class (name -> class); None if nothing fits.
 
     Where it is known how fast weights are read (`bytes_per_s`), as for a processor, what fits and would be too slow to
-    be read along is passed over.
+    be read along is passed over. `here` are the models on this machine, by name and quantization: these may be a little
+    slower (`KEEPS`), as for `pick`, so that a plan and the start of a node agree.
     """
     offers = list(shapes)
     on_gpu = room.where == "gpu"
@@ -229,19 +246,19 @@ def plan(
             if classes.get(shape.name) != size or shape.quantization != quantization:
                 continue
             found = fit(shape, room.usable, on_gpu=on_gpu, swa_full=swa_full)
-            if found is not None and least and is_slow(shape, bytes_per_s):
+            if found is not None and least and is_slow(shape, bytes_per_s, is_here=_is_in(here, shape)):
                 about, _ = tokens_per_s(shape, bytes_per_s)
                 why.append(f"{shape.name} {quantization} fits, but would write about {about:.1f} tokens/s")
                 break
             if found is not None:
                 each = copy_bytes(shape)
                 copies = min(room.usable // each, MOST_COPIES)
-                bigger = _bigger(offers, found, room, swa_full, bytes_per_s)
-                why += _reasons(found, copies, each, least, swa_full)
+                bigger = _bigger(offers, found, room, swa_full, bytes_per_s, here)
+                why += _reasons(found, copies, each, least, len(why) > 1, swa_full)
                 if bytes_per_s:
                     why.append(
                         f"a token takes {shape.read_bytes / GIB:.1f} GiB of weights from memory, which this machine "
-                        f"reads with {bytes_per_s / 1e9:.0f} GB/s (measured just now; decoding gets half of it or more)"
+                        f"reads with {bytes_per_s / 1e9:.0f} GB/s (measured; decoding gets half of it or more)"
                     )
                 return Plan(room, found, copies, each, bigger, tuple(why), bytes_per_s)
             why.append(f"{shape.name} {quantization} does not fit: {shape.weight_bytes / GIB:.1f} GiB of weights")
@@ -249,10 +266,14 @@ def plan(
     return None
 
 
-def is_slow(shape: Shape, bytes_per_s: float) -> bool:
-    """Whether a model is known to write slower than people read."""
+def is_slow(shape: Shape, bytes_per_s: float, *, is_here: bool = False) -> bool:
+    """Whether a model is known to write slower than people read; one that is on the machine may be a little slower."""
     about, _ = tokens_per_s(shape, bytes_per_s)
-    return 0 < about < READABLE
+    return 0 < about < READABLE * (KEEPS if is_here else 1)
+
+
+def _is_in(here: Collection[tuple[str, str]], shape: Shape) -> bool:
+    return (shape.name, shape.quantization) in here
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,25 +287,32 @@ class Pick:
 
 def pick(shapes: Iterable[Shape], room: Room, bytes_per_s: float = 0.0) -> Pick:
     """Of models that are there, the biggest first, the first that fits and is not known to be slow; if all that fit
-    are, the quickest of them. Looks at no more models than it must."""
+    are, the quickest of them. Looks at no more models than it must. All are on the machine: see `KEEPS`."""
     slow: list[tuple[float, int]] = []
     for at, shape in enumerate(shapes):
         if fit(shape, room.usable, on_gpu=room.where == "gpu") is None:
             continue
-        if not is_slow(shape, bytes_per_s):
+        if not is_slow(shape, bytes_per_s, is_here=True):
             return Pick(at, tuple(i for _, i in slow))
         slow.append((tokens_per_s(shape, bytes_per_s)[0], at))
     quickest = max(slow, key=lambda each: each[0], default=None)
     return Pick(quickest[1] if quickest else None, tuple(i for _, i in slow))
 
 
-def _bigger(offers: list[Shape], found: Fit, room: Room, swa_full: bool, bytes_per_s: float) -> Fit | None:
+def _bigger(
+    offers: list[Shape],
+    found: Fit,
+    room: Room,
+    swa_full: bool,
+    bytes_per_s: float,
+    here: Collection[tuple[str, str]],
+) -> Fit | None:
     """The model with the most parameters that fits beside `LEAST_SLOTS` contexts; on a GPU, with all its layers."""
     best: Fit | None = None
     for shape in offers:
         if shape.quantization != "Q4_K_M" or shape.parameters < _BIGGER * found.shape.parameters:
             continue
-        if is_slow(shape, bytes_per_s):
+        if is_slow(shape, bytes_per_s, is_here=_is_in(here, shape)):
             continue
         other = fit(shape, room.usable, on_gpu=room.where == "gpu", swa_full=swa_full)
         if other is not None and (best is None or shape.parameters > best.shape.parameters):
@@ -292,16 +320,27 @@ def _bigger(offers: list[Shape], found: Fit, room: Room, swa_full: bool, bytes_p
     return best
 
 
-def _reasons(found: Fit, copies: int, each: int, least: int, swa_full: bool) -> list[str]:
+def _reasons(found: Fit, copies: int, each: int, least: int, passed: bool, swa_full: bool) -> list[str]:
+    """`passed`: bigger ones of those that are proposed do not fit or are slow, which is said before."""
     shape, takes = found.shape, found.need
-    lines = [
-        f"{shape.name} {shape.quantization} is what we take with {least} GiB of memory and more"
-        if least
-        else f"{shape.name} {shape.quantization} is the smallest",
-        f"{copies} processes with a model each would take {each / GIB:.1f} GiB each",
+    name = f"{shape.name} {shape.quantization}"
+    if not least:
+        why = f"{name} is the smallest"
+    elif passed:
+        why = f"{name} is the next smaller one that we propose"
+    else:
+        why = f"{name} is what we propose from {least} GiB on: it leaves memory for many conversations at once"
+    lines = [why]
+    if copies:
+        lines.append(
+            f"programs that load the model again for each voter would hold {copies} here, {each / GIB:.1f} GiB each"
+        )
+    is_shared = found.cells < found.slots * found.context
+    cells = f", {found.cells} tokens in all; more wait outside" if is_shared else ""
+    lines.append(
         f"weights once: {takes.weights / GIB:.1f} GiB, KV {takes.kv / GIB:.1f} GiB ({found.slots} x {found.context} "
-        f"tokens, {found.kv_type}), buffers {(takes.compute + takes.output + takes.embedding) / GIB:.1f} GiB",
-    ]
+        f"tokens, {found.kv_type}{cells}), buffers {(takes.compute + takes.output + takes.embedding) / GIB:.1f} GiB"
+    )
     if shape.window:
         kept = "kept whole, so that topics can be rolled back" if swa_full else "all that is kept (--swa small)"
         lines.append(f"its sliding windows of {shape.window} tokens are {kept}")

@@ -56,8 +56,8 @@ def _meant(name: str, models: Sequence[Has]) -> list[Has]:
     same = [m for m in models if plain(m.name) == plain(name)]
     if same:
         return same
-    base, _, quantization = name.partition(":")
-    entry = catalogue.find(base)
+    entry, quantization = catalogue.find_with_quantization(name)
+    base = name.removesuffix(f":{quantization}") if quantization else name
     for wanted in (base, *([entry.name] if entry else [])):
         found = library.matching(wanted, models)
         if quantization:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from node.core.plan import Room, gpu_room, memory_room, together
+from node.core.plan import Room, bounded, gpu_room, memory_room, together
 from node.hardware.machine import Machine
 
 # Graphics of a processor that llama.cpp computes on faster than on its cores.
 _GOOD_SHARED = ("apple", "nvidia", "amd")
 
 
-def rooms(machine: Machine, *, has_gpu: bool = True) -> tuple[Room | None, Room | None]:
-    """Where a model goes, and main memory; None for what is not there.
+def rooms(machine: Machine, *, has_gpu: bool = True, most: int = 0) -> tuple[Room | None, Room | None]:
+    """Where a model goes, and main memory; None for what is not there. `most` bytes of both together (0: no limit).
 
     llama.cpp is built for one vendor, so of several the one with the most usable memory counts. Without `has_gpu` (it
-    was built for none) the processor computes.
+    was built for none) the processor computes: then both are one.
     """
+    room, main = _rooms(machine, has_gpu)
+    if room is None or not most:
+        return room, main
+    first = bounded(room, most)
+    if main is None or room is main:
+        return first, first if main else None
+    return first, bounded(main, most - first.usable)
+
+
+def _rooms(machine: Machine, has_gpu: bool) -> tuple[Room | None, Room | None]:
     cpu = machine.cpu
     main = memory_room(cpu.name, cpu.memory_bytes, cpu.available_bytes) if cpu else None
     if not has_gpu:

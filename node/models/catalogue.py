@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,10 +102,50 @@ def plain(name: str) -> str:
 
 
 def find(name: str) -> Entry | None:
-    """The entry that a name means: its name or key, however it is written; `-Instruct` and `-it` may be left out."""
+    """The entry that a name means: its name or key, however it is written; `-Instruct` and `-it` may be left out. So
+    Ollama's names are known where they say a model's size: qwen2.5:7b, llama3.2:3b, gemma3:4b."""
     wanted = plain(name)
     for entry in entries():
         said = plain(entry.name)
-        if wanted in (said, plain(entry.key), re.sub(r"(instruct|it)(\d{4})?$", "", said)):
+        if wanted in (said, plain(entry.key), _short(said)):
             return entry
     return None
+
+
+def find_with_quantization(name: str) -> tuple[Entry | None, str]:
+    """The entry of NAME or NAME:QUANT, and the quantization if one is named. NAME may be Ollama's, with a colon."""
+    if entry := find(name):
+        return entry, ""
+    base, colon, quantization = name.rpartition(":")
+    return (find(base), quantization) if colon else (None, "")
+
+
+def near(name: str, also: Iterable[str] = (), most: int = 4) -> list[str]:
+    """Names of the catalogue, and of `also`, that may have been meant: those that the words of `name` begin (llama3),
+    else those that contain it, else those that are spelled like it."""
+    names = list(dict.fromkeys((*also, *(entry.name for entry in entries()))))
+    wanted = plain(name.removesuffix(":latest"))
+    if len(wanted) < 2:
+        return []
+    found = [each for each in names if plain(each).startswith(wanted)]
+    found = found or [each for each in names if wanted in plain(each)]
+    if not found:
+        matcher = difflib.SequenceMatcher(b=wanted[:128], autojunk=False)
+        likeness: dict[str, float] = {}
+        for each in names:
+            for form in (plain(each), _short(plain(each))):
+                matcher.set_seq1(form)
+                likeness[each] = max(likeness.get(each, 0.0), matcher.ratio())
+        best = max(likeness.values())
+        found = [each for each in names if likeness[each] >= max(0.6, best - 0.03)]
+    return found[:most]
+
+
+def meant(name: str, also: Iterable[str] = ()) -> str:
+    """`: did you mean X or Y?`; nothing if nothing is like it."""
+    found = near(name, also)
+    return f": did you mean {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}?" if found else ""
+
+
+def _short(said: str) -> str:
+    return re.sub(r"(instruct|it)(\d{4})?$", "", said)

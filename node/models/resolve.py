@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.core.plan import Room, pick, plan, tokens_per_s
+from node.core.quantization import QUANTIZATIONS
 from node.core.shape import Shape
 from node.errors import ConclaveError, InvalidRequest, NotFound
 from node.home import home
@@ -112,9 +113,23 @@ def _named(model: str, here: list[Local]) -> ModelFile:
             f"{entry.name} is not on this machine: `python -m node models pull {entry.name}` fetches it "
             f"({entry.shape('Q4_K_M').weight_bytes / 1e9:.1f} GB)"
         )
+    hint = catalogue.meant(model, (each.name for each in here))
     raise InvalidRequest(
-        f"--model {model!r}: no model on this machine has this name, nor has one of the catalogue: `python -m node "
-        "models list` shows what there is; a GGUF file is given by its path, a repository as hf:OWNER/NAME"
+        f"--model {model!r}: no model on this machine has this name, nor has one of the catalogue{hint or ':'} `python "
+        "-m node models list` shows what there is; a GGUF file is given by its path, a repository as hf:OWNER/NAME"
+    )
+
+
+def here(environ: Mapping[str, str] | None = None) -> frozenset[tuple[str, str]]:
+    """Which models of the catalogue are on this machine, by name and quantization, as files are named by them."""
+    environ = os.environ if environ is None else environ
+    files = library.find(environ, home(environ).data)
+    return frozenset(
+        (entry.name, quantization)
+        for entry in catalogue.entries()
+        for each in library.matching(entry.name, files)
+        for quantization in QUANTIZATIONS
+        if catalogue.plain(quantization) in catalogue.plain(each.name)
     )
 
 

@@ -41,7 +41,7 @@ def test_plan_for_people(run: Run) -> None:
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0] == "a GPU of 24 GiB: 21.6 GiB may be used: 90 % of the GPU's memory"
-    assert lines[1].startswith("a process each:      2 full copies of Qwen2.5-14B-Instruct Q4_K_M, 9.2 GiB each")
+    assert lines[1].startswith("a copy a voter:      2 x Qwen2.5-14B-Instruct Q4_K_M, 9.2 GiB each")
     assert lines[2].startswith("Conclave:            Qwen2.5-14B-Instruct Q4_K_M once, 16 slots of 4096 tokens")
     assert lines[3].startswith("or a bigger model:   ")
     assert all(line.startswith("  because ") for line in lines[4:])
@@ -161,7 +161,10 @@ def test_small_windows_are_counted(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     (("models", "rm", "nothing"), "is not on this machine"),
     (("models", "plan", "--memory", "lots"), "write a size such as 24GiB"),
     (("models", "plan", "--memory", "-3"), "24GiB"),
-    (("models", "plan", "--memory", "1"), "24GiB"),
+    (("models", "plan", "--memory", "0.1"), "24GiB"),
+    (("models", "plan", "--memory", "24,0"), "24GiB"),
+    (("models", "pull", "llama3"), "did you mean Llama-3.2-1B-Instruct, Llama-3.2-3B-Instruct, Llama-3.1-8B"),
+    (("models", "plan", "mistral"), "did you mean Mistral-Small-3.2-24B-Instruct-2506?"),
     (("models", "plan", "qwen3-8b:q3"), "a plan knows Q4_K_M, Q6_K, Q8_0"),
 ])  # fmt: skip
 def test_refusals(run: Run, words: tuple[str, ...], message: str) -> None:
@@ -169,3 +172,31 @@ def test_refusals(run: Run, words: tuple[str, ...], message: str) -> None:
     assert done.code in (1, 2)
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_a_bare_number_is_gib(run: Run) -> None:
+    words = ("models", "plan", "qwen2.5:7b", "--json", "--memory")
+    assert json.loads(run(*words, "24").out) | {"memory": 0} == json.loads(run(*words, "24GiB").out) | {"memory": 0}
+
+
+def test_ollama_s_names_are_known_to_a_plan(run: Run) -> None:
+    for name, means in (("qwen2.5:7b", "Qwen2.5-7B-Instruct"), ("gemma3:4b", "gemma-3-4b-it")):
+        assert (
+            json.loads(run("models", "plan", f"{name}:q6_k", "--memory", "24", "--json").out)["plan"]["model"] == means
+        )
+
+
+def test_a_limit_for_this_machine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a node has it, from the environment or the file: the plan of this machine knows it."""
+    monkeypatch.setenv("CONCLAVE_MAX_MEMORY", "0.75")
+    said = json.loads(run("models", "plan", "--json").out)
+    assert said["memory"]["usable"] <= 3 << 28
+    monkeypatch.setenv("CONCLAVE_MAX_MEMORY", "much")
+    assert "CONCLAVE_MAX_MEMORY is 'much': it must be a number of GiB" in run("models", "plan").err
+
+
+def test_why_a_model_with_windows_does_not_fit(run: Run) -> None:
+    done = run("models", "list", "--memory", "22GiB")
+    [line] = [each for each in done.out.splitlines() if each.startswith("gemma-3-27b-it")]
+    assert "--swa small" in line
+    assert done.out.splitlines()[-1].startswith("--swa small: fits a node with that option")
