@@ -12,6 +12,7 @@ from node.cli import checks
 from node.config import Config
 from node.hardware import cpu
 from node.hardware.gpu import Gpu
+from node.hardware import bandwidth
 from node.hardware.machine import Machine, detect
 from node.mesh.identity import new_token
 from node.mesh.local import Presence, RunningNode
@@ -21,6 +22,8 @@ from node.mesh.multicast import hears_itself
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp takes seconds to load a model: its check has tests of its own."""
+    monkeypatch.setattr(bandwidth, "PASSES", 1)
+    monkeypatch.setattr(bandwidth, "ROUNDS", 1)
     monkeypatch.setattr(checks, "_try_backend", lambda *_: ({"version": "0.3.36", "gpu": False}, ""))
 
 
