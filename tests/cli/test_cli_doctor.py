@@ -10,9 +10,8 @@ from fakenode import FakeNode, Run
 
 from node.cli import checks
 from node.config import Config
-from node.hardware import cpu
+from node.hardware import bandwidth, cpu
 from node.hardware.gpu import Gpu
-from node.hardware import bandwidth
 from node.hardware.machine import Machine, detect
 from node.mesh.identity import new_token
 from node.mesh.local import Presence, RunningNode
