@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from node import tracing
 from node.coordinator import remote
@@ -56,10 +56,9 @@ class Parts:
     def start(self) -> None:
         """Begin on every node."""
         plan = self._plan
-        wish = remote.wish(plan.request, plan.place.id, texts=self._watch)
         for member in plan.lineup.members.values():
             peer = member.peer
-            work = self._run_local if peer is None else partial(self._run_peer, peer, member, wish)
+            work = self._run_local if peer is None else partial(self._run_peer, peer, member)
             self._tasks[member.id] = asyncio.create_task(self._guard(member.id, work))
         self.running = set(self._tasks)
 
@@ -136,10 +135,15 @@ class Parts:
                     self._news.put_nowait(event)
         self._news.put_nowait(Counted(consensus.tally(ballots, request.strategy, len(mine))))
 
-    async def _run_peer(self, peer: Peer, member: Member, wish: vote_pb2.PollRequest) -> None:
+    @cached_property
+    def _wish(self) -> vote_pb2.PollRequest:
+        """What every peer is asked: made where there is one, as it holds all that was said."""
+        return remote.wish(self._plan.request, self._plan.place.id, texts=self._watch)
+
+    async def _run_peer(self, peer: Peer, member: Member) -> None:
         left = self._plan.left()
         timeout = None if left is None else max(left, 0.001)
-        events = remote.run(peer, member, self._plan.request, wish, timeout, self._plan.wave(peer.id))
+        events = remote.run(peer, member, self._plan.request, self._wish, timeout, self._plan.wave(peer.id))
         values = {"conclave.node": peer.id, "conclave.candidates.planned": len(member.candidates)}
         with self._span.block("poll", values, tracing.CLIENT):
             async with contextlib.aclosing(events):

@@ -886,7 +886,7 @@ class NodeInfo(_message.Message):
     backend: _builtins.str
     """llama, mlx or fake."""
     state: _builtins.str
-    """loading, alive, suspect, dead or draining."""
+    """alive, suspect, dead or draining. Also loading, which nodes do not say yet: they are met once they have their model."""
     load: _builtins.float
     """Share of its sequences in use, 0..1."""
     sequences: _builtins.int
