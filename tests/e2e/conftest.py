@@ -6,13 +6,33 @@ alive and in each other's view, whatever came before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from swarm import Node, Swarm, slow, swarm, together
 
 Pair = tuple[Swarm, list[Node]]
+TOLD = 4000  # characters of a node's log that are shown with a test that failed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failure what its nodes wrote: on another machine nobody can look."""
+    report = yield
+    if report.failed:
+        given = getattr(item, "funcargs", {}).values()
+        for path in dict.fromkeys(path for each in given for path in _logs(each) if path.exists()):
+            report.sections.append((f"{path.parent.name}/{path.name}", path.read_text(errors="replace")[-TOLD:]))
+    return report
+
+
+def _logs(given: Any) -> list[Path]:
+    """The logs of nodes that a fixture gave: a swarm, here or of hosts on a switch, or one with its nodes."""
+    made = given[0] if isinstance(given, tuple) and given else given
+    nodes = getattr(made, "nodes", None) or getattr(made, "machines", None)
+    return [each.log for each in nodes if isinstance(each.log, Path)] if isinstance(nodes, list) else []
 
 
 @pytest.fixture
