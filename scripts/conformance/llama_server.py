@@ -1,4 +1,5 @@
-"""llama-server's own tests of its OpenAI endpoints, against a node: what passes, and what does not apply and why.
+"""llama-server's own tests of its OpenAI endpoints, of Anthropic's and of tokens, against a node: what passes, and what
+does not apply and why.
 
     python scripts/conformance/llama_server.py [--write]
 
@@ -26,7 +27,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests" / "e2e")]
 import installed  # noqa: E402
 from install.paths import CACHE  # noqa: E402
 
-FILES = ("basic", "chat_completion", "completion", "embedding", "compat_oai_responses", "security", "ignore_eos")
+FILES = (
+    *("basic", "chat_completion", "completion", "embedding", "compat_oai_responses", "compat_anthropic", "security"),
+    *("ignore_eos", "tokenize"),
+)
 NEEDS = (
     *("pytest~=8.3.3", "filelock~=3.16", "numpy~=2.2", "openai~=2.14.0", "requests~=2.32", "wget~=3.2"),
     "aiohttp~=3.9",
@@ -51,7 +55,9 @@ REASONS: list[tuple[str, str, str]] = [
     ("chat_completion::chat_completion(_cached_tokens|_stream)?($|\\[)", "", OTHER),
     ("with_openai_library|embedding_usage|logprobs|consistent|completion_stream", "assert|Unexpected output", OTHER),
     ("prefill|continue_final", "400", "an answer that the client has begun is not continued here"),
-    ("local_media_file", "", "text only: no images"),
+    ("local_media_file|anthropic_(vision|tool_result_with_image)", "", "text only: no images"),
+    ("anthropic_empty_messages", "", "a conversation without messages is refused"),
+    ("tokenize_with_bos", "", OTHER),
     ("cors", "", "which pages may ask is decided otherwise: without an API key, pages of this machine and no others"),
 ]
 
