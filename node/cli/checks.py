@@ -178,7 +178,7 @@ def mesh(directory: Path) -> Iterator[Check]:
         advice = "free some space, or make its --data-dir writable; what waits is written then"
         yield Check("durability", WARN, one_line(problem, 400), advice)
     yield from speeds(status)
-    for notice in status.notices[:MAX_NOTICES]:
+    for notice in status.notices[-MAX_NOTICES:]:
         found, _, advice = one_line(notice, 400).partition(": ")
         yield Check("mesh", WARN, found, advice)
 

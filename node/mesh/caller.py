@@ -6,16 +6,18 @@ Announcements, news and calls from others are reasons to call, never more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
 
-from node.address import is_address
+from node.address import is_address, split_address
 from node.core.members import Alive
 from node.errors import ConclaveError, InvalidRequest, PeerUnavailable, Unauthenticated
 from node.mesh import overlap
 from node.mesh.dials import Dials
 from node.mesh.discovery import Found
+from node.mesh.foreign import Foreign
 from node.mesh.identity import MOST_S, NODE_ID
 from node.mesh.interfaces import came_from
 from node.mesh.peer import Peer
@@ -38,6 +40,9 @@ RETRIES_S = (
 )  # For what was announced; then it is given up until it is again.
 JOIN_RETRY_S = 2.0  # For what we were told to join: for ever.
 FOREIGN_S = 1.0
+LOOK_S = 5.0  # How often nodes of other meshes are looked for where they were: a connection each, to one of each mesh.
+DIAL_S = 2.0
+FAILED_S = 600.0  # Why a node that was announced could not be called; so long after the last try it says nothing.
 RENEW_S = 3600.0  # A connection is made anew when its certificate has less to live, so a reconnect never fails by it.
 
 _log = logging.getLogger(__name__)
@@ -51,6 +56,8 @@ class Caller:
         self._pursued: dict[str, asyncio.Task[None]] = {}
         self._called_us: dict[str, float] = {}
         self._dials = Dials()
+        self._others = Foreign()
+        self._told_of: set[str] = set()
         roster.strangers = lambda info: self.pursue(info.id, [info.address], moved=roster.is_met(info.id))
 
     # ---- reasons to call ----
@@ -69,12 +76,44 @@ class Caller:
         if found.mesh_id in self._roster.identity.mesh_ids():
             self.found(found)
             return
-        self._roster.say(
-            f"another mesh ({found.mesh_id}) is here, at {', '.join(found.addresses[:1])}: to join it, use "
-            "`python -m node pair`, there and here, or start this node with --token and what `python -m node token "
-            "show` prints there",
-            key=f"mesh {found.mesh_id}",
-        )
+        if found.addresses:
+            self._others.see(found, time.monotonic())
+            self._say_foreign()
+
+    async def watch_foreign(self) -> None:
+        """Looks whether the other meshes are still there, until cancelled: nobody says goodbye for who was killed."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            ours = self._roster.identity.mesh_ids()
+            for mesh, found in self._others.meshes().items():
+                if mesh in ours:  # somebody told us that its token was replaced
+                    self._others.met(found.node_id, "")
+                    self.found(found)
+            await asyncio.gather(*(self._look(found) for found in self._others.meshes().values()))
+            self._say_foreign()
+
+    async def _look(self, found: Found) -> None:
+        for address in found.addresses:
+            host, port = split_address(address) or ("", 0)
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(DIAL_S):
+                    _, writer = await asyncio.open_connection(host, port)
+                writer.close()
+                self._others.answered(found.node_id, time.monotonic())
+                return
+        self._others.missed(found.node_id, time.monotonic())
+
+    def _say_foreign(self) -> None:
+        meshes = self._others.meshes()
+        self._roster.unsay(*(f"mesh {mesh}" for mesh in self._told_of - set(meshes)))
+        self._told_of = set(meshes)
+        for mesh, found in meshes.items():
+            self._roster.say(
+                f"another mesh ({mesh}) is here, at {', '.join(found.addresses[:1])}: to join it, use "
+                "`python -m node pair`, there and here, or start this node with --token and what `python -m node token "
+                "show` prints there",
+                key=f"mesh {mesh}",
+            )
 
     def heard(self, info: NodeInfo, source: str = "") -> None:
         """A node called us, which proves that it lives, but not that we can call it. `source` is where the call came
@@ -103,11 +142,12 @@ class Caller:
                 if met == roster.id:
                     roster.say(f"--join {address} is this node itself: give the address of another one")
                     return
+                roster.unsay(f"join {address}")
                 pause, failures = 0.25, 0
                 while roster.is_met(met):  # noqa: ASYNC110  # a second later is soon enough to call again
                     await asyncio.sleep(1.0)
             except Unauthenticated as e:
-                roster.say(e.message)
+                roster.say(e.message, key=f"join {address}")
             except ConclaveError as e:
                 roster.say(f"{e.message}; trying again until it answers", key=f"join {address}")
             failures += 1
@@ -146,7 +186,7 @@ class Caller:
                     await self.meet(address, node_id, failures=failures, timeout_s=HELLO_S if failures else FIRST_S)
                     return
                 except Unauthenticated as e:
-                    roster.say(e.message)
+                    roster.say(e.message, key=f"call {address}", lasts_s=FAILED_S)
                 except ConclaveError as e:
                     _log.debug("calling node %s at %s: %s", node_id, address, e.message)
             await asyncio.sleep(pause * roster.rng.uniform(0.8, 1.2))
@@ -157,6 +197,7 @@ class Caller:
                     f"node {node_id} can call this node, but not be called at {addresses[0]}: open that port in its "
                     "firewall",
                     key=f"caller {node_id}",
+                    lasts_s=FAILED_S,
                 )
 
     # ---- calling ----
@@ -207,7 +248,7 @@ class Caller:
             )
         if info.id == roster.id:
             if info.address != roster.info().address:
-                roster.say(self._clone(info.address))
+                roster.say(self._clone(info.address), key=f"clone {info.address}", lasts_s=FAILED_S)
             await peer.close()
             return
         roster.identity.learn(answer.overlap)
@@ -221,6 +262,11 @@ class Caller:
         if not roster.is_alive(peer.id):
             raise PeerUnavailable(f"node {peer.id} at {peer.address} did not take back that it is dead")
         roster.hear(answer.peers, peer.id)
+        roster.unsay(
+            f"caller {peer.id}", *(f"{why} {a}" for why in ("call", "clone") for a in (peer.address, info.address))
+        )
+        self._others.met(peer.id, info.address)
+        self._say_foreign()
 
     # ---- two nodes with one id ----
 
@@ -230,7 +276,7 @@ class Caller:
         if info.id == roster.id:
             if info.address == roster.info().address:
                 return  # We called ourselves, through some other name of this machine.
-            roster.say(self._clone(info.address))
+            roster.say(self._clone(info.address), key=f"clone {info.address}", lasts_s=FAILED_S)
             raise InvalidRequest(self._clone(roster.info().address))
         held, peer = roster.members.get(info.id), roster.peers.get(info.id)
         if held is None or peer is None or held.state is NodeState.DEAD or held.address == info.address:

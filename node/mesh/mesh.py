@@ -38,7 +38,8 @@ class Mesh:
     `self_info` describes this node whenever asked; its `address` must be what others can dial. `runtime` is the
     directory of `node.home` where nodes of this machine meet (None: not used), `interfaces` the local IPs for mDNS
     (empty: all), `mdns` whether to use it under `join="auto"`. `notice` is told, once, each line that a person should
-    see; `notices` keeps them. `moved` is told the new address when this machine's changes (None: it does not).
+    see; `notices` has those that are true now. `moved` is told the new address when this machine's changes (None: it
+    does not).
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class Mesh:
 
     @property
     def notices(self) -> list[str]:
-        """What a person should see, one line each, the oldest first."""
-        return self._roster.notices
+        """What a person should see and is true now, one line each, the oldest first."""
+        return self._roster.notices()
 
     # ---- starting and stopping ----
 
@@ -89,6 +90,7 @@ class Mesh:
             if not is_address(address):
                 raise InvalidRequest(f"--join {address!r} is not an address: write HOST:PORT, or auto, or none")
         self._running = self._roster.spawn(self._prober.run())
+        self._roster.spawn(self._caller.watch_foreign())
         if self._runtime is not None:
             self._meet_here(self._runtime, look="auto" in words)
         for address in addresses:
@@ -157,7 +159,9 @@ class Mesh:
             )
             # The second takes a moment where multicast works, and half a second where it does not.
             if problem := await self._discovery.start() or await self._discovery.deaf():
-                self._roster.say(problem)
+                self._roster.say(problem, key="discovery")
+            else:
+                self._roster.unsay("discovery")
 
     async def _look_at_address(self, moved: Callable[[str], None]) -> None:
         """Notices, a while later, that this machine was given another address, and tells whoever would dial the old
@@ -178,7 +182,7 @@ class Mesh:
         if self._discovery is not None:
             await self._discovery.stop()
             await self._announce()
-        self._roster.say(f"this machine's address changed: other machines join now with --join {new}")
+        self._roster.say(f"this machine's address changed: other machines join now with --join {new}", key="moved")
 
     # ---- for the other layers ----
 

@@ -16,13 +16,13 @@ from node.address import is_address
 from node.core.members import Alive, Change, Dead, Failed, Kind, Members, Settings, Tick
 from node.errors import Unauthenticated
 from node.mesh.identity import NODE_ID, Identity
+from node.mesh.notices import Notices
 from node.mesh.peer import Peer
 from node.types import NodeInfo, NodeState
 from node.v1 import mesh_pb2, types_pb2
 
 PROTOCOL = 1
 MAX_NEWS = 256  # Entries of one message that are looked at.
-MAX_NOTICES = 50
 DRAINED_S = 2.0  # as long as a node that stops takes for what runs on it
 AFTER_DEFECT_S = 1.0  # so that one which comes each time fills no log
 UNREACHED_S = 5.0  # So long nobody may have called us, while answers say that we are dead.
@@ -48,7 +48,6 @@ class Roster:
         self.members = Members(self.id, rng, settings, incarnation=int(time.time() * 1000))
         self.timeout_s = self.members.settings.timeout_s
         self.peers: dict[str, Peer] = {}
-        self.notices: list[str] = []
         self.callbacks: list[Callable[[Change], None]] = []
         self.strangers: Callable[[NodeInfo], object] = lambda _: None
         self.wake = asyncio.Event()
@@ -56,7 +55,7 @@ class Roster:
         self._self_info = self_info
         self._notice = notice
         self._unreached_since = math.inf
-        self._said: set[str] = set()
+        self._notices = Notices()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # ---- this node ----
@@ -114,6 +113,7 @@ class Roster:
         news = [i for pb in list(pbs)[:MAX_NEWS] if (i := checked(pb)) is not None]
         if inbound:
             self._unreached_since = math.inf
+            self.unsay("unreached")
         else:
             # A suspicion of ourselves is refuted only where it came in through our listener, for that is what is
             # suspected. Else a node behind a firewall would refute for ever what is true.
@@ -157,14 +157,21 @@ class Roster:
 
     # ---- people and tasks ----
 
-    def say(self, line: str, key: str = "") -> None:
-        """Tells a person one line, once (once for each `key`, if given)."""
-        if (key or line) in self._said or len(self.notices) >= MAX_NOTICES:
-            return
-        self._said.add(key or line)
-        self.notices.append(line)
-        _log.warning("%s", line)
-        self._notice(line)
+    def say(self, line: str, key: str = "", lasts_s: float = math.inf) -> None:
+        """Tells a person one line, once, and keeps it: until another is said about `key`, or that is unsaid, or for so
+        long since it was said last."""
+        if self._notices.say(line, time.monotonic(), key, lasts_s):
+            _log.warning("%s", line)
+            self._notice(line)
+
+    def unsay(self, *keys: str) -> None:
+        """What was said about these is no longer true."""
+        for key in keys:
+            self._notices.withdraw(key)
+
+    def notices(self) -> list[str]:
+        """What was said and is true now, the oldest first."""
+        return self._notices.lines(time.monotonic())
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Starts a task that ends with the roster at the latest; its failure is logged."""
