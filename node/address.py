@@ -30,6 +30,17 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def with_port(text: str, port: int) -> str:
+    """An address that may lack its port: an IP address (an IPv6 one in brackets, else its end may be meant as the
+    port), `localhost`, or a name with a dot; anything else as it is. A word without a dot is rather a slip."""
+    try:
+        ipaddress.IPv6Address(text[1:-1]) if text[:1] == "[" and text[-1:] == "]" else ipaddress.IPv4Address(text)
+        is_host = True
+    except ValueError:
+        is_host = text == "localhost" or ("." in text.strip(".") and any(c.isalpha() for c in text))
+    return f"{text}:{port}" if is_host and is_address(f"{text}:{port}") else text
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host, as `split_address` gives it, is this machine for itself alone."""
     try:

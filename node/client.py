@@ -89,7 +89,7 @@ class NodeGone(PeerUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """An answer that had begun is asked for again, on another node: what came of it so far is void."""
+    """An answer that had begun was asked for again, and another node has taken it: what came of it so far is void."""
 
     reason: str
 
@@ -185,6 +185,7 @@ class Client:
         """
         wish = generate_pb2.StreamRequest(request=_with_id(asked), wishes=wishes)
         attempts = _Attempts(timeout_s)
+        lost = ""  # why the attempt before broke off
         while True:
             channel = await self._connected()
             self._learn_soon()
@@ -193,6 +194,9 @@ class Client:
             try:
                 async for event in call:
                     begun = True
+                    if lost:  # now that another node has taken it
+                        yield Moved(lost)
+                        lost = ""
                     yield event
                     if event.WhichOneof("event") == "done":
                         return
@@ -201,9 +205,10 @@ class Client:
                 error = self._error(e, timeout_s, begun=begun)
             finally:
                 call.cancel()  # Harmless after the end; otherwise the node frees its sequences at once.
+            if lost and isinstance(error, NodeGone):
+                error = NodeGone(f"{lost}, and {error.message}")
             self._judge(error, attempts, begun=begun)
-            if begun:
-                yield Moved(error.message)
+            lost = error.message if begun else lost
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float = TIMEOUT_S) -> list[list[float]]:
         """Vectors of texts, of length 1."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from node.address import split_address
+from node.address import split_address, with_port
 from node.errors import InvalidRequest
 from node.types import EarlyStop, Strategy
 
@@ -39,7 +39,7 @@ class Config:
     """What a node was told. Build one with `load`, which checks it; ports None mean "the default or the next free"."""
 
     join: str = _option(
-        "auto", "find peers: auto (mDNS), none, addresses, or auto and addresses", metavar="auto|none|HOST:PORT[,…]"
+        "auto", "find peers: auto (mDNS), none, addresses, or auto and addresses", metavar="auto|none|HOST[:PORT][,…]"
     )
     model: str = _option(
         "auto",
@@ -208,6 +208,9 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
             value = str(value)
         checked[name] = _typed(value, source, is_int=str(known[name].type).startswith("int"))
         choices = known[name].metadata["choices"]
+        if name == "join":
+            words = [w.strip() for w in checked[name].split(",")]
+            checked[name] = ",".join(w if w in ("auto", "none") else with_port(w, DEFAULT_MESH_PORT) for w in words)
         if choices and checked[name] not in choices:
             raise InvalidRequest(f"{source} is {value!r}: it must be one of {', '.join(choices)}")
     config = Config(**checked)

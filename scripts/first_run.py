@@ -160,7 +160,11 @@ def _demonstrate(client: list[str], model: str | None) -> None:
     width = max(map(len, rows)) + 3
     print(f"\nThe node keeps running here; ^C stops it. In a second terminal, after `cd {shlex.quote(os.getcwd())}`:\n")
     print("\n".join(f"  {command:{width}}{text}" for command, text in rows.items()))
-    another = "" if _is_alone(client) else "\nOn another machine: the line that the node printed above."
+    another = (
+        ""
+        if _is_alone(client)
+        else f"\nOn another machine: `{node} pair`, first here, then there; or the line that the node printed above."
+    )
     print(another, flush=True)
 
 

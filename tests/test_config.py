@@ -168,6 +168,21 @@ def test_lists() -> None:
     assert load({}, {}).interfaces == ()
 
 
+def test_where_to_join_has_the_default_port() -> None:
+    for given, meant in {
+        "10.77.0.99": "10.77.0.99:7421",
+        "auto, [::1]": "auto,[::1]:7421",
+        "[fe80::1]": "[fe80::1]:7421",
+        "localhost": "localhost:7421",
+        "kitchen.local": "kitchen.local:7421",
+        "10.77.0.99:1,auto": "10.77.0.99:1,auto",
+    }.items():
+        assert load({"join": given}, {}).join == meant
+    for slip in ("atuo", "kitchen", "10.77.0", "10.77.0.99:", "10.77.0.999", "[::1", "::1", "a:1:2", "", "."):
+        with pytest.raises(InvalidRequest, match="HOST:PORT"):
+            load({"join": slip}, {})
+
+
 def test_addresses() -> None:
     assert check_address("host.local:7421", "x") == ("host.local", 7421)
     assert check_address("[fe80::1%eth0]:1", "x") == ("fe80::1%eth0", 1)

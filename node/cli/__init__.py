@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConclaveError as e:
         if verbose:
             _traceback()
-        print(f"error: {_line(e.message + _elsewhere(e))}", file=sys.stderr)
+        print(f"error: {_line(_elsewhere(e))}", file=sys.stderr)
         return USAGE if e.code == "INVALID_ARGUMENT" else FAILED
     except OSError as e:
         if verbose:
@@ -80,13 +80,14 @@ def _line(message: str) -> str:
 
 
 def _elsewhere(e: ConclaveError) -> str:
-    """Where this machine's nodes do answer clients, if one was asked where none does: at another of its ports, say."""
+    """The message; where no node answers, with where this machine's do: another of its ports was asked, say."""
     if type(e).__name__ != "NodeGone":  # its module would load grpc for every command
-        return ""
+        return e.message
     from node.cli import reach
 
-    here = reach.local_addresses()
-    return f"; this machine's answer at {', '.join(here)}" if here and not any(a in e.message for a in here) else ""
+    here = reach.elsewhere(e.message)
+    # Nobody needs to start one who has one.
+    return e.message.partition(": start one")[0] + here if here else e.message
 
 
 def _advice(e: OSError) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ from node.cli import reach, render, turn
 from node.cli.readers import utf8
 from node.client import Client
 from node.errors import ConclaveError, InvalidRequest, NotFound
-from node.v1 import generate_pb2, types_pb2
+from node.v1 import generate_pb2, kvsync_pb2, types_pb2
 
 HELP = '''\
 /topic         the name of this conversation
@@ -29,6 +30,7 @@ COMMANDS = ("/topic", "/votes", "/retry", "/help", "/quit")
 SAME = {"/bye": "/quit", "/exit": "/quit", "/?": "/help"}  # as in other programs
 BLOCK = '"""'  # as in Ollama
 HISTORY_LINES = 1000
+PAST_WIDTH = 72
 
 
 class Chat:
@@ -118,7 +120,8 @@ def run(options: Namespace) -> int:
             if not sys.stdin.isatty():
                 return _script(runner, chat)
             status = runner.run(client.status())
-            _greet(chat, status.nodes[0] if status.nodes else types_pb2.NodeInfo())
+            past = runner.run(_past(chat))
+            _greet(chat, status.nodes[0] if status.nodes else types_pb2.NodeInfo(), past)
             with _history():
                 return _converse(runner, chat)
         finally:
@@ -204,6 +207,8 @@ async def _act(chat: Chat, line: str) -> bool:
         if rest:
             chat.open(rest, is_new=False)
         print(f"topic {chat.topic}")
+        if rest and sys.stdin.isatty() and (known := await _past(chat)):
+            print(known)
     elif command == "/retry":
         await chat.retry()
     elif command == "/votes":
@@ -216,10 +221,39 @@ async def _act(chat: Chat, line: str) -> bool:
     return True
 
 
-def _greet(chat: Chat, node: types_pb2.NodeInfo) -> None:
+async def _past(chat: Chat) -> str:
+    """What the node asked holds of a topic that was named; empty if that is nothing, or it does not say."""
+    if chat.is_whole:
+        return ""
+    try:
+        shown = await chat.client.show(chat.topic)
+    except ConclaveError:
+        return ""
+    return past(shown, time.time())
+
+
+def past(shown: kvsync_pb2.ShowResponse, now: float) -> str:
+    """How long a topic is, when it was spoken to last, and its last turn. `now` is Unix time in seconds."""
+    turns = sum(m.role == "user" for m in shown.messages)
+    if not turns:
+        return ""
+    made = render.when(shown.info.made_ms)
+    day, _, clock = made.rpartition(" ")
+    last = clock if day == time.strftime("%Y-%m-%d", time.localtime(now)) else made
+    lines = [f"It goes on: {turns} turn{'s' if turns > 1 else ''}, the last {last}."]
+    begin = max(i for i, m in enumerate(shown.messages) if m.role == "user")
+    for message in shown.messages[begin:]:
+        if message.role in ("user", "assistant") and message.content.strip():
+            lines.append(f"  {message.role}: {render.one_line(message.content, PAST_WIDTH)}")
+    return "\n".join(lines)
+
+
+def _greet(chat: Chat, node: types_pb2.NodeInfo, past: str) -> None:
     address = render.one_line(node.local_address) or chat.client.addresses[0]
     name, model = render.one_line(node.name or node.id), render.one_line(node.model)
     print(f"{model} on {name} ({address}), topic {chat.topic}. /help lists the commands.")
+    if past:
+        print(past)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def _verbose(p: Options) -> None:
 
 def _address(p: Options) -> None:
     what = "the node to ask (default: this machine's); more with commas, for when it dies"
-    p.value("--address", what, "HOST:PORT[,…]", readers.addresses)
+    p.value("--address", what, "HOST[:PORT][,…]", readers.clients)
 
 
 def _serve(p: Options) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from node.address import with_port
 from node.config import DEFAULT_PORT, LEAST_MEMORY, MOST_MEMORY, SWA, check_address, size
 from node.errors import InvalidRequest
 from node.types import Strategy
@@ -107,6 +108,11 @@ def addresses(source: str, text: str) -> tuple[str, ...]:
                 f"{source}: {address!r} is not an address{lacks}; write HOST:PORT, such as 127.0.0.1:{DEFAULT_PORT}"
             ) from None
     return found
+
+
+def clients(source: str, text: str) -> tuple[str, ...]:
+    """Addresses that nodes have for clients: without a port the default one is meant."""
+    return addresses(source, ",".join(with_port(a.strip(), DEFAULT_PORT) for a in text.split(",")))
 
 
 def memory(source: str, text: str) -> tuple[int, ...]:

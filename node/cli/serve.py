@@ -256,7 +256,7 @@ def _print_banner(s: Summary, early: list[str]) -> None:
     if is_loopback((split_address(s.mesh_address) or ("", 0))[0]):
         to.print("No other machine can join: this node is on loopback only (no network, or --interface says so).")
     else:
-        to.print("Another machine joins with:")
+        to.print("Another machine joins with six digits: run `python -m node pair` here, then there. Or run there:")
         # The token is the key to the mesh: a terminal may show it, a log file should not keep it.
         hidden = re.sub(r"--token \S+", "--token TOKEN   (`python -m node token show` prints it)", s.join_line)
         to.print(f"  {s.join_line if sys.stdout.isatty() else hidden}")

@@ -98,5 +98,6 @@ def _confirmed() -> bool:
 
 def _hint(token: str) -> None:
     """The line for another machine; on stderr, so that a script gets the token alone."""
-    print("\nOn another machine of the same network:", file=sys.stderr)
+    pair = "run `python -m node pair` here, then there"
+    print(f"\nAnother machine joins with six digits: {pair}. Or, of the same network, run there:", file=sys.stderr)
     print(f"  python -m node --join auto --token {token}", file=sys.stderr)

@@ -15,7 +15,7 @@ from rich.console import Console
 from node.cli import reach, render
 from node.cli.readers import nearest
 from node.client import Client
-from node.errors import InvalidRequest
+from node.errors import InvalidRequest, NotFound
 from node.v1 import types_pb2
 
 T = TypeVar("T")
@@ -44,7 +44,11 @@ def _ask(options: Namespace, call: Callable[[Client], Awaitable[T]]) -> T:
         async with Client(reach.addresses(options.address)) as client:
             return await call(client)
 
-    return asyncio.run(ask())
+    try:
+        return asyncio.run(ask())
+    except NotFound as e:
+        advice = "" if ":" in e.message else ": `topics list` has those that are known"
+        raise NotFound(e.message + advice) from None
 
 
 async def _named(client: Client, call: Awaitable[T]) -> tuple[T, dict[str, str]]:

@@ -116,10 +116,12 @@ def _held(place: Place, request: GenerateRequest) -> Topic | None:
     """What is held of the topic that a request goes on with; None if it begins it. Raises NotFound."""
     try:
         return place.store.get(request.topic)
-    except NotFound:
+    except NotFound as e:
         if request.begin and request.parent == Version():
             return None
-        raise
+        if ":" in e.message:
+            raise
+        raise NotFound(f"{e.message}, so nothing can be appended to it: send the whole conversation") from None
 
 
 def _check_logprobs(request: GenerateRequest, candidates: int) -> None:

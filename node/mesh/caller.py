@@ -109,9 +109,9 @@ class Caller:
         self._told_of = set(meshes)
         for mesh, found in meshes.items():
             self._roster.say(
-                f"another mesh ({mesh}) is here, at {', '.join(found.addresses[:1])}: to join it, use "
-                "`python -m node pair`, there and here, or start this node with --token and what `python -m node token "
-                "show` prints there",
+                f"another mesh ({mesh}) is here, at {', '.join(found.addresses[:1])}: to join it, run "
+                "`python -m node pair` there, then here, or start this node with --token and what "
+                "`python -m node token show` prints there",
                 key=f"mesh {mesh}",
             )
 

@@ -260,7 +260,7 @@ _SIGNS: list[tuple[str, Callable[[Peer], ConclaveError]]] = [
     (
         "CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE",
         lambda p: Unauthenticated(
-            f"{p.address} is of another mesh: to join it, use `python -m node pair`, there and here, "
+            f"{p.address} is of another mesh: to join it, run `python -m node pair` there, then here, "
             "or start this node with --token and what `python -m node token show` prints there"
         ),
     ),

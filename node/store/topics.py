@@ -155,7 +155,7 @@ class Store:
                 found = Log(entries)
                 self._hold(name, found)
         if found is None:
-            raise NotFound(f"topic {name!r} is unknown here: `topics list` has those that are known; append needs one")
+            raise NotFound(f"topic {name!r} is unknown here")
         self._logs.move_to_end(name)
         return found
 

@@ -1,8 +1,13 @@
 """`chat` with lines from a pipe: turns, commands, and going on at another node."""
 
+import datetime
+
 import grpc
 import pytest
 from fakenode import HERE, FakeNode, Run, nobody
+
+from node.cli.chat import past
+from node.v1 import kvsync_pb2, types_pb2
 
 
 @pytest.fixture
@@ -152,3 +157,21 @@ def test_another_node_that_answers_is_named(run: Run, node: FakeNode, other: Fak
     node.deciders = ["aaa", "bbb", "bbb"]
     done = run("chat", "--address", node.address, stdin=b"one\ntwo\nthree\n")
     assert done.err == "note: node bbb answers now: another did before\n"
+
+
+def test_a_topic_that_goes_on_says_so() -> None:
+    made = datetime.datetime(2026, 11, 26, 4, 17).timestamp()
+    said = [("user", "one"), ("assistant", "1"), ("user", "two\x1b[2J"), ("assistant", "2 " * 100)]
+    shown = kvsync_pb2.ShowResponse(
+        info=types_pb2.TopicInfo(topic="garden", made_ms=int(made * 1000)),
+        messages=[types_pb2.Message(role=role, content=content) for role, content in said],
+    )
+    first, asked, answered = past(shown, made + 60).splitlines()
+    assert first == "It goes on: 2 turns, the last 04:17."
+    assert asked == "  user: two[2J"
+    assert answered.startswith("  assistant: 2 2 2")
+    assert len(answered) < 90
+    assert "2 turns, the last 2026-11-26 04:17." in past(shown, made + 86400)
+    del shown.messages[2:]
+    assert past(shown, made).splitlines()[0].startswith("It goes on: 1 turn, ")
+    assert past(kvsync_pb2.ShowResponse(), made) == ""

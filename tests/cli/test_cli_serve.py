@@ -113,6 +113,7 @@ def test_banner_notices_and_a_clean_stop(run: Run, app: type[StandIn], signal_: 
     assert any("conclave-demo (a small demonstration model; for real answers: --model PATH.gguf)" in x for x in lines)
     assert any("16 sequences x 4096 tokens, 120 MB, llama, 4 candidates a prompt" in x for x in lines)
     # Piped, so it may end in a log file: the token is not in it.
+    assert any("machine joins" in x and "`python -m node pair` here, then there" in x for x in lines)
     assert "  python -m node --join 10.0.0.5:7421 --token TOKEN   (`python -m node token show` prints it)" in lines
     assert not any("clv1-" in line for line in lines)
     assert "  mDNS is off: no network" in lines
