@@ -86,8 +86,8 @@ def _elsewhere(e: ConclaveError) -> str:
     from node.cli import reach
 
     here = reach.elsewhere(e.message)
-    # Nobody needs to start one who has one.
-    return e.message.partition(": start one")[0] + here if here else e.message
+    # Who took another port of a node need not start one.
+    return (e.message.partition(": start one")[0] if "port for" in here else e.message) + here
 
 
 def _advice(e: OSError) -> str:
