@@ -187,7 +187,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         except FileNotFoundError:
             table = {}
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-            raise InvalidRequest(f"{file} cannot be read: {e}") from None
+            raise InvalidRequest(f"{file} cannot be read: {getattr(e, 'strerror', None) or e}") from None
         for key, value in table.items():
             values[key] = (value, f"{key} in {file}")
     known = {f.name: f for f in fields(Config)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -15,8 +15,10 @@ from node.address import join_address
 from node.api import http
 from node.config import DEFAULT_HTTP_PORT, DEFAULT_MESH_PORT, DEFAULT_PORT, Config
 from node.errors import InvalidRequest, NotReady
+from node.home import home
 from node.mesh.identity import Identity
 from node.mesh.interfaces import announced
+from node.mesh.local import RunningNode, running_nodes
 
 _TRIES = 64
 _STEP = 10  # a second node on the machine takes 7430 and 7431, and so on
@@ -92,6 +94,20 @@ def _listen(flag: str, asked: int | None, default: int, add: Callable[[int], int
     raise NotReady(f"no free port from {default} on in steps of {_STEP}: choose one with {flag}")
 
 
+def _whose(port: int, running: Iterable[RunningNode]) -> str:
+    """Who has a port: a node of this machine, or somebody else."""
+    for node in running:
+        for address, use in (
+            (node.local_address, "clients"),
+            (node.mesh_address, "other nodes"),
+            (node.http_address, "HTTP"),
+        ):
+            if address.rpartition(":")[2] == str(port):
+                which = f"node {node.node_id} of this machine, which runs as process {node.pid}"
+                return f"is taken by {which} (its port for {use})"
+    return "is taken by another program"
+
+
 def _refusal(port: int) -> str:
     """Why a port was not given; gRPC does not say."""
     try:
@@ -100,5 +116,5 @@ def _refusal(port: int) -> str:
     except PermissionError:
         return "may not be used by this user"
     except OSError:
-        return "is taken by another program"
+        return _whose(port, running_nodes(home().runtime))
     return "cannot be used"

@@ -113,6 +113,7 @@ def _models(p: Options) -> None:
     p.value("--swa", "with plan: KV of sliding-window layers, as a node's --swa", "|".join(SWA), readers.swa)
     p.switch("--yes", "with rm: remove without asking", short="-y")
     p.switch("--json", "print it as JSON")
+    _verbose(p)
 
 
 def _topics(p: Options) -> None:

@@ -14,7 +14,7 @@ from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from node import home
-from node.address import join_address, split_address
+from node.address import is_loopback, join_address, split_address
 from node.cli import render
 from node.errors import ConclaveError, InvalidRequest, NotFound, PeerUnavailable
 from node.mesh import identity, pairing, unshared
@@ -48,7 +48,10 @@ async def _show() -> int:
         sys.stdout.flush()
         at = join_address(announced()[0], port)
         render.note(f"Type it on the other machine: python -m node pair {code[:3]} {code[3:]}")
-        render.note(f"If that does not find this machine: python -m node pair {code[:3]} {code[3:]} --at {at}")
+        if is_loopback((split_address(at) or ("", 0))[0]):
+            render.note(f"No other machine can reach this one, which has no network but loopback. Here: --at {at}")
+        else:
+            render.note(f"If that does not find this machine: python -m node pair {code[:3]} {code[3:]} --at {at}")
         await shown.wait()
     unshared.met(home.home().config, token)
     render.note("paired: the other machine has this mesh's token now")

@@ -283,7 +283,7 @@ def summary(response: generate_pb2.GenerateResponse) -> str:
     o = response.outcome
     agree = o.finished - len(o.dissent)
     nodes = len({c.node for c in response.candidates})
-    where = f" on {nodes} nodes" if nodes > 1 else ""
+    where = f", from {nodes} nodes" if nodes > 1 else ""
     early = ", stopped early" if o.stopped_early else ""
     return f"{agree} of {o.finished} candidates agree{where}{early} · {milliseconds(response.timings.total_ms)}"
 
@@ -299,9 +299,13 @@ def _speed(response: mesh_pb2.StatusResponse) -> str:
     read = f"{here.prefill_tokens_per_s:.0f} tokens/s of a prompt"
     if not here.worth_tokens:
         return read
-    disk = f"from disk if it has {here.worth_tokens_disk} or more" if here.worth_tokens_disk else "from disk never"
-    least = count_of_tokens(here.worth_tokens)
-    return f"{read}; an idle topic of {least} or more is brought back, not computed again ({disk})"
+    memory, disk = here.worth_tokens, here.worth_tokens_disk
+    longer = f" of {memory} tokens or more" if memory > 1 else ""
+    if not disk:
+        where = " from memory, not from disk"
+    else:
+        where = f" (from disk: of {disk} or more)" if disk > max(memory, 1) else ""
+    return f"{read}; an idle topic{longer} is brought back, not computed again{where}"
 
 
 def count_of_tokens(count: int) -> str:
@@ -365,7 +369,7 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
     facts(
         to,
         [
-            ("slots", f"{s.used} used, {s.parked} parked, {s.free} free"),
+            ("slots", f"{s.used} used, {s.free} free; {s.parked} idle prompts kept outside them"),
             ("speed", _speed(response)),
             ("pool", "; ".join(_pooled(response.nodes, names))),
             ("topics", "" if response.topics else "none"),

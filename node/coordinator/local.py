@@ -85,7 +85,10 @@ class LocalPhase:
         context = self.engine.info.context
         if size > MAX_TOKEN_CHARS * context:
             # Tokenizing it could take minutes, and nothing could stop it.
-            raise InvalidRequest(f"the prompt is {size} characters and a sequence holds {context} tokens: shorten it")
+            raise InvalidRequest(
+                f"the prompt is {size} characters and a sequence holds {context} tokens: shorten it, or start the node "
+                f"with a larger --ctx"
+            )
         params = request.params
         # A schema holds from the first token on, which would be the thought's.
         return False if params.think is None and (params.json_schema or params.grammar) else params.think

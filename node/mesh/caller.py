@@ -80,17 +80,16 @@ class Caller:
             self._others.see(found, time.monotonic())
             self._say_foreign()
 
-    async def watch_foreign(self) -> None:
-        """Looks whether the other meshes are still there, until cancelled: nobody says goodbye for who was killed."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            ours = self._roster.identity.mesh_ids()
-            for mesh, found in self._others.meshes().items():
-                if mesh in ours:  # somebody told us that its token was replaced
-                    self._others.met(found.node_id, "")
-                    self.found(found)
-            await asyncio.gather(*(self._look(found) for found in self._others.meshes().values()))
-            self._say_foreign()
+    async def look_at_foreign(self) -> None:
+        """Looks, a while later, whether the other meshes are still there: nobody says goodbye for who was killed."""
+        await asyncio.sleep(LOOK_S)
+        ours = self._roster.identity.mesh_ids()
+        for mesh, found in self._others.meshes().items():
+            if mesh in ours:  # somebody told us that its token was replaced
+                self._others.met(found.node_id, "")
+                self.found(found)
+        await asyncio.gather(*(self._look(found) for found in self._others.meshes().values()))
+        self._say_foreign()
 
     async def _look(self, found: Found) -> None:
         for address in found.addresses:

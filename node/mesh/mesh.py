@@ -90,7 +90,7 @@ class Mesh:
             if not is_address(address):
                 raise InvalidRequest(f"--join {address!r} is not an address: write HOST:PORT, or auto, or none")
         self._running = self._roster.spawn(self._prober.run())
-        self._roster.spawn(self._caller.watch_foreign())
+        self._roster.spawn(self._roster.keep_on(self._caller.look_at_foreign, "looks at other meshes"))
         if self._runtime is not None:
             self._meet_here(self._runtime, look="auto" in words)
         for address in addresses:

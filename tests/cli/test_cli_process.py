@@ -183,7 +183,7 @@ def test_chat_on_a_terminal(node: FakeNode) -> None:
     plain = ESCAPE.sub("", seen)
     assert f"tiny on hal ({node.address}), topic garden" in plain
     assert "The answer is 42." in plain
-    assert "4 of 5 candidates agree on 2 nodes" in plain
+    assert "4 of 5 candidates agree, from 2 nodes" in plain
     assert "error: /nonsense is not a command" in plain
     assert "dissent     5" in plain
 

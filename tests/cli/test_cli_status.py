@@ -27,9 +27,9 @@ def test_plain_lines(run: Run, node: FakeNode) -> None:
         "topic   version  tokens  last turn         held by",
         "garden        3     100  2026-11-25 12:00  hal, bob (away)",
         "",
-        "slots    4 used, 3 parked, 12 free",
+        "slots    4 used, 12 free; 3 idle prompts kept outside them",
         "speed    500 tokens/s of a prompt; an idle topic of 3 tokens or more is brought back, not computed again "
-        "(from disk never)",
+        "from memory, not from disk",
         "mesh     feedfeed",
         "version  0.1.0",
     ]
@@ -125,3 +125,17 @@ def test_watch_repeats_until_it_is_interrupted(run: Run, node: FakeNode, monkeyp
     done = run("status", "--watch", "--json", "--address", node.address)
     assert done.code == 0
     assert [json.loads(line)["mesh_id"] for line in done.out.splitlines()] == ["feedfeed"] * 3
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "said"),
+    [
+        (1, 1, "an idle topic is brought back, not computed again"),
+        (1, 9, "an idle topic is brought back, not computed again (from disk: of 9 or more)"),
+        (3, 3, "an idle topic of 3 tokens or more is brought back, not computed again"),
+        (3, 0, "an idle topic of 3 tokens or more is brought back, not computed again from memory, not from disk"),
+    ],
+)
+def test_from_which_length_on_a_topic_is_brought_back(memory: int, disk: int, said: str) -> None:
+    speeds = mesh_pb2.Speeds(prefill_tokens_per_s=500, worth_tokens=memory, worth_tokens_disk=disk)
+    assert render._speed(mesh_pb2.StatusResponse(speeds=speeds)) == f"500 tokens/s of a prompt; {said}"
