@@ -19,7 +19,7 @@
 
 namespace {
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define CONCLAVE_ROWS 16
 #define WIDE(name) _mm512_##name
 typedef __m512i Bytes;
@@ -130,6 +130,7 @@ struct Q8_0 {
     static constexpr ggml_type ACTIVATIONS = GGML_TYPE_Q8_0;
     static constexpr Kind KIND = Kind::PLAIN;
     static constexpr int BYTES = sizeof(block_q8_0), UNITS = 1, TOGETHER = 1;  // rows that a block has
+    static constexpr int LEAST = 2;                // columns with which it pays
     static constexpr int OFFSET = VNNI ? 128 : 0;  // what each byte is more than its weight
     static constexpr int MOST = 255;               // what a byte can be; of these alone some may be negative
 
@@ -148,7 +149,7 @@ struct Q8_0 {
 struct Q5_0 {
     static constexpr ggml_type ACTIVATIONS = GGML_TYPE_Q8_0;
     static constexpr Kind KIND = Kind::PLAIN;
-    static constexpr int BYTES = sizeof(block_q5_0), UNITS = 1, TOGETHER = 1, OFFSET = 16, MOST = 31;
+    static constexpr int BYTES = sizeof(block_q5_0), UNITS = 1, TOGETHER = 1, LEAST = 2, OFFSET = 16, MOST = 31;
 
     static void unpack(const Rows & rows, int64_t at, Unit * u) {
         Bytes q[4];
@@ -190,7 +191,7 @@ struct Sixes {
 template <typename Block, bool FIVE> struct K4 {
     static constexpr ggml_type ACTIVATIONS = GGML_TYPE_Q8_K;
     static constexpr Kind KIND = Kind::MORE;
-    static constexpr int BYTES = sizeof(Block), UNITS = 8, TOGETHER = 1, OFFSET = 0, MOST = FIVE ? 31 : 15;
+    static constexpr int BYTES = sizeof(Block), UNITS = 8, TOGETHER = 1, LEAST = 3, OFFSET = 0, MOST = FIVE ? 31 : 15;
 
     static void unpack(const Rows & rows, int64_t at, Unit * u) {
         Bytes head[4], bits[8];
@@ -227,7 +228,7 @@ using Q5_K = K4<block_q5_K, true>;
 struct Q6_K {
     static constexpr ggml_type ACTIVATIONS = GGML_TYPE_Q8_K;
     static constexpr Kind KIND = Kind::HALVES;
-    static constexpr int BYTES = sizeof(block_q6_K), UNITS = 8, TOGETHER = 1, OFFSET = 32, MOST = 63;
+    static constexpr int BYTES = sizeof(block_q6_K), UNITS = 8, TOGETHER = 1, LEAST = 4, OFFSET = 32, MOST = 63;
 
     static void unpack(const Rows & rows, int64_t at, Unit * u) {
         for (int half = 0; half < 2; ++half) {
@@ -285,7 +286,7 @@ inline Floats eights(const Rows & rows, int64_t offset) {
 struct Q4_0x8 {
     static constexpr ggml_type ACTIVATIONS = GGML_TYPE_Q8_0;
     static constexpr Kind KIND = Kind::PLAIN;
-    static constexpr int BYTES = sizeof(block_q4_0x8), UNITS = 1, TOGETHER = 8, OFFSET = 8, MOST = 15;
+    static constexpr int BYTES = sizeof(block_q4_0x8), UNITS = 1, TOGETHER = 8, LEAST = 2, OFFSET = 8, MOST = 15;
 
     static void unpack(const Rows & rows, int64_t at, Unit * u) {
         Bytes q[4];
@@ -303,7 +304,7 @@ struct Q4_0x8 {
 struct Q4_Kx8 {
     static constexpr ggml_type ACTIVATIONS = GGML_TYPE_Q8_K;
     static constexpr Kind KIND = Kind::MORE;
-    static constexpr int BYTES = sizeof(block_q4_Kx8), UNITS = 8, TOGETHER = 8, OFFSET = 0, MOST = 15;
+    static constexpr int BYTES = sizeof(block_q4_Kx8), UNITS = 8, TOGETHER = 8, LEAST = 3, OFFSET = 0, MOST = 15;
 
     static void unpack(const Rows & rows, int64_t at, Unit * u) {
         for (int j = 0; j < 4; ++j) {
@@ -316,34 +317,50 @@ struct Q4_Kx8 {
                 }
             }
         }
-        alignas(8) uint8_t s[8][ROWS], m[8][ROWS];  // by unit and row
-        for (int r = 0; r < ROWS; r += 8) {
-            const char * scales = rows.at[r] + at + 32;
-            for (int i = 0; i < 8; ++i) {
-                uint32_t a, b, c;
-                std::memcpy(&a, scales + 12 * i, 4);
-                std::memcpy(&b, scales + 12 * i + 4, 4);
-                std::memcpy(&c, scales + 12 * i + 8, 4);
-                const uint32_t four = 0x0f0f0f0f, two = 0x30303030, six = 0x3f3f3f3f;
-                const uint32_t ss[2] = {a & six, (c & four) | (a >> 2 & two)};
-                const uint32_t ms[2] = {b & six, (c >> 4 & four) | (b >> 2 & two)};
-                std::memcpy(&s[i][r], ss, 8);
-                std::memcpy(&m[i][r], ms, 8);
-            }
+        alignas(64) uint8_t s[ROWS / 8][64], m[ROWS / 8][64];  // by unit and row
+        for (int g = 0; g < ROWS / 8; ++g) {
+            sixes(rows.at[8 * g] + at + 32, s[g], m[g]);
         }
         const Floats d = eights(rows, at), least = eights(rows, at + 16);
         for (int i = 0; i < 8; ++i) {
-            u[i].d = WIDE(mul_ps)(d, numbers(s[i]));
-            u[i].more = WIDE(mul_ps)(least, numbers(m[i]));
+            u[i].d = WIDE(mul_ps)(d, numbers(s[0] + 8 * i));
+            u[i].more = WIDE(mul_ps)(least, numbers(m[0] + 8 * i));
         }
     }
 
   private:
+    // Scales and minima of eight rows, which lie three words a unit: unit i's are made bytes 8i to 8i+7.
+    static void sixes(const char * from, uint8_t * s, uint8_t * m) {
+        const auto * words = reinterpret_cast<const __m256i *>(from);
+        const __m256i x = _mm256_loadu_si256(words), y = _mm256_loadu_si256(words + 1), z = _mm256_loadu_si256(words + 2);
+        // Words 3i, 3i+1 and 3i+2 of 24.
+        const __m256i a = _mm256_permutevar8x32_epi32(_mm256_blend_epi32(_mm256_blend_epi32(x, y, 0x92), z, 0x24),
+                                                      _mm256_setr_epi32(0, 3, 6, 1, 4, 7, 2, 5));
+        const __m256i b = _mm256_permutevar8x32_epi32(_mm256_blend_epi32(_mm256_blend_epi32(x, y, 0x24), z, 0x49),
+                                                      _mm256_setr_epi32(1, 4, 7, 2, 5, 0, 3, 6));
+        const __m256i c = _mm256_permutevar8x32_epi32(_mm256_blend_epi32(_mm256_blend_epi32(x, y, 0x49), z, 0x92),
+                                                      _mm256_setr_epi32(2, 5, 0, 3, 6, 1, 4, 7));
+        const __m256i four = _mm256_set1_epi8(15), two = _mm256_set1_epi8(48), six = _mm256_set1_epi8(63);
+        split(a & six, (c & four) | (_mm256_srli_epi32(a, 2) & two), s);
+        split(b & six, (_mm256_srli_epi32(c, 4) & four) | (_mm256_srli_epi32(b, 2) & two), m);
+    }
+
+    static void split(__m256i first, __m256i second, uint8_t * to) {
+        const __m256i a = _mm256_unpacklo_epi32(first, second), b = _mm256_unpackhi_epi32(first, second);
+        auto * at = reinterpret_cast<__m128i *>(to);
+        _mm_store_si128(at, _mm256_castsi256_si128(a));
+        _mm_store_si128(at + 1, _mm256_castsi256_si128(b));
+        _mm_store_si128(at + 2, _mm256_extracti128_si256(a, 1));
+        _mm_store_si128(at + 3, _mm256_extracti128_si256(b, 1));
+    }
+
     static Floats numbers(const uint8_t * bytes) {
+        const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(bytes));
 #if CONCLAVE_ROWS == 16
-        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes))));
+        const __m128i more = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(bytes + 64));
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi64(eight, more)));
 #else
-        return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(bytes))));
+        return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
 #endif
     }
 };

@@ -6,7 +6,7 @@
 //
 // The linker puts two functions in the place of llama.cpp's (--wrap, see ../lean.cmake): the one that is asked first for
 // every product of weights in a file's layout, and the one that is for repacked weights. What they do not take goes on to
-// llama.cpp's own, which is also all there is on processors without AVX-512 VNNI. Products of experts (mul_mat_id) are its own.
+// llama.cpp's own, which is also all there is on processors without AVX2. Products of experts (mul_mat_id) are its own.
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
@@ -17,7 +17,7 @@
 extern "C" bool __real_ggml_compute_forward_mul_mat_tiled(const ggml_compute_params *, ggml_tensor *);
 extern "C" bool __real_ggml_cpu_extra_compute_forward(ggml_compute_params *, ggml_tensor *);
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__F16C__)
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 #include "columns.h"
 
@@ -148,13 +148,12 @@ template <typename W> void product(const ggml_compute_params * params, ggml_tens
     const int64_t k = weights->ne[0], n = ggml_nrows(activations), units = k / 32, ith = params->ith, nth = params->nth;
     const int64_t bytes = units / A::UNITS * A::BYTES;
     auto * quantized = static_cast<char *>(params->wdata);
-    const ggml_from_float_t quantize = ggml_get_type_traits_cpu(W::ACTIVATIONS)->from_float;
     // A few rows are split among the threads by blocks, many by rows.
     const int64_t blocks = units / A::UNITS, pieces = n >= 4 * nth ? 1 : std::min(nth, blocks);
     for (int64_t i = ith; i < n * pieces; i += nth) {
         const int64_t j = i / pieces, begin = blocks * (i % pieces) / pieces, end = blocks * (i % pieces + 1) / pieces;
         const auto * row = reinterpret_cast<const float *>(static_cast<const char *>(activations->data) + j * activations->nb[1]);
-        quantize(row + begin * 32 * A::UNITS, quantized + j * bytes + begin * A::BYTES, (end - begin) * 32 * A::UNITS);
+        A::quantize(row + begin * 32 * A::UNITS, quantized + j * bytes + begin * A::BYTES, (end - begin) * 32 * A::UNITS);
     }
     if (ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, static_cast<int>(nth));
@@ -184,42 +183,56 @@ template <typename W> void product(const ggml_compute_params * params, ggml_tens
     }
 }
 
-// Whether a product is of the simple kind: one matrix, and rows of floats that follow one another.
-bool is_plain(const ggml_tensor * dst) {
+// Whether a product is of the simple kind: one matrix, and rows of floats that follow one another. One column is a matter of
+// memory alone, and of the few that a type's LEAST leaves out llama.cpp's own way was as fast or faster, measured.
+template <typename W> bool takes(const ggml_tensor * dst) {
     const ggml_tensor * weights = dst->src[0];
     const ggml_tensor * activations = dst->src[1];
-    // One column is a matter of memory alone, and llama.cpp's way with it is as fast.
     return dst->type == GGML_TYPE_F32 && activations->type == GGML_TYPE_F32 && ggml_is_contiguous(activations) &&
-           ggml_is_contiguous(dst) && weights->ne[2] == 1 && weights->ne[3] == 1 && ggml_nrows(activations) > 1 &&
-           weights->ne[1] >= ROWS && weights->nb[0] == ggml_type_size(weights->type);
+           ggml_is_contiguous(dst) && weights->ne[2] == 1 && weights->ne[3] == 1 && weights->ne[1] >= ROWS &&
+           weights->nb[0] == ggml_type_size(weights->type) && ggml_nrows(activations) >= W::LEAST;
+}
+
+template <typename W> bool taken(const ggml_compute_params * params, ggml_tensor * dst) {
+    if (takes<W>(dst)) {
+        product<W>(params, dst);
+        return true;
+    }
+    return false;
+}
+
+bool taken(const ggml_compute_params * params, ggml_tensor * dst) {
+    switch (dst->src[0]->type) {
+        case GGML_TYPE_Q8_0: return taken<Q8_0>(params, dst);
+        case GGML_TYPE_Q5_0: return taken<Q5_0>(params, dst);
+        case GGML_TYPE_Q4_K: return taken<Q4_K>(params, dst);
+        case GGML_TYPE_Q5_K: return taken<Q5_K>(params, dst);
+        case GGML_TYPE_Q6_K: return taken<Q6_K>(params, dst);
+        default: return false;
+    }
+}
+
+bool repacked_taken(const ggml_compute_params * params, ggml_tensor * dst) {
+    switch (dst->src[0]->type) {
+        case GGML_TYPE_Q4_0: return taken<Q4_0x8>(params, dst);
+        case GGML_TYPE_Q4_K: return taken<Q4_Kx8>(params, dst);
+        default: return false;
+    }
 }
 
 }  // namespace
 
 extern "C" bool __wrap_ggml_compute_forward_mul_mat_tiled(const ggml_compute_params * params, ggml_tensor * dst) {
-    if (!params->use_ref && dst->src[0]->extra == nullptr && is_plain(dst)) {
-        switch (dst->src[0]->type) {
-            case GGML_TYPE_Q8_0: return product<Q8_0>(params, dst), true;
-            case GGML_TYPE_Q5_0: return product<Q5_0>(params, dst), true;
-            case GGML_TYPE_Q4_K: return product<Q4_K>(params, dst), true;
-            case GGML_TYPE_Q5_K: return product<Q5_K>(params, dst), true;
-            case GGML_TYPE_Q6_K: return product<Q6_K>(params, dst), true;
-            default: break;
-        }
-    }
-    return __real_ggml_compute_forward_mul_mat_tiled(params, dst);
+    return (!params->use_ref && dst->src[0]->extra == nullptr && taken(params, dst)) ||
+           __real_ggml_compute_forward_mul_mat_tiled(params, dst);
 }
 
 extern "C" bool __wrap_ggml_cpu_extra_compute_forward(ggml_compute_params * params, ggml_tensor * op) {
-    if (op->op == GGML_OP_MUL_MAT && op->src[0]->extra != nullptr && op->src[0]->buffer != nullptr &&
-        op->src[0]->buffer->buft == ggml_backend_cpu_repack_buffer_type() && op->src[0]->ne[1] % 8 == 0 && is_plain(op)) {
-        switch (op->src[0]->type) {
-            case GGML_TYPE_Q4_0: return product<Q4_0x8>(params, op), true;
-            case GGML_TYPE_Q4_K: return product<Q4_Kx8>(params, op), true;
-            default: break;
-        }
-    }
-    return __real_ggml_cpu_extra_compute_forward(params, op);
+    const ggml_tensor * weights = op->src[0];
+    return (op->op == GGML_OP_MUL_MAT && weights->extra != nullptr && weights->buffer != nullptr &&
+            weights->buffer->buft == ggml_backend_cpu_repack_buffer_type() && weights->ne[1] % 8 == 0 &&
+            repacked_taken(params, op)) ||
+           __real_ggml_cpu_extra_compute_forward(params, op);
 }
 
 #else
