@@ -1,10 +1,11 @@
 """What our kernels are worth: prompts and decode steps by batch size, on llama.cpp as it is and on ours.
 
-    python scripts/bench/kernels.py [--type q8_0] [--rounds 3] [--quick] [--json]
+    python scripts/bench/kernels.py [--type q8_0] [--shape 0.5b] [--rounds 3] [--quick] [--json]
 
-A random-weight model in the shape of Qwen2.5-0.5B, two threads, f16 KV, flash attention, llama.cpp driven by hand in a
-process of its own each time; rounds go A B A B. Without context a step is nearly all matrix products; what 512 and
-2,048 tokens that the sequences share add to it is attention, and so is what 256 tokens that each has for itself do.
+A random-weight model in the shape of Qwen2.5-0.5B (`--shape blocks`: one with rows of whole blocks of 256, so that K
+types are what they are in larger models), two threads, f16 KV, flash attention, llama.cpp driven by hand in a process
+of its own each time; rounds go A B A B. Without context a step is nearly all matrix products; what 512 and 2,048
+tokens that the sequences share add to it is attention, and so is what 256 tokens that each has for itself do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from node.engine.backend import Row
 from node.engine.llamacpp import LlamaBackend, LlamaOptions
 from scripts.bench import rivals, running
-from scripts.bench.make_model import TYPES, model
+from scripts.bench.make_model import SHAPES, TYPES, model
 
 THREADS = 2
 BATCHES = (1, 2, 4, 8, 16)
@@ -94,12 +95,13 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", default="q8_0", choices=TYPES)
+    parser.add_argument("--shape", default="0.5b", choices=SHAPES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round of few steps")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rounds, steps = (1, 5) if args.quick else (args.rounds, 15)
-    path, stock = model(args.type), rivals.build()
+    path, stock = model(args.type, args.shape), rivals.build()
     theirs, ours = [], []
     for _ in range(rounds):
         theirs.append(child(path, steps, stock))
@@ -114,7 +116,7 @@ def main() -> None:
         label = f"a step of {batch} after {tokens}" if batch else f"a prompt of {PROMPT} tokens"
         rows.append([label, f"{a:.1f}", f"{b:.1f}", f"{speedups[name]:.2f}"])
     running.table(rows)
-    running.finish({"type": args.type, "speedups": speedups}, as_json=args.json)
+    running.finish({"type": args.type, "shape": args.shape, "speedups": speedups}, as_json=args.json)
 
 
 if __name__ == "__main__":

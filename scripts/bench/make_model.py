@@ -47,6 +47,9 @@ class Shape:
 
 
 QWEN_05B = Shape()
+# Rows of whole blocks of 256, as models of 1.5B and more have them: so Q4_K_M files of it are Q4_K and Q6_K throughout.
+BLOCKS = Shape(layers=12, width=1024, heads=16, hidden=2816, vocabulary=32_000)
+SHAPES = {"0.5b": QWEN_05B, "blocks": BLOCKS}
 TINY = Shape("gemma2", layers=2, width=64, heads=2, kv_heads=1, hidden=128, vocabulary=300, context=2048)
 
 
@@ -138,14 +141,14 @@ def quantize(source: Path, target: Path, kind: str) -> None:
         sys.exit(f"{source} could not be quantized to {kind}")
 
 
-def model(kind: str = "q8_0") -> Path:
-    """The 0.5B-shaped model in a type, made once."""
+def model(kind: str = "q8_0", shape: str = "0.5b") -> Path:
+    """The model of a shape in a type, made once."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    target = CACHE / f"qwen2-0.5b-random-{kind}.gguf"
+    target = CACHE / f"qwen2-{shape}-random-{kind}.gguf"
     if not target.exists():
-        source = CACHE / "qwen2-0.5b-random-f16.gguf"
+        source = CACHE / f"qwen2-{shape}-random-f16.gguf"
         if not source.exists():
-            write(source.with_suffix(".part"), QWEN_05B)
+            write(source.with_suffix(".part"), SHAPES[shape])
             source.with_suffix(".part").rename(source)
         if kind != "f16":
             quantize(source, target.with_suffix(".part"), kind)
@@ -156,6 +159,7 @@ def model(kind: str = "q8_0") -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", default="q8_0", choices=TYPES)
+    parser.add_argument("--shape", default="0.5b", choices=SHAPES)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--window", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -167,7 +171,7 @@ def main() -> None:
         write(args.out, shape)
         print(args.out)
     else:
-        print(model(args.type))
+        print(model(args.type, args.shape))
 
 
 if __name__ == "__main__":
