@@ -60,7 +60,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
 
     async def made(borrower: Borrower, usable: int, *, after_loss: bool = False, **config: Any) -> list[str]:
         room = Room("memory", "a machine", 8 * GIB, usable, usable, "what others leave")
-        monkeypatch.setattr(backends, "rooms", lambda machine, has_gpu: (room, room))
+        monkeypatch.setattr(backends, "rooms", lambda machine, **_: (room, room))
         notices: list[str] = []
         await backends.make(
             Config(model=str(path), **config),
@@ -212,7 +212,7 @@ def test_what_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was said, or what a model might take; no more than there is."""
     monkeypatch.setattr(llamacpp, "has_rpc", lambda: True)
     room = Room("memory", "a machine", 8 * GIB, 5 * GIB, 4 * GIB, "half of the memory")
-    monkeypatch.setattr(backends, "rooms", lambda machine, has_gpu: (room, room))
+    monkeypatch.setattr(backends, "rooms", lambda machine, **_: (room, room))
     assert backends.lendable(Config(pool="auto"), print)[0] == 4 * GIB
     most, threads, free = backends.lendable(Config(pool="1.5", threads=3), print)
     assert (most, threads) == (int(1.5 * GIB), 3)
