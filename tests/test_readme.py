@@ -1,4 +1,4 @@
-"""What README.md names is there: flags, commands, targets of make, files, and the methods that a node serves."""
+"""What README.md names is there: flags, commands, targets of make, and files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from google.protobuf import descriptor_pool
-from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
 
-from node.api import rpc
 from node.cli import parser
 from node.cli.commands import COMMANDS
 from node.config import Config
@@ -55,10 +51,3 @@ def test_targets_of_make() -> None:
 def test_links_lead_to_files(file: str) -> None:
     found = re.findall(r"\]\((?!https?:)([^)#\s]+)", (ROOT / file).read_text())
     assert [link for link in found if not ((ROOT / file).parent / link).exists()] == []
-
-
-def test_methods_of_the_listener_for_clients() -> None:
-    listed = set(re.findall(r"^(?:node\.v1|grpc)\.[\w.]+/\w+$", README, re.MULTILINE))
-    pool = descriptor_pool.Default()
-    names = (*rpc.services(is_mesh=False), health.SERVICE_NAME, reflection.SERVICE_NAME)
-    assert listed == {f"{name}/{m.name}" for name in names for m in pool.FindServiceByName(name).methods}

@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 # KV is taken when a topic has rested so long: the next turn of a quick typist would take it away from under us.
 DEBOUNCE_S = 0.3
+# A snapshot that did not reach a peer is offered again after so long, then after twice as long, and so on: the peer
+# stood still for a moment, or its disk was full. In the end the topic's next turn does it, or the peer's return.
+AGAIN_S = 5.0
+AGAIN = 4
 # Pushes at a time, over all topics: they are in the background, and two fill a link.
 MAX_PUSHES = 2
 # Changes of the membership within this time are one.
@@ -165,26 +169,32 @@ class Replicator:
 
     async def _replicate(self, topic: str) -> None:
         again = self._waiting[topic]
+        tries = 0
         try:
             while True:
                 again.clear()
+                rest = AGAIN_S * 2 ** (tries - 1) if tries else DEBOUNCE_S
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(DEBOUNCE_S):
+                    async with asyncio.timeout(rest):
                         await again.wait()
+                        tries = 0
                         continue
-                await self._push(topic)
-                if not again.is_set():
+                all_have_it = await self._push(topic)
+                tries = 0 if again.is_set() else tries + 1
+                if tries and (all_have_it or tries > AGAIN):
                     return
         finally:
             del self._waiting[topic]
 
-    async def _push(self, topic: str) -> None:
-        """Bring the snapshot on our disk up to date, and those of the topic's keepers."""
+    async def _push(self, topic: str) -> bool:
+        """Bring the snapshot on our disk up to date, and those of the topic's keepers. False if one could not be
+        reached."""
         try:
             head = await self._snapshot(topic)
         except ConclaveError as e:
             log.info("no snapshot of a topic was taken: %s", e)
-            return
+            return True
+        reached = True
         fingerprint = self._engine.info.fingerprint
         for peer in self.turns.keepers(topic):
             if head is None or peer.info.fingerprint != fingerprint:
@@ -194,6 +204,8 @@ class Replicator:
                     await self._transfer.push(peer, head)
                 except ConclaveError as e:
                     log.info("the snapshot of a topic did not reach node %s: %s", peer.id, e)
+                    reached = False
+        return reached
 
     async def _snapshot(self, topic: str) -> Header | None:
         """The snapshot on our disk, up to date."""

@@ -1,8 +1,5 @@
-"""What `doctor` and `models plan` say of recorded machines (tests/hardware/machines): the README's table, and the whole
-outputs in machines.md beside this file.
-
-python scripts/readme/machines.py            the table
-python scripts/readme/machines.py --write    machines.md
+"""What `doctor` and `models plan` say of recorded machines (tests/hardware/machines): writes machines.md beside this
+file, a table and then all that they print.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ are recorded as what their files, commands and management library say
 ([tests/hardware/machines](../../tests/hardware/machines)): none of them was there. Doctor's other lines are about the
 network, the disk and the program, so they are left out. How fast a processor's memory is was not recorded, so no plan
 says how fast tokens are written.
-Written by `python scripts/readme/machines.py --write`.
+Written by `python scripts/readme/machines.py`.
 """
 
 
@@ -47,7 +44,7 @@ def found(name: str) -> Machine:
 
 def page() -> str:
     """All of machines.md."""
-    return HEAD + "".join(_section(name) for name in SHOWN)
+    return HEAD + "\n" + "\n".join(table()) + "\n" + "".join(_section(name) for name in SHOWN)
 
 
 def _section(name: str) -> str:
@@ -73,7 +70,7 @@ def _section(name: str) -> str:
 
 
 def table() -> Iterator[str]:
-    """The README's table, line by line."""
+    """A line a machine."""
     yield "| found | may be used | model, once | slots | full copies | or |"
     yield "|---|---|---|---|---|---|"
     for name in SHOWN:
@@ -96,7 +93,4 @@ def table() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--write"]:
-        PAGE.write_text(page())
-    else:
-        print("\n".join(table()))
+    PAGE.write_text(page())

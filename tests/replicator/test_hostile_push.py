@@ -32,6 +32,7 @@ STRANGER = "z" * 16
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicator_module, "DEBOUNCE_S", 0.02)
+    monkeypatch.setattr(replicator_module, "AGAIN", 0)
 
 
 def chunk(key: bytes, data: bytes, offset: int = 0, *, last: bool = True) -> kvsync_pb2.PushRequest:

@@ -24,6 +24,7 @@ LONG = "Please tell me about it. " * 14
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicator_module, "DEBOUNCE_S", 0.02)
+    monkeypatch.setattr(replicator_module, "AGAIN", 0)
 
 
 async def soon(condition: Any, what: str) -> None:

@@ -19,7 +19,7 @@ from node.core.members import Change, Kind
 from node.core.refusal import Reason, refuse
 from node.core.slots import Speeds, common_prefix
 from node.engine.fake import FakeBackend, FakeSpec
-from node.errors import NotFound
+from node.errors import NotFound, PeerUnavailable
 from node.replicator import Options, snapshots, transfer, turns
 from node.replicator import links as links_module
 from node.replicator import replicator as replicator_module
@@ -46,6 +46,7 @@ async def soon(condition: object, what: str) -> None:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicator_module, "DEBOUNCE_S", 0.02)
+    monkeypatch.setattr(replicator_module, "AGAIN", 0)
     monkeypatch.setattr(replicator_module, "DISK_S", 1e6)  # what is said of a disk must not be over before it is read
     # The tests' machines are busy; what they test is not how quick a disk is.
     monkeypatch.setattr(turns, "ACKNOWLEDGE_S", 10.0)
@@ -279,6 +280,27 @@ async def test_a_broken_push_goes_on_where_it_broke(tmp_path: Path, monkeypatch:
         await one.settled()
         assert two.blocks.tokens("t") == one.blocks.tokens("t")
         assert len({e.key for e in came}) == len(came), "no block came twice"  # type: ignore[attr-defined]
+
+
+async def test_a_snapshot_that_did_not_reach_a_peer_is_offered_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicator_module, "AGAIN", 2)
+    monkeypatch.setattr(replicator_module, "AGAIN_S", 0.01)
+    async with nodes(tmp_path, 2) as (one, two):
+        real, failed = one.replicator._transfer.push, []
+
+        async def fails_twice(peer: Any, head: Any) -> bool:
+            if len(failed) < 2:
+                failed.append(peer)
+                raise PeerUnavailable("it stood still")
+            return await real(peer, head)
+
+        monkeypatch.setattr(one.replicator._transfer, "push", fails_twice)
+        await one.say(f"my boat is called Argo {LONG}")
+        await one.settled()
+        assert len(failed) == 2
+        assert two.blocks.tokens("t") == one.blocks.tokens("t") > 0
 
 
 async def test_a_damaged_snapshot_costs_a_prefill_and_no_answer(tmp_path: Path) -> None:
