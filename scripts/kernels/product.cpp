@@ -203,7 +203,7 @@ template <typename W> bool taken(const ggml_compute_params * params, ggml_tensor
 
 bool taken(const ggml_compute_params * params, ggml_tensor * dst) {
     switch (dst->src[0]->type) {
-        case GGML_TYPE_Q8_0: return taken<Q8_0>(params, dst);
+        case GGML_TYPE_Q8_0: return ROWS == 8 && taken<Q8_0>(params, dst);  // else q8_0.cpp's
         case GGML_TYPE_Q5_0: return taken<Q5_0>(params, dst);
         case GGML_TYPE_Q4_K: return taken<Q4_K>(params, dst);
         case GGML_TYPE_Q5_K: return taken<Q5_K>(params, dst);
