@@ -1,9 +1,10 @@
-"""Returning when the disk has something, not only the drive's own memory: the one place for it."""
+"""Writing what must be on the disk, not only in the drive's own memory, and what can be had again: one place for it."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import sys
 from pathlib import Path
@@ -26,3 +27,16 @@ def sync_directory(path: Path) -> None:
         sync(fd)
     finally:
         os.close(fd)
+
+
+def remember(path: Path, said: object) -> None:
+    """Keep as JSON what can be had again, whole or not at all, as several nodes may do it at once. Where nothing can be
+    written, it is had again the next time."""
+    text = json.dumps(said)
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        try:
+            new.write_text(text)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node import errors
+from node import disk, errors
 from node.errors import BackendError, ConclaveError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ async def ensure(
     known = _remembered(directory / MEMORY)
     if key not in known:
         await _load(options, LEAST_S + found.st_size / BYTES_A_SECOND, progress)
-        _remember(directory / MEMORY, [*known, key][-REMEMBERED:])
+        disk.remember(directory / MEMORY, [*known, key][-REMEMBERED:])
 
 
 async def _load(options: LlamaOptions, within_s: float, progress: Callable[[float], None]) -> None:
@@ -130,14 +130,6 @@ def _remembered(path: Path) -> list[list[object]]:
     except (OSError, ValueError, RecursionError):
         return []
     return [k for k in known if isinstance(k, list)] if isinstance(known, list) else []
-
-
-def _remember(path: Path, keys: list[list[object]]) -> None:
-    """Where nothing can be written the next start tries the file again."""
-    temporary = path.with_suffix(".new")
-    with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps(keys))
-        temporary.replace(path)
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from node import disk
 from node.core.peak import Peak, peak, worn
 from node.errors import InvalidRequest
 from node.hardware.cpu import Cpu
@@ -96,12 +96,7 @@ def _read(file: Path) -> dict[str, Peak]:
 
 
 def _write(file: Path, table: Mapping[str, Peak]) -> None:
-    """Whole or not at all, as several nodes may start at once; a disk that takes nothing is no reason to fail."""
+    """A disk that takes nothing is no reason to fail."""
     with contextlib.suppress(OSError, InvalidRequest):
         private_dir(file.parent)
-        new = file.with_name(f"{file.name}.{os.getpid()}")
-        try:
-            new.write_text(json.dumps({key: asdict(each) for key, each in table.items()}))
-            new.replace(file)
-        finally:
-            new.unlink(missing_ok=True)
+        disk.remember(file, {key: asdict(each) for key, each in table.items()})

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from node import disk
 from node.core.manifest import HASH, PIECE, File, Manifest, check_files, safe_name
 from node.errors import ConclaveError, NotFound
 from node.home import private_dir
@@ -161,11 +162,9 @@ def _remembered(path: Path, stamp: _Stamp, files: tuple[File, ...]) -> list[byte
 
 def _remember(path: Path, stamp: _Stamp, hashes: list[bytes]) -> None:
     """Where nothing can be written, the model is read again the next time."""
-    temporary = path.with_suffix(".new")
     with contextlib.suppress(OSError, ConclaveError):
         private_dir(path.parent)
-        temporary.write_text(json.dumps({"stamp": stamp, "hashes": [h.hex() for h in hashes]}))
-        temporary.replace(path)
+        disk.remember(path, {"stamp": stamp, "hashes": [h.hex() for h in hashes]})
 
 
 @contextlib.contextmanager
