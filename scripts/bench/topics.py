@@ -170,9 +170,22 @@ def pinned(path: Path, kind: str, topics: int, messages: int, first: int) -> dic
         "streams_over_ours": times["separate streams (llama-server on our kernels)"].mean / mine.mean,
     }
     if kind == "round-robin":
-        size = len(mine.first) // max(messages // topics - 1, 1)
-        figures["last_cycle_over_second"] = statistics.median(mine.first[-size:]) / statistics.median(mine.first[:size])
+        print("\nthe median of each cycle, ms, from the second\n")
+        running.table([["cycle", *range(2, len(mine.first) // topics + 2)]] + [
+            [name, *(f"{statistics.median(t.first[i : i + topics]):.1f}" for i in range(0, len(t.first), topics))]
+            for name, t in times.items()
+        ])
+        figures["last_cycle_over_second"] = growth(mine.first, topics)
+        figures["server_last_cycle_over_second"] = growth(theirs.first, topics)
+        figures["streams_last_cycle_over_second"] = growth(
+            times["separate streams (llama-server on our kernels)"].first, topics
+        )
     return figures
+
+
+def growth(first: list[float], topics: int) -> float:
+    """The median of the last cycle over that of the second, the first that is in `first`."""
+    return statistics.median(first[-topics:]) / statistics.median(first[:topics])
 
 
 def lru(path: Path, kind: str, topics: int, messages: int, first: int) -> dict[str, object]:
