@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from node.types import EarlyStop, Strategy
@@ -107,3 +107,11 @@ def replicas(topic: str, nodes: Iterable[str], count: int) -> list[str]:
         return hashlib.blake2b(node.encode(), key=hashlib.blake2b(topic.encode(), digest_size=32).digest()).digest()
 
     return sorted(set(nodes), key=score, reverse=True)[:count]
+
+
+def keepers(topic: str, maker: str, models: Mapping[str, str], count: int) -> list[str]:
+    """The nodes that keep a topic besides the one that makes its turns, as that one chooses among the nodes that are
+    there, `models` by node id: those of its model, or where there is none, any."""
+    others = [node for node in models if node != maker]
+    same = [node for node in others if models[node] == models.get(maker)]
+    return replicas(topic, same or others, count)

@@ -64,21 +64,18 @@ class Turns:
     # ---- who ----
 
     def keepers(self, topic: str, more: int = 0) -> list[Peer]:
-        """The peers that keep a topic besides us: of our model, or where there is none, any. `more` of them than that
-        are those that could have been chosen by another node."""
+        """The peers that keep a topic's turns of ours; `more` of them than that are those that could have been chosen
+        by another node."""
         if not self._replicas:
             return []
-        alive = self._mesh.peers()
-        same = [p for p in alive if p.info.fingerprint == self._fingerprint] or alive
-        by_id = {p.id: p for p in same}
-        return [by_id[i] for i in placement.replicas(topic, by_id, self._replicas + more)]
+        by_id = {p.id: p for p in self._mesh.peers()}
+        return [by_id[i] for i in self._chosen(topic, self._id, self._replicas + more)]
 
-    def _keepers_of(self, topic: str, maker: str) -> list[str]:
-        """The nodes that keep a topic besides another one, as that one would choose."""
+    def _chosen(self, topic: str, maker: str, count: int) -> list[str]:
+        """The nodes that the maker of a topic's turn chooses to keep it; one that is gone had our model, for all we
+        know."""
         models = {p.id: p.info.fingerprint for p in self._mesh.peers()} | {self._id: self._fingerprint}
-        model = models.pop(maker, self._fingerprint)
-        same = [id for id, its in models.items() if its == model] or list(models)
-        return placement.replicas(topic, same, self._replicas)
+        return placement.keepers(topic, maker, {maker: self._fingerprint} | models, count)
 
     def holders(self, topic: str) -> list[Peer]:
         """The peers that should have a topic's next turn: its keepers, and whoever is known to hold it, as a node that
@@ -98,11 +95,6 @@ class Turns:
         has. Where all have one, they are among those that are asked for newer turns anyway."""
         alive = {p.id: p for p in self._mesh.peers()}
         return [alive[i] for i in placement.replicas(topic, [*alive, self._id], WITNESSES) if i in alive]
-
-    def is_keeper(self, topic: str) -> bool:
-        """Whether this node is among those that keep a topic, as another node would choose."""
-        ids = [p.id for p in self._mesh.peers() if p.info.fingerprint == self._fingerprint]
-        return self._id in placement.replicas(topic, [*ids, self._id], self._replicas + 1)
 
     def next_version(self, topic: str) -> Version:
         """The version that a turn made here has. Taking over from a node that is held for dead raises the epoch, so
@@ -189,7 +181,7 @@ class Turns:
         branch by now, is not known to the maker of this one. We know of it and tell it, or it would stay behind."""
         held = self._store.log(topic)
         makers = {e.version.node_id for e in held.path()[-MAX_ASKED:]}
-        told = {self._id, *makers, *self._keepers_of(topic, entry.version.node_id)}
+        told = {self._id, *makers, *self._chosen(topic, entry.version.node_id, self._replicas)}
         behind = {*had, *(version.node_id for version in held.branches())} - told
         for peer in self._mesh.peers() if behind else ():
             if peer.id in behind:
@@ -290,7 +282,7 @@ class Turns:
         ours = self._store.version(topic)
         if version == ours:
             self._store.add_replica(topic, version, peer.id)
-        elif version > ours and (ours != Version() or info.forgotten or self.is_keeper(topic)):
+        elif version > ours and (ours != Version() or info.forgotten or self._should_keep(topic, version, peer)):
             if not info.forgotten:
                 return await self.fetch(peer, topic)
             if ours != Version():
@@ -299,6 +291,12 @@ class Turns:
         elif version < ours and (head := self._store.log(topic).get(ours)) is not None:
             await self.send(peer, topic, head)
         return False
+
+    def _should_keep(self, topic: str, version: Version, holder: Peer) -> bool:
+        """Whether a topic that is not here should be: who made its last turn chooses us, or where that one is gone, the
+        peer that holds it."""
+        maker = version.node_id if any(p.id == version.node_id for p in self._mesh.peers()) else holder.id
+        return self._id in self._chosen(topic, maker, self._replicas)
 
     # ---- forgetting ----
 
