@@ -171,10 +171,13 @@ def pinned(path: Path, kind: str, topics: int, messages: int, first: int) -> dic
     }
     if kind == "round-robin":
         print("\nthe median of each cycle, ms, from the second\n")
-        running.table([["cycle", *range(2, len(mine.first) // topics + 2)]] + [
-            [name, *(f"{statistics.median(t.first[i : i + topics]):.1f}" for i in range(0, len(t.first), topics))]
-            for name, t in times.items()
-        ])
+        running.table(
+            [["cycle", *range(2, len(mine.first) // topics + 2)]]
+            + [
+                [name, *(f"{statistics.median(t.first[i : i + topics]):.1f}" for i in range(0, len(t.first), topics))]
+                for name, t in times.items()
+            ]
+        )
         figures["last_cycle_over_second"] = growth(mine.first, topics)
         figures["server_last_cycle_over_second"] = growth(theirs.first, topics)
         figures["streams_last_cycle_over_second"] = growth(
