@@ -1,6 +1,6 @@
 """N candidates of one prompt: through our gRPC, against llama-batched-bench (the floor), llama-server and N processes.
 
-    python scripts/bench/candidates.py [--generate 64] [--rounds 3] [--quick] [--json]
+    python scripts/bench/candidates.py [--generate 64] [--rounds 3] [--servers] [--quick] [--json]
 
 A random-weight model in the shape of Qwen2.5-0.5B, Q8_0; 512 prompt tokens that nobody has seen before, two threads,
 f16 KV, flash attention. Rounds go A B C A B C; ratios are medians over rounds. The rivals are llama.cpp as it is built
@@ -8,7 +8,8 @@ from the same source; ours has our kernels (scripts/kernels). The processes are 
 model a candidate: on llama.cpp's own library with one and with two threads each, the better of which counts, and on
 ours, which tells the design's share from the kernels'.
 
-On two quiet cores three rounds take five minutes with 64 tokens, seven with 128.
+On two quiet cores three rounds take five minutes with 64 tokens, seven with 128. `--servers` runs ours and
+llama-server on our kernels only, in turn, both up all the time: what is equal but for the program.
 """
 
 from __future__ import annotations
@@ -69,6 +70,33 @@ def theirs(server: rivals.Server, rng: random.Random, candidates: int, generate:
     return time.perf_counter() - started
 
 
+def servers(path: Path, generate: int, rounds: int, *, as_json: bool) -> None:
+    """Ours and llama-server on our kernels, in turn."""
+    rng = random.Random(time.time_ns())
+    times: dict[str, list[float]] = {"ours": [], SERVER_OURS: []}
+    with (
+        running.node(*_node(path)) as node,
+        rivals.server(path, "-c", str(8 * 1024), "-np", "8", "-kvu", threads=THREADS, our_kernels=True) as server,
+    ):
+        ours(node, rng, 1, 4)
+        theirs(server, rng, 1, 4)
+        for i in range(rounds):
+            for name in list(times) if i % 2 else list(times)[::-1]:
+                took = ours(node, rng, 8, generate) if name == "ours" else theirs(server, rng, 8, generate)
+                times[name].append(took)
+    for name, values in times.items():
+        print(f"{name}: {' '.join(f'{value:.2f}' for value in values)} s")
+    ratio = statistics.median(times[SERVER_OURS]) / statistics.median(times["ours"])
+    figures: dict[str, object] = {"n8_over_server_on_our_kernels": ratio, "generated_tokens": generate}
+    running.finish(figures, as_json=as_json)
+
+
+def _node(path: Path) -> tuple[str, ...]:
+    """Flags of a node of ours."""
+    return ("--join", "none", "--model", str(path), "--threads", str(THREADS), "--early-stop", "off", "--slots", "8",
+            "--ctx", "1024")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Processes:
     """What so many processes took: seconds, and memory of all in bytes, shared pages in each and counted once."""
@@ -108,10 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generate", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--servers", action="store_true", help="ours and llama-server on our kernels only")
     parser.add_argument("--quick", action="store_true", help="one round of 16 tokens")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rounds, generate = (1, 16) if args.quick else (args.rounds, args.generate)
+    if args.servers:
+        servers(model("q8_0"), generate, rounds, as_json=args.json)
+        return
     running.expect(60 + 1.2 * generate + rounds * (35 + 0.45 * generate))
     rng = random.Random(time.time_ns())
     path = model("q8_0")
@@ -119,8 +151,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         # One after the other, never two models at once: each has the machine to itself.
-        with running.node("--join", "none", "--model", str(path), "--threads", str(THREADS), "--early-stop", "off",
-                          "--slots", "8", "--ctx", "1024") as node:  # fmt: skip
+        with running.node(*_node(path)) as node:
             ours(node, rng, 1, 4)
             times["ours 1"].append(ours(node, rng, 1, generate))
             times["ours 8"].append(ours(node, rng, 8, generate))
