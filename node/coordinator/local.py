@@ -11,7 +11,8 @@ from dataclasses import replace
 from node import metrics, tracing
 from node.coordinator.events import Wrote
 from node.coordinator.traced import Phases
-from node.core import answers, thoughts, tools
+from node.core import answers, formats, thoughts, tools
+from node.core.formats import Format
 from node.engine import scheduler
 from node.engine.face import EngineFace
 from node.errors import InvalidRequest
@@ -20,7 +21,7 @@ from node.types import Ballot, Candidate, FinishReason, GenerateRequest, TokenLo
 Warm = Callable[[str, Sequence[int]], Awaitable[None]]
 # A candidate that ended in one of these ways votes; one that was cut off by a decision or a deadline does not.
 VOTING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS)
-TAIL_TOKENS = 16  # of a prompt, more than the tag of a thought and the white space around it
+TAIL_TOKENS = 16  # of a prompt, more than the tag of a thought or the header of a message
 MAX_TOKEN_CHARS = 256  # the longest tokens of vocabularies are runs of some 100 spaces
 
 
@@ -50,7 +51,7 @@ class LocalPhase:
         """
         counted, phases = _Counted(is_polled=is_polled), Phases(span)
         prompt = await self.prompt(request)
-        opened = _Opened(self._opened(request, prompt))
+        told = _Told(Format.PLAIN if request.is_raw else self.engine.info.format, self._opened(request, prompt))
         if request.topic and self._warm is not None:
             await self._warm(request.topic, prompt)
         seed = request.params.seed
@@ -62,10 +63,13 @@ class LocalPhase:
                 async for event in events:
                     counted.see(event)
                     phases.see(event)
-                    event = opened.told(event)
                     if isinstance(event, scheduler.Done):
-                        made = replace(event.candidate, model=self.engine.info.name)
+                        if (rest := told.rest(event)) is not None:
+                            yield rest
+                        made = replace(told.done(event.candidate), model=self.engine.info.name)
                         event = replace(event, candidate=with_calls(made, request) if request.tools else made)
+                    elif isinstance(event, scheduler.Text):
+                        event = told.text(event)
                     yield event
         finally:
             phases.end()
@@ -94,34 +98,49 @@ class LocalPhase:
         return False if params.think is None and (params.json_schema or params.grammar) else params.think
 
     def _opened(self, request: GenerateRequest, prompt: Sequence[int]) -> str:
-        """The tag of a thought that the end of the prompt opens: it belongs to the text. Empty where it opens none, or
-        where what is written must fit something."""
-        if request.is_raw or request.params.json_schema or request.params.grammar:
+        """What of the prompt's end belongs to the text, such as the tag of a thought that it opens. Empty where it
+        opens none, or where what is written must fit something; but a message's header is never what is written."""
+        format = self.engine.info.format
+        is_bound = bool(request.params.json_schema or request.params.grammar)
+        if request.is_raw or (is_bound and format is not Format.HARMONY):
             return ""
         tail = b"".join(self.engine.piece(token) for token in prompt[-TAIL_TOKENS:])
-        return thoughts.opened(tail.decode(errors="replace"))
+        return formats.opened(format, tail.decode(errors="replace"))
 
 
-class _Opened:
-    """Puts the tag of a thought that the prompt opened before what each candidate writes."""
+class _Told:
+    """Tells what each candidate writes in the format that everything knows, with what the prompt opened before it."""
 
-    def __init__(self, tag: str) -> None:
-        self._tag = tag
-        self._begun: set[int] = set()
+    def __init__(self, format: Format, opened: str) -> None:
+        self._format = format
+        self._opened = opened
+        self._is_plain = formats.reader(format) is None
+        self._begun: dict[int, formats.Reader | None] = {}
 
-    def told(self, event: scheduler.Event) -> scheduler.Event:
-        """The event with the tag, where it is the first text of a candidate, or all of it."""
-        if not self._tag:
+    def text(self, event: scheduler.Text) -> scheduler.Text:
+        """What has become certain by more text."""
+        if self._is_plain and (not self._opened or all(c in self._begun for c, _ in event.pieces)):
             return event
-        if isinstance(event, scheduler.Done):
-            return replace(event, candidate=replace(event.candidate, text=self._tag + event.candidate.text))
-        if isinstance(event, scheduler.Text) and any(c not in self._begun for c, _ in event.pieces):
-            pieces = []
-            for c, text in event.pieces:
-                pieces.append((c, text if c in self._begun else self._tag + text))
-                self._begun.add(c)
-            return replace(event, pieces=tuple(pieces))
-        return event
+        return replace(event, pieces=tuple((c, self._piece(c, text)) for c, text in event.pieces))
+
+    def _piece(self, candidate: int, text: str) -> str:
+        if candidate not in self._begun:
+            self._begun[candidate] = formats.reader(self._format)
+            text = self._opened + text
+        reader = self._begun[candidate]
+        return reader.feed(text) if reader is not None else text
+
+    def rest(self, event: scheduler.Done) -> scheduler.Text | None:
+        """What was held back of a candidate that has ended; None if it was nothing."""
+        reader = self._begun.get(event.candidate.id)
+        text = reader.finish() if reader is not None else ""
+        return scheduler.Text(event.job, ((event.candidate.id, text),)) if text else None
+
+    def done(self, candidate: Candidate) -> Candidate:
+        """A candidate that has ended, with all of its text."""
+        if self._is_plain and not self._opened:
+            return candidate
+        return replace(candidate, text=formats.whole(self._format, self._opened + candidate.text))
 
 
 class _Counted:

@@ -1,15 +1,14 @@
 """What a model thinks before it answers: `<think>…</think>` at the beginning of its text.
 
-DeepSeek-R1, Qwen3 and many others were trained so. A text says by itself whether it has a thought: where a model's
-template opens one in the prompt, the node that writes the text puts the opening tag before it (`opened`). So nothing
-else has to travel with a candidate, and nodes that know nothing of thoughts send and keep them as text.
+DeepSeek-R1, Qwen3 and many others were trained so; what others write is told so (`node.core.formats`). A text says by
+itself whether it has a thought: where a model's template opens one in the prompt, the node that writes the text puts
+the opening tag before it (`opened`). So nothing else has to travel with a candidate, and nodes that know nothing of
+thoughts send and keep them as text.
 """
 
 from __future__ import annotations
 
 OPENS, CLOSES = "<think>", "</think>"
-# Some files call the tags control tokens, which are no text: these are.
-TAGS = frozenset({OPENS.encode(), CLOSES.encode()})
 
 
 def split(text: str) -> tuple[str, str]:
@@ -66,7 +65,7 @@ class Splitter:
             return "", self._taken(len(self._held))
         thought, closed, rest = self._held.partition(CLOSES)
         if not closed:
-            return self._taken(len(thought[: len(thought) - _overlap(thought)].rstrip())), ""
+            return self._taken(len(thought[: len(thought) - overlap(thought, CLOSES)].rstrip())), ""
         said = self._taken(len(thought.rstrip()))
         self._held, self._is_thinking, self._skips = rest, False, True
         return said, self._taken(len(rest))
@@ -84,6 +83,6 @@ class Splitter:
         return taken
 
 
-def _overlap(text: str) -> int:
-    """Length of the longest ending that may be the beginning of the closing tag."""
-    return next((n for n in range(min(len(CLOSES) - 1, len(text)), 0, -1) if CLOSES.startswith(text[-n:])), 0)
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest ending that may be the beginning of a mark."""
+    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-n:])), 0)

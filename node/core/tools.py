@@ -44,7 +44,7 @@ def _scan(text: str, names: set[str]) -> tuple[str, tuple[ToolCall, ...], int]:
     for opened in itertools.islice(_OPEN.finditer(text), MAX_CALLS):
         if opened.start() < at:  # inside of an argument
             continue
-        value, end = _value(text, opened.end())
+        value, end = json_at(text, opened.end())
         closed = _CLOSE.match(text, end)
         call = _call(value, names, len(calls)) if closed else None
         if closed and call:
@@ -118,7 +118,7 @@ def _bare(text: str, names: set[str]) -> ToolCall | None:
     text = text.strip()
     if not text.startswith("{"):
         return None
-    value, end = _value(text, 0)
+    value, end = json_at(text, 0)
     if end != len(text) or not isinstance(value, dict) or not value.keys() <= _BARE:
         return None
     if "parameters" in value and "arguments" not in value:
@@ -133,10 +133,18 @@ def accepted(calls: Sequence[ToolCall], tools: tuple[Tool, ...]) -> bool:
     names = {t.name for t in tools}
     if len(calls) > MAX_CALLS:
         return False
-    return all(c.name in names and isinstance(_value(c.arguments, 0)[0], dict) for c in calls)
+    return all(c.name in names and isinstance(json_at(c.arguments, 0)[0], dict) for c in calls)
 
 
-def _value(text: str, start: int) -> tuple[object, int]:
+def hermes(name: str, arguments: str) -> str:
+    """A call in Hermes form. One whose arguments are no JSON object, such as half of one, is not closed and so none."""
+    said = arguments.strip()
+    found, end = json_at(said, 0)
+    begun = f'{_OPENS}\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {said}'
+    return f"{begun}}}\n{_CLOSES}" if isinstance(found, dict) and end == len(said) else begun
+
+
+def json_at(text: str, start: int) -> tuple[object, int]:
     """The JSON value at a place, and where it ends; None and the same place if there is none."""
     try:
         return _DECODER.raw_decode(text, start)

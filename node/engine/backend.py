@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from node.core.formats import Format
 from node.errors import BackendError
 from node.types import Message, SamplingParams, Tool
 
@@ -37,6 +38,7 @@ class ModelInfo:
     window: int = 0  # tokens that layers with a sliding window see; 0: there are none
     parameters: int = 0  # 0: not known
     weights_bytes: int = 0  # 0: not known
+    format: Format = Format.PLAIN  # in which it writes thoughts and calls
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Chat templates: the Jinja text that a model's file carries, rendered as Hugging Face's `apply_chat_template` does.
 
 The environment (sandboxed, trim_blocks, lstrip_blocks, loop controls, `raise_exception`, `strftime_now`, `tojson`
-without escaping) is that of transformers' utils/chat_template_utils.py, which templates are written against.
+without escaping, `generation`) is that of transformers' utils/chat_template_utils.py, which templates are written
+against.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
-from node.core import thoughts
+from node.core import formats, harmony, mistral, thoughts
+from node.core.formats import Format
 from node.errors import InvalidRequest
 from node.types import Message, Tool
 
@@ -28,12 +32,14 @@ class ChatTemplate:
 
     def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
         env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols], autoescape=False
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation], autoescape=False
         )
         env.filters["tojson"] = _tojson
         env.globals["raise_exception"] = _refuse
         env.globals["strftime_now"] = lambda f: datetime.datetime.now().strftime(f)
         self._bos, self._eos = bos, eos
+        self._format = formats.of(source)
+        self._shows = mistral.OPENS in source  # what was thought, as a part of a content
         try:
             self._template = env.from_string(source)
         except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError) as e:
@@ -43,16 +49,20 @@ class ChatTemplate:
         """The prompt for the assistant's next turn; `think` as in SamplingParams. Raises InvalidRequest if the template
         refuses the messages."""
         # Qwen3's name and others' (vLLM and llama-server pass the first), and DeepSeek-V3.1's.
-        told = {} if think is None else {"enable_thinking": think, "thinking": think}
+        told: dict[str, Any] = {} if think is None else {"enable_thinking": think, "thinking": think}
+        if think is False and self._format is Format.HARMONY:
+            told["reasoning_effort"] = "low"  # the least that gpt-oss knows
         try:
             text = self._template.render(
-                messages=[_message(m) for m in messages],
+                messages=self._messages(messages),
                 tools=[_tool(t) for t in tools] or None,
                 add_generation_prompt=True,
                 bos_token=self._bos,
                 eos_token=self._eos,
                 **told,
             )
+            if think is False and not tools and text.endswith(harmony.ROLE):
+                return text + harmony.FINAL
             # Templates that cannot be told open the thought all the same (DeepSeek-R1's, QwQ's): an empty one then.
             is_open = think is False and thoughts.opened(text[-_TAIL:])
             return f"{text}{'' if text.endswith(_BREAK) else _BREAK}{thoughts.CLOSES}{_BREAK * 2}" if is_open else text
@@ -60,6 +70,30 @@ class ChatTemplate:
             raise
         except Exception as e:  # A template is the model author's program: it may raise anything.
             raise InvalidRequest(f"the model's chat template cannot render these messages: {_line(e)}") from None
+
+    def _messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages in the words that templates of this format have for them."""
+        said = [_message(m) for m in messages]
+        asked = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
+        for i, m in enumerate(said):
+            thought = m.get("reasoning_content")
+            if thought and self._format is Format.HARMONY and m.get("tool_calls"):
+                m["thinking"], m["content"] = thought, ""  # the template takes one of them
+            elif thought and self._shows and i > asked:  # to a model that waits for its tools
+                text = [{"type": "text", "text": m["content"]}] if m["content"] else []
+                m["content"] = [{"type": "thinking", "thinking": thought}, *text]
+        return said
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}`, around what an assistant says: a mark for training, nothing else."""
+
+    tags = {"generation"}  # noqa: RUF012  (as the library declares it)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """What is in it."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _message(m: Message) -> dict[str, Any]:

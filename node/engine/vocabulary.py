@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from node.core import thoughts
+from node.core import formats
 from node.engine.segments import Segments, Special
 from node.errors import BackendError
 
@@ -41,6 +41,8 @@ class Vocabulary:
         self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.size = max(self.size, int(model.get("text_config", model).get("vocab_size") or 0))
         self.template = _text(path / "chat_template.jinja") or _template(self._config.get("chat_template"))
+        self.format = formats.of(self.template)
+        self._tags = formats.tags(self.format)
         self.bos, self.eos = self._token("bos_token"), self._token("eos_token")
         self._specials = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
         ends = model.get("eos_token_id")
@@ -64,7 +66,7 @@ class Vocabulary:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for ids that the tokenizer does not use and for control tokens but a thought's."""
+        """The bytes of a token; none for ids that it does not use and for control tokens but its format's."""
         found = self._pieces.get(token)
         if found is None:
             found = self._pieces[token] = self._piece(token)
@@ -79,7 +81,7 @@ class Vocabulary:
     def _piece(self, token: int) -> bytes:
         text: str = self._tokenizer.id_to_token(token) or ""
         if token in self._specials:
-            return text.encode() if text.encode() in thoughts.TAGS else b""
+            return text.encode() if text.encode() in self._tags else b""
         if self._bytes is not None:
             if all(c in self._bytes for c in text):
                 return bytes(self._bytes[c] for c in text)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from web import Answer, Web, asked, web
 
-from node.engine.backend import Sampler
+from node.core.formats import Format
+from node.engine.backend import ModelInfo, Sampler
 from node.engine.fake import FakeBackend, FakeSpec
 from node.engine.template import ChatTemplate
 from node.types import Message, SamplingParams, Tool
@@ -151,3 +153,75 @@ async def test_the_next_turn_carries_no_thought_and_is_the_same_conversation() -
         used = second["usage"]
         assert used["prompt_tokens"] < first["usage"]["prompt_tokens"] + 20
         assert 0 < used["prompt_tokens_details"]["cached_tokens"] < first["usage"]["prompt_tokens"]
+
+
+HARMONY = """
+{%- for m in messages %}
+    {{- '<' + m.role + '>\\n' + m.content + '\\n</' + m.role + '>\\n' }}
+{%- endfor %}
+{{- '<|channel|>'[:0] + '<|start|>assistant' }}
+"""
+ANTHROPIC = {
+    "model": "fake",
+    "max_tokens": 64,
+    "messages": [{"role": "user", "content": "hi"}],
+    "tools": [{"name": "add", "input_schema": {"type": "object"}}],
+}
+FINAL = "<|channel|>final<|message|>"
+ANALYSIS = "<|channel|>analysis<|message|>"
+
+
+class Harmonic(FakeBackend):
+    """A fake gpt-oss."""
+
+    @property
+    def info(self) -> ModelInfo:
+        return replace(super().info, format=Format.HARMONY)
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool], think: bool | None = None) -> str:
+        return ChatTemplate(HARMONY).render(messages, tools, think)
+
+
+async def test_a_model_that_writes_harmony() -> None:
+    answer = f"{ANALYSIS}So 12 + 30 .<|end|><|start|>assistant{FINAL}answer: 42"
+    async with web(FakeSpec(answers=(answer,)), backend=Harmonic) as node:
+        said = (await chat(node))["choices"][0]["message"]
+        assert (said["reasoning_content"], said["content"]) == ("So 12 + 30 .", "answer: 42")
+        for model in ("fake", "conclave"):
+            streamed = await node.post("/v1/chat/completions", asked(model=model, stream=True))
+            assert deltas(streamed) == ("So 12 + 30 .", "answer: 42")
+        vote = (await chat(node, model="conclave:majority-3"))["conclave"]
+        assert [c["key"] for c in vote["clusters"]] == ["42"]
+        raw = (await node.post("/v1/completions", {"model": "fake", "prompt": "hi"})).json["choices"][0]["text"]
+        assert raw == answer, "a text that is gone on with is left as it is"
+    async with web(FakeSpec(answers=("42",)), backend=Harmonic) as node:
+        assert (await chat(node, reasoning_effort="none"))["choices"][0]["message"]["content"] == "42"
+
+
+async def test_calls_in_harmony() -> None:
+    call = '<|start|>assistant to=functions.add<|channel|>commentary <|constrain|>json<|message|>{"a": 2}'
+    async with web(FakeSpec(answers=(f"{ANALYSIS}Add .<|end|>{call}",)), backend=Harmonic) as node:
+        for model in ("fake", "conclave:majority-3"):
+            said = (await chat(node, tools=[ADD], model=model))["choices"][0]
+            assert (said["finish_reason"], said["message"]["reasoning_content"]) == ("tool_calls", "Add .")
+            [function] = [c["function"] for c in said["message"]["tool_calls"]]
+            assert function == {"name": "add", "arguments": '{"a": 2}'}
+            events = (await node.post("/v1/chat/completions", asked(model=model, tools=[ADD], stream=True))).events
+            told = [c for e in events[:-1] for d in e["choices"] for c in d["delta"].get("tool_calls") or ()]
+            assert "".join(c["function"]["arguments"] for c in told) == '{"a": 2}'
+        blocks = (await node.post("/v1/messages", ANTHROPIC)).json["content"]
+        assert [b["type"] for b in blocks] == ["thinking", "tool_use"]
+
+
+async def test_what_is_thought_is_counted() -> None:
+    async with thinks("So 12 + 30 .\n</think>\n\nIt is 42 .") as node:
+        used = (await chat(node))["usage"]
+        assert used["completion_tokens_details"] == {"reasoning_tokens": 5}
+        assert used["completion_tokens"] > 5 + 3
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        last = (await node.post("/v1/chat/completions", asked(model="fake", **options))).events[-2]
+        assert last["usage"]["completion_tokens_details"] == {"reasoning_tokens": 5}
+        made = (await node.post("/v1/responses", {"model": "fake", "input": "hi"})).json["usage"]
+        assert made["output_tokens_details"] == {"reasoning_tokens": 5}
+    async with web() as node:
+        assert (await chat(node))["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}

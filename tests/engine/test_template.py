@@ -210,3 +210,55 @@ def test_a_template_that_opens_a_thought_in_any_case_has_an_empty_one() -> None:
     template = ChatTemplate("<user>{{ messages[0].content }}<assistant><think>\n\n")
     prompts = [template.render([Message("user", "a")], (), think) for think in (None, False)]
     assert prompts == ["<user>a<assistant><think>\n", "<user>a<assistant><think>\n</think>\n\n"]
+
+
+# As gpt-oss's shows what was thought: with a call, in place of a text.
+HARMONY = """
+{%- for m in messages %}
+    {%- if m.role == 'assistant' and m.tool_calls %}
+        {%- if m.content and m.thinking %}{{ raise_exception('one of them') }}{% endif %}
+        {{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|><|start|>assistant' }}
+        {{- ' to=functions.' + m.tool_calls[0].function.name + '<|channel|>commentary json<|message|>{}<|call|>' }}
+    {%- else %}
+        {{- '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{{- '<|start|>assistant' if reasoning_effort != 'high' }}
+"""
+# As Ministral's does: as a part of a content.
+MISTRAL = """
+{%- for m in messages %}
+    {%- if m.content is string %}{{ '<' + m.role + '>' + m.content }}
+    {%- else %}
+        {%- for part in m.content %}
+            {{- part.text if part.type == 'text' else '[THINK]' + part.thinking + '[/THINK]' }}
+        {%- endfor %}
+    {%- endif %}
+{%- endfor %}
+"""
+THOUGHT = Message("assistant", "<think>\nhm\n</think>\n\nb", (ToolCall("add", "{}"),))
+RESULT = Message("tool", "c")
+
+
+def test_thoughts_in_the_words_of_other_formats() -> None:
+    said = [Message("user", "a"), THOUGHT, RESULT]
+    assert ChatTemplate(HARMONY).render(said, ()) == (
+        "<|start|>user<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>hm<|end|>"
+        "<|start|>assistant to=functions.add<|channel|>commentary json<|message|>{}<|call|>"
+        "<|start|>tool<|message|>c<|end|><|start|>assistant"
+    )
+    template = ChatTemplate(MISTRAL)
+    assert template.render(said, ()) == "<user>a[THINK]hm[/THINK]b<tool>c"
+    assert template.render([*said, Message("user", "d")], ()) == "<user>a<assistant>b<tool>c<user>d"
+
+
+def test_harmony_without_a_thought_begins_with_the_answer() -> None:
+    """But where there are tools: a call has a channel of its own."""
+    template = ChatTemplate(HARMONY)
+    ends = [template.render([Message("user", "a")], tools, False).split("<|end|>")[1] for tools in ((), (Tool("t"),))]
+    assert ends == ["<|start|>assistant<|channel|>final<|message|>", "<|start|>assistant"]
+
+
+def test_marks_for_training_say_nothing() -> None:
+    template = ChatTemplate("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}!{% endfor %}")
+    assert template.render([Message("assistant", "a"), Message("user", "b")], ()) == "a!b!"

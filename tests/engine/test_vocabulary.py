@@ -86,3 +86,24 @@ def test_a_turn_tokenizes_what_is_new_and_all_of_it(path: Path) -> None:
         assert len(found.encode(said)) > len(said) / 20, "not cut off"
         if turn > 60:
             assert sum(seen) < 200
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("<|start|>assistant<|channel|>", "<|channel|>the<|end|>"),
+        ("[THINK]{{ messages }}", "the[THINK]"),
+        ("{{ messages }}", "the"),
+    ],
+)
+def test_marks_of_the_models_format_are_text_and_other_control_tokens_are_not(
+    tmp_path: Path, template: str, says: str
+) -> None:
+    made = byte_level()
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<|channel|>", "<|end|>", "[THINK]", "<s>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    found = Vocabulary(tmp_path)
+    tokens = found.encode("<s><|channel|>the<|end|>[THINK]")
+    assert b"".join(map(found.piece, tokens)).decode().replace(" ", "") == says

@@ -75,7 +75,8 @@ class _Completion:
                     "finish_reason": reason(candidate),
                 }
             )
-        body = self._head("chat.completion") | {"choices": choices, "usage": usage(found)}
+        used = usage(found, await self._here.reasoning(found.choices))
+        body = self._head("chat.completion") | {"choices": choices, "usage": used}
         return _encode(body | self._votes(found.result))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -130,7 +131,7 @@ class _Completion:
                     elif extra:
                         yield chunk([], **extra)
                     if self._asked.include_usage:
-                        yield chunk([], usage=usage(piece))
+                        yield chunk([], usage=usage(piece, await self._here.reasoning(piece.choices)))
                 else:
                     yield chunk([], conclave=votes.event(piece))
 
@@ -139,8 +140,8 @@ class _Completion:
         return {"conclave": votes.outcome(result)} if is_told else {}
 
 
-def usage(found: Answered) -> dict[str, Any]:
-    """Tokens of the prompt, of which some were held already, and of the choices."""
+def usage(found: Answered, reasoning: int) -> dict[str, Any]:
+    """Tokens of the prompt, of which some were held already, and of the choices, of which so many were thoughts."""
     u = found.result.usage
     written = sum(c.tokens for c in found.choices)
     return {
@@ -148,6 +149,7 @@ def usage(found: Answered) -> dict[str, Any]:
         "completion_tokens": written,
         "total_tokens": u.prompt + written,
         "prompt_tokens_details": {"cached_tokens": u.cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
 
 

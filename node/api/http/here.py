@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -16,12 +16,13 @@ from node.api.http import names
 from node.api.http.asked import Asked, Node
 from node.api.http.deltas import Delta, deltas
 from node.coordinator import Coordinator
+from node.core import thoughts
 from node.engine.face import EngineFace
 from node.errors import InvalidRequest
 from node.mesh.mesh import Mesh
 from node.replicator import Travels
 from node.store import Store
-from node.types import NodeInfo, Version
+from node.types import Candidate, NodeInfo, Version
 
 MAX_BODY_BYTES = 16 << 20  # far more than a prompt that fits any context
 MAX_ID_BYTES = 128
@@ -74,6 +75,12 @@ class Here:
             if not self.coordinator.is_busy(topic):
                 request = replace(request, topic=topic)
         return deltas(self.coordinator.stream(request, None, asked.wishes), asked, self.id)
+
+    async def reasoning(self, choices: Sequence[Candidate]) -> int:
+        """Tokens of what choices thought before they answered, counted anew in their texts by this node's model."""
+        thought = [(t, c.tokens) for c in choices if (t := thoughts.split(c.text)[0])]
+        lengths = await self.engine.lengths([t for t, _ in thought]) if thought else []
+        return sum(min(n, written) for n, (_, written) in zip(lengths, thought, strict=True))
 
 
 async def read(request: Request, decoder: msgspec.json.Decoder[T]) -> T:

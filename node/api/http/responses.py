@@ -74,7 +74,8 @@ class _Response:
         """The response as one object."""
         found, [said] = await whole(self._here.answer(self._asked, self._body.prompt_cache_key))
         calls = [_call(c) for c in said.calls]
-        return _encode(self._finished(found, self._output(said.text, said.thought, calls)))
+        output = self._output(said.text, said.thought, calls)
+        return _encode(self._finished(found, output, await self._here.reasoning(found.choices)))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events."""
@@ -113,7 +114,8 @@ class _Response:
                     if has_message:
                         yield self._message_ends(text)
                 elif isinstance(piece, Answered):
-                    body = self._finished(piece, self._output(text, thought, calls))
+                    reasoning = await self._here.reasoning(piece.choices)
+                    body = self._finished(piece, self._output(text, thought, calls), reasoning)
                     yield self._event(f"response.{body['status']}", response=body)
                 else:
                     yield self._event("conclave", conclave=votes.event(piece))
@@ -168,7 +170,7 @@ class _Response:
             "user": None,
         }
 
-    def _finished(self, found: Answered, output: list[dict[str, Any]]) -> dict[str, Any]:
+    def _finished(self, found: Answered, output: list[dict[str, Any]], reasoning: int) -> dict[str, Any]:
         result, [candidate] = found.result, found.choices
         cut = candidate.finish_reason not in ("stop", "tool_calls")
         body = self._object("incomplete" if cut else "completed", output)
@@ -178,7 +180,7 @@ class _Response:
             "input_tokens": result.usage.prompt,
             "input_tokens_details": {"cached_tokens": result.usage.cached},
             "output_tokens": candidate.tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": reasoning},
             "total_tokens": result.usage.prompt + candidate.tokens,
         }
         if self._asked.is_vote or self._asked.events:

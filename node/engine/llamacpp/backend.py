@@ -140,6 +140,7 @@ class LlamaBackend:
             window=max(ll.llama_model_n_swa(self._model), 0),
             parameters=ll.llama_model_n_params(self._model),
             weights_bytes=ll.llama_model_size(self._model),
+            format=self._vocabulary.format,
         )
 
     @property
@@ -158,7 +159,7 @@ class LlamaBackend:
         return self._vocabulary.tokenize(text, is_part=is_part)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for control tokens but the tags of a thought. Raises IndexError for no token."""
+        """The bytes of a token; none for control tokens but those of its format. Raises IndexError for no token."""
         return self._vocabulary.piece(token)
 
     def label(self, token: int) -> str:

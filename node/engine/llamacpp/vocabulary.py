@@ -10,7 +10,7 @@ from typing import Any
 
 import llama_cpp as ll
 
-from node.core import thoughts
+from node.core import formats
 from node.engine.segments import Segments, Special
 from node.engine.template import ChatTemplate
 from node.errors import BackendError, InvalidRequest
@@ -48,6 +48,8 @@ class Vocabulary:
         bos, eos = ll.llama_vocab_bos(self.pointer), ll.llama_vocab_eos(self.pointer)
         self._bos = self._text(bos) if ll.llama_vocab_get_add_bos(self.pointer) else ""
         ends = self._text(bos), self._text(eos)
+        self.format = formats.of(template)
+        self._tags = formats.tags(self.format)
         self._template = ChatTemplate(template, bos=ends[0], eos=ends[1])
         self._segments = Segments(specials(self.pointer), "".join((template, *ends)), self._tokenize)
 
@@ -62,13 +64,13 @@ class Vocabulary:
         return self._segments.tokens(text)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for control tokens but the tags of a thought. Raises IndexError for no token."""
+        """The bytes of a token; none for control tokens but those of its format. Raises IndexError for no token."""
         data = self._pieces.get(token)
         if data is None:
             if not 0 <= token < self.size:  # llama.cpp would end the process
                 raise IndexError(token)
             named = self._piece(token, special=True)
-            data = named if named in thoughts.TAGS else self._piece(token, special=False)
+            data = named if named in self._tags else self._piece(token, special=False)
             self._pieces[token] = data
         return data
 

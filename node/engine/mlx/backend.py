@@ -115,6 +115,7 @@ class MlxBackend:
             vocabulary=self._size,
             rolls_back=not windows,
             window=max(windows, default=0),
+            format=self._vocabulary.format,
         )
         self._sequences = [_Sequence() for _ in range(o.sequences)]
         self._batch: list[int] = []  # sequences in `_batched`, in its order; -1 where one was dropped
@@ -137,7 +138,7 @@ class MlxBackend:
         return self._vocabulary.encode(text)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for control tokens."""
+        """The bytes of a token; none for control tokens but those of the model's format."""
         return self._vocabulary.piece(token)
 
     def label(self, token: int) -> str:
