@@ -142,6 +142,7 @@ class Vote:
         self._strict = strict
         self._standings = {each: (standings or {}).get(each, Standing()) for each in ids}
         self._ballots: dict[int, Ballot] = {}
+        self._counted: Tally | None = None  # all of them
         self._lost: dict[int, tuple[str, str]] = {}
         self._refused: list[str] = []
         self._state = VoteState.PENDING
@@ -156,7 +157,9 @@ class Vote:
     def missing(self) -> int:
         """How many more ballots for the leader would decide it, at the least."""
         left = len(self.outstanding)
-        return missing(self.tally().clusters, left, self.strategy) if self._early else left
+        if not self._early or self.strategy is Strategy.QUALITY:
+            return left
+        return missing(self.tally().clusters, left, self.strategy)
 
     @property
     def ballots(self) -> tuple[Ballot, ...]:
@@ -187,6 +190,7 @@ class Vote:
             self._refused.append(f"did not count {refusal}")
             return refusal
         self._ballots[each] = weighed(ballot, self._standings[each], self.strategy)
+        self._counted = None
         self._decide()
         return None
 
@@ -207,7 +211,9 @@ class Vote:
 
     def tally(self) -> Tally:
         """All ballots so far, counted by exact keys."""
-        return tally(self._ballots.values(), self.strategy, len(self._planned))
+        if self._counted is None:
+            self._counted = tally(self._ballots.values(), self.strategy, len(self._planned))
+        return self._counted
 
     def lost(self) -> tuple[Loss, ...]:
         """What was lost so far, by node and reason, in the order of its lowest candidate id."""

@@ -246,10 +246,11 @@ class _Download:
                     raise PeerUnavailable(f"node {peer.id} sent nothing for {STALL_S:g} s") from None
                 if part is None:
                     break
-                got += len(part.data)
-                if got > size or not part.data:
-                    raise _lies(peer.id, "a piece is longer than it described" if part.data else "it sends nothing")
-                parts.append(part.data)
+                data = part.data  # a copy each time that it is looked at
+                got += len(data)
+                if got > size or not data:
+                    raise _lies(peer.id, "a piece is longer than it described" if data else "it sends nothing")
+                parts.append(data)
         if got != size:
             raise _lies(peer.id, "a piece is shorter than it described")
         return parts

@@ -1,6 +1,6 @@
 """What the mesh costs and gives: a vote's overhead by number of nodes, two nodes against one, joining, noticing deaths.
 
-    python scripts/bench/mesh.py [--nodes 2,8,32] [--rounds 40] [--model bundled] [--quick] [--json]
+    python scripts/bench/mesh.py [--part all] [--nodes 2,8,32] [--rounds 40] [--model bundled] [--quick] [--json]
 
 Overhead: the fake backend as fast as it goes, one candidate a node, every ballot waited for; beside it the same number
 of candidates on the node that is asked, alone, in turns with it (A B A B). All nodes share this machine's cores. The
@@ -10,7 +10,8 @@ the node that is asked, for each peer, and of a peer.
 Two nodes against one: the bundled model, or `--model PATH.gguf`, each node pinned to a core, 32 candidates of 48 tokens
 (`--tokens`, `--candidates`). Both run all the time and are asked in turn, the one node on the first core and on the
 second, and who asks is on the core that the one node does not have. Of the processor time: what the one node takes for
-a vote, over what the busier of the two takes. Joining and dying:
+a vote, over what the busier of the two takes. Beside it the most that two nodes could reach: what the one node takes
+for all candidates over what it takes for half of them, as a batch of 32 costs less than two of 16. Joining and dying:
 eight hosts on a switch (network namespaces, as root; left out elsewhere), mDNS alone; a host is dead when all others
 hold it for dead after its cable is out, so that no connection is closed.
 """
@@ -129,9 +130,19 @@ def overhead(count: int, rounds: int) -> Overhead:
     )
 
 
-def two_over_one(rounds: int, tokens: int, name: str, candidates: int) -> list[tuple[float, float]]:
-    """Candidates a second of two nodes over those of one; and what the one takes of its processor, over what the busier
-    of the two does."""
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Candidates a second of two nodes over those of one, by the clock and by the busier one's processor; and the same
+    of the one node with half of the candidates, which is the most that two can reach."""
+
+    clock: float
+    processor: float
+    most_clock: float
+    most_processor: float
+
+
+def two_over_one(rounds: int, tokens: int, name: str, candidates: int) -> list[Gain]:
+    """What a second node gives, pair by pair."""
     ratios = []
     flags = ("--model", name, "--threads", "1", "--early-stop", "off")
     whole = os.sched_getaffinity(0)
@@ -140,9 +151,9 @@ def two_over_one(rounds: int, tokens: int, name: str, candidates: int) -> list[t
         two = stack.enter_context(mesh(2, *flags, cores=cores))
         alone = [stack.enter_context(mesh(1, *flags, cores=(core,))) for core in cores]
 
-        def vote(nodes: Sequence[running.Node]) -> tuple[float, float]:
+        def vote(nodes: Sequence[running.Node], count: int = candidates) -> tuple[float, float]:
             before = cpu(nodes)
-            took = ask(nodes[0], candidates, tokens=tokens)
+            took = ask(nodes[0], count, tokens=tokens)
             return took, max(now - was for now, was in zip(cpu(nodes), before, strict=True))
 
         for nodes in (two, *alone):
@@ -152,7 +163,8 @@ def two_over_one(rounds: int, tokens: int, name: str, candidates: int) -> list[t
             for i in range(2 * rounds):
                 os.sched_setaffinity(0, {cores[1 - i % 2]})
                 (one_s, one_cpu), (two_s, two_cpu) = vote(alone[i % 2]), vote(two)
-                ratios.append((one_s / two_s, one_cpu / two_cpu))
+                half_s, half_cpu = vote(alone[i % 2], candidates // 2)
+                ratios.append(Gain(one_s / two_s, one_cpu / two_cpu, one_s / half_s, one_cpu / half_cpu))
         finally:
             os.sched_setaffinity(0, whole)
     return ratios
@@ -189,19 +201,7 @@ def joins_and_deaths(rounds: int) -> tuple[list[float], list[float]]:
     return joins, deaths
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", default="2,8,32")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--model", default="bundled", help="for two nodes against one")
-    parser.add_argument("--tokens", type=int, default=0, help="of a candidate, for two nodes against one; 0: 48")
-    parser.add_argument("--candidates", type=int, default=32, help="for two nodes against one")
-    parser.add_argument("--quick", action="store_true", help="2 and 8 nodes, few rounds")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    counts = [2, 8] if args.quick else [int(n) for n in args.nodes.split(",")]
-    rounds = 10 if args.quick else args.rounds
+def _overheads(counts: Sequence[int], rounds: int) -> dict[str, object]:
     rows, over, floors, cpus = [], {}, {}, {}
     for count in counts:
         found, least = overhead(count, rounds), floor(count, max(rounds, 10))
@@ -224,23 +224,53 @@ def main() -> None:
         "idle, % of a core",
     )
     running.table([head, *rows])
-    tokens = args.tokens or (24 if args.quick else 48)
-    walls, processors = zip(*two_over_one(3 if args.quick else 10, tokens, args.model, args.candidates), strict=True)
-    print(f"\ntwo nodes over one, candidates a second: {' '.join(f'{r:.2f}' for r in walls)}")
-    print(f"the same of the processor: {' '.join(f'{r:.2f}' for r in processors)}")
-    figures: dict[str, object] = {
-        "overhead_ms": over,
-        "floor_ms": floors,
-        "cpu_ms": cpus,
-        "two_nodes_over_one": statistics.median(walls),
-        "two_nodes_over_one_cpu": statistics.median(processors),
+    return {"overhead_ms": over, "floor_ms": floors, "cpu_ms": cpus}
+
+
+def _gains(rounds: int, tokens: int, model: str, candidates: int) -> dict[str, object]:
+    gains = two_over_one(rounds, tokens, model, candidates)
+    print(f"\ntwo nodes over one, candidates a second: {' '.join(f'{g.clock:.2f}' for g in gains)}")
+    print(f"the same of the processor: {' '.join(f'{g.processor:.2f}' for g in gains)}")
+    print(f"one node with half of them: {' '.join(f'{g.most_clock:.2f}' for g in gains)}")
+    print(f"the same of the processor: {' '.join(f'{g.most_processor:.2f}' for g in gains)}")
+    return {
+        "two_nodes_over_one": statistics.median(g.clock for g in gains),
+        "two_nodes_over_one_cpu": statistics.median(g.processor for g in gains),
+        "two_nodes_most": statistics.median(g.most_clock for g in gains),
+        "two_nodes_most_cpu": statistics.median(g.most_processor for g in gains),
     }
+
+
+def _joins(rounds: int) -> dict[str, object]:
     if reason := unavailable():
         print(f"joining and dying were not measured: {reason}")
-    else:
-        joins, deaths = joins_and_deaths(2 if args.quick else 5)
-        print(f"joining, s: {' '.join(f'{t:.2f}' for t in joins)}; noticing: {' '.join(f'{t:.2f}' for t in deaths)}")
-        figures |= {"join_s": statistics.median(joins), "detect_s": statistics.median(deaths)}
+        return {}
+    joins, deaths = joins_and_deaths(rounds)
+    print(f"joining, s: {' '.join(f'{t:.2f}' for t in joins)}; noticing: {' '.join(f'{t:.2f}' for t in deaths)}")
+    return {"join_s": statistics.median(joins), "detect_s": statistics.median(deaths)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", default="all", choices=("all", "overhead", "two", "join"))
+    parser.add_argument("--nodes", default="2,8,32")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--model", default="bundled", help="for two nodes against one")
+    parser.add_argument("--tokens", type=int, default=0, help="of a candidate, for two nodes against one; 0: 48")
+    parser.add_argument("--candidates", type=int, default=32, help="for two nodes against one")
+    parser.add_argument("--quick", action="store_true", help="2 and 8 nodes, few rounds")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    figures: dict[str, object] = {}
+    if args.part in ("all", "overhead"):
+        counts = [2, 8] if args.quick else [int(n) for n in args.nodes.split(",")]
+        figures |= _overheads(counts, 10 if args.quick else args.rounds)
+    if args.part in ("all", "two"):
+        tokens = args.tokens or (24 if args.quick else 48)
+        figures |= _gains(3 if args.quick else 10, tokens, args.model, args.candidates)
+    if args.part in ("all", "join"):
+        figures |= _joins(2 if args.quick else 5)
     running.finish(figures, as_json=args.json)
 
 

@@ -1,13 +1,15 @@
 """A model from a peer: how much of the link `models pull` uses, against a bare TCP copy and against curl.
 
-    python scripts/bench/models.py [--rounds 3] [--quick] [--json]
+    python scripts/bench/models.py [--rounds 3] [--links 100m,1g,unlimited] [--size MB] [--quick] [--json]
 
 Hosts are network namespaces on a switch (Linux, as root); each sends at the rate that is given (tc tbf), and not
 limited at all in the last row. On the first one or two runs a node whose own folder holds a model: the bundled one,
 filled up with random bytes. The other pulls it into an empty home: the whole command counts, from its start to its end,
 with finding the node, the hashes of every piece, and the file on disk. The nodes have described the model once before,
 as they remember it; `first_extra_s` is what the first time takes more. Beside it, on the same link and paired:
-`sendfile` into a socket and from there into a file, with nothing else (the floor), and curl from Python's HTTP server.
+`sendfile` into a socket and from there into a file, with nothing else (the floor); curl from Python's HTTP server; and
+the same as who wants a file that is whole and on the disk does it, curl, then sha256sum, then sync. All files lie in
+TMPDIR: where that is in memory, the disk does not count.
 """
 
 from __future__ import annotations
@@ -123,6 +125,14 @@ class Taker:
         target.unlink()
         return took
 
+    def checked(self, sender: Sender) -> float:
+        target = self.where / "checked"
+        get = f"curl -sS -o {target} http://{sender.host.ip}:{HTTP}/{NAME}.gguf && sha256sum {target} && sync {target}"
+        took = self._time(["sh", "-c", get], {})
+        self._check(target, sender)
+        target.unlink()
+        return took
+
     def _time(self, command: list[str], env: dict[str, str]) -> float:
         started = time.perf_counter()
         done = subprocess.run(
@@ -162,6 +172,8 @@ def hosts(size: int, mbit: float) -> Iterator[tuple[Sender, Sender, Taker]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--links", default="100m,1g,unlimited")
+    parser.add_argument("--size", type=int, default=0, help="of the model, MB, on the links that are not slow")
     parser.add_argument("--quick", action="store_true", help="small models, one round")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -169,13 +181,16 @@ def main() -> None:
         sys.exit(f"this benchmark needs network namespaces and curl: {why}")
     rounds = 1 if args.quick else args.rounds
     small, large = (32, 256) if args.quick else (128, 1024)
+    large = args.size or large
     links = [("100 Mbit/s", "100m", 100.0, small), ("1 Gbit/s", "1g", 1000.0, large), ("any", "unlimited", 0.0, large)]
+    links = [link for link in links if link[1] in args.links.split(",")]
     rows: list[list[object]] = [
         [
             "link",
             "model, MB",
             "bare TCP, MB/s",
             "curl, MB/s",
+            "curl, sha256sum, sync, MB/s",
             "models pull, MB/s",
             "of bare TCP",
             "from two nodes, MB/s",
@@ -186,9 +201,9 @@ def main() -> None:
         size = megabytes * 1_000_000
         with hosts(size, mbit) as (one, two, taker):
             first = taker.pull(one)
-            times: dict[str, list[float]] = {"raw": [], "curl": [], "pull": [], "two": []}
+            times: dict[str, list[float]] = {"raw": [], "curl": [], "checked": [], "pull": [], "two": []}
             kinds: list[tuple[str, Callable[[Sender], float]]] = [
-                ("raw", taker.raw), ("curl", taker.curl), ("pull", taker.pull),
+                ("raw", taker.raw), ("curl", taker.curl), ("checked", taker.checked), ("pull", taker.pull),
             ]  # fmt: skip
             for _ in range(rounds):
                 for kind, run in kinds:
@@ -204,12 +219,15 @@ def main() -> None:
         figures |= {
             f"link_share_{key}": share,
             f"over_curl_{key}": statistics.median(c / p for c, p in zip(times["curl"], times["pull"], strict=True)),
+            f"over_checked_curl_{key}": statistics.median(
+                c / p for c, p in zip(times["checked"], times["pull"], strict=True)
+            ),
             f"two_over_one_{key}": speed["two"] / speed["pull"],
             f"mb_per_s_{key}": speed["pull"],
             f"first_extra_s_{key}": first - statistics.median(times["pull"]),
         }
-        three = (f"{speed[kind]:.1f}" for kind in ("raw", "curl", "pull"))
-        rows.append([name, megabytes, *three, f"{share:.0%}", f"{speed['two']:.1f}"])
+        four = (f"{speed[kind]:.1f}" for kind in ("raw", "curl", "checked", "pull"))
+        rows.append([name, megabytes, *four, f"{share:.0%}", f"{speed['two']:.1f}"])
     running.table(rows)
     running.finish(figures, as_json=args.json)
 
