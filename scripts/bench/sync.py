@@ -8,7 +8,8 @@ with mutual TLS. Four parts:
 wire      a chat of 20 turns on one node, another node keeps it: bytes of KV sent by the KV of the new tokens, without
           compression; beside it what sending the whole cache each turn would have cost
 codec     2,048 tokens exported, cut into blocks, each packed and checksummed, checked and put together, and restored,
-          on one core; and how much smaller they become, here and with the bundled model's real weights
+          by the processor time of one thread; and how much smaller they become, here and with the bundled model's
+          real weights
 takeover  an engine takes 2,048 tokens over from a peer in another process (pull, checks, restore, and one token more
           with the probe), against computing them there, and against computing them with llama.cpp's own kernels; the
           floor is bare gRPC that sends as many bytes on the same connection
@@ -199,8 +200,8 @@ def part_codec(path: Path, tokens: int, rounds: int) -> dict[str, float]:
 
 
 def once(backend: LlamaBackend, ids: list[int], codec: Codec) -> tuple[float, dict[str, float], int]:
-    """A state through the codec once: plain bytes by packed ones, seconds of processor time of each step (all in one thread),
-    plain bytes."""
+    """A state through the codec once: plain bytes by packed ones, seconds of each step (of the processor's time: all is
+    done by one thread), plain bytes."""
     marks = [time.thread_time()]
     state = backend.export(0)
     marks.append(time.thread_time())
