@@ -15,7 +15,10 @@ MOST_BY_DEFAULT = 12
 # Tokens/s beyond which a node counts as no faster: steps of a few milliseconds are measured mostly by what else the
 # machine did at the time (the bundled model, on a machine with two other busy programs: 90 to 9,000).
 FAST_ENOUGH = 400.0
-# A node that is slower than the fastest by more than this is given nothing that would have to be waited for.
+# Speeds of equal nodes are measured so far apart (above), so within this each takes part. One that is slower is given
+# what it finishes as soon as the others do, or nothing: who has a fast machine need not wait for a laptop's answer.
+UNSURE = 5.0
+# A guest is there for what its model says, so it takes part unless it is slower than the fastest by more than this.
 SLOWEST = 32.0
 
 
@@ -70,7 +73,8 @@ def share(candidates: int, participants: Sequence[Participant]) -> dict[str, int
 
     fastest = max(speed.values())
     for p in sorted(participants[1:], key=lambda p: (p.is_guest, -worth[p.id])):
-        if sum(out.values()) < candidates and is_open(p.id) and speed[p.id] * SLOWEST >= fastest:
+        slowest = SLOWEST if p.is_guest else UNSURE
+        if sum(out.values()) < candidates and is_open(p.id) and speed[p.id] * slowest >= fastest:
             out[p.id] = 1
             room[p.id] -= 1
     for _ in range(candidates - sum(out.values())):
