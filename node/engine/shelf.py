@@ -4,6 +4,9 @@ They are caches of this process alone: the folder is emptied at start, and a cop
 (another program wrote to it, the disk lost bits) is refused by its checksum, which stays in memory, before native code
 sees it. A thread writes, so that decoding does not wait for a disk; until a copy is written it is served from memory.
 What the disk does not take (it is full, read-only, gone) is lost: the topic is prefilled again.
+
+Names that come and go are joined as text here: pathlib interns each part of a path, and Python 3.12 keeps what is
+interned for ever (its issue 113993; before and after, the table of interned names still doubles for them).
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ _SUFFIX = ".kv"
 class Shelved:
     """One copy: `nbytes` of it, in a file once it is written."""
 
-    def __init__(self, path: Path, state: Any) -> None:
+    def __init__(self, path: str, state: Any) -> None:
         self.path = path
         self.nbytes: int = state.nbytes
         self.state: Any = state  # None once it is written
@@ -58,7 +61,7 @@ class Shelf:
 
     def put(self, state: Any) -> Shelved:
         """Take a copy; a state that was taken must not be changed any more."""
-        copy = Shelved(self._folder / f"{next(self._names)}{_SUFFIX}", state)
+        copy = Shelved(os.path.join(self._folder, f"{next(self._names)}{_SUFFIX}"), state)
         self._writer.submit(self._write, copy)
         return copy
 
@@ -119,6 +122,6 @@ def _digest(state: Any) -> bytes:
     return hashlib.blake2b(state.data, digest_size=16).digest()
 
 
-def _unlink(path: Path) -> None:
+def _unlink(path: str | Path) -> None:
     with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+        os.unlink(path)

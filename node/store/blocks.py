@@ -3,7 +3,7 @@
 Blocks are files named by their keys, written beside and renamed into place; equal prefixes of several topics are one
 file. Nothing is synced: a block that is torn or missing is found out by its checksum and costs a prefill. What goes
 first when the budget is reached is what would cost least to compute again for the room that it takes, soonest
-forgotten (`node.core.budget`).
+forgotten (`node.core.budget`). Paths are text, since their names come and go (why: `node.engine.shelf`).
 """
 
 from __future__ import annotations
@@ -75,16 +75,16 @@ class Blocks:
         """Whether the disk takes anything, after it did not. Raises OSError."""
         for directory in (self._blocks, self._headers):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have deleted it
-        path = self._blocks / "trial.new"
+        path = os.path.join(self._blocks, "trial.new")
         _write(path, bytes(4096))
-        path.unlink()
+        os.unlink(path)
 
     def drop(self, key: bytes) -> None:
         """Let a block go."""
         with self._lock:
             self.bytes -= self._sizes.pop(key, 0)
         with contextlib.suppress(OSError):
-            self._path(key).unlink()
+            os.unlink(self._path(key))
 
     def header(self, topic: str) -> bytes | None:
         """The header of a topic's snapshot as it was saved; a use of it."""
@@ -129,7 +129,7 @@ class Blocks:
                 return
             self.bytes -= stored.header_bytes
             with contextlib.suppress(OSError):
-                self._header_path(topic).unlink()
+                os.unlink(self._header_path(topic))
             self._drop_unused(stored.keys)
 
     def version(self, topic: str) -> Version | None:
@@ -162,7 +162,7 @@ class Blocks:
                 with contextlib.suppress(OSError):
                     path.unlink()
                 continue
-            if not all(key in self._sizes for key in keys) or self._header_path(topic) != path:
+            if not all(key in self._sizes for key in keys) or self._header_path(topic) != str(path):
                 with contextlib.suppress(OSError):
                     path.unlink()
                 continue
@@ -190,11 +190,11 @@ class Blocks:
         for key in set(keys) - used:
             self.drop(key)
 
-    def _path(self, key: bytes) -> Path:
-        return self._blocks / f"{key.hex()}.kv"
+    def _path(self, key: bytes) -> str:
+        return os.path.join(self._blocks, f"{key.hex()}.kv")
 
-    def _header_path(self, topic: str) -> Path:
-        return self._headers / f"{hashlib.blake2b(topic.encode(), digest_size=16).hexdigest()}.head"
+    def _header_path(self, topic: str) -> str:
+        return os.path.join(self._headers, f"{hashlib.blake2b(topic.encode(), digest_size=16).hexdigest()}.head")
 
 
 def _files(directory: Path) -> Iterator[Path]:
@@ -206,7 +206,7 @@ def _files(directory: Path) -> Iterator[Path]:
             yield path
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: str | Path) -> bytes | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -223,8 +223,8 @@ def _read(path: Path) -> bytes | None:
         os.close(fd)
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(f".{threading.get_ident()}.new")
+def _write(path: str, data: bytes) -> None:
+    temporary = f"{path}.{threading.get_ident()}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(fd, "wb", buffering=0) as file:
@@ -233,5 +233,6 @@ def _write(path: Path, data: bytes) -> None:
                 view = view[file.write(view) or 0 :]
         os.rename(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise

@@ -2,7 +2,7 @@
 
 A process may die, a disk fill up, a file be deleted or replaced at any moment. A line counts when it is whole; what
 follows the last whole line is cut off before the next one is written. A file that is not as this process left it is
-written anew from what is held in memory.
+written anew from what is held in memory. Paths are text, since topics come and go (why: `node.engine.shelf`).
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ class LogFiles:
         # Size and identity of each file as we left it: (bytes, device and inode).
         self._known: dict[str, tuple[int, int, int]] = {}
 
-    def path(self, topic: str) -> Path:
+    def path(self, topic: str) -> str:
         """A topic's file. Its name is a hash: topics may be named anything."""
-        return self._directory / f"{hashlib.blake2b(topic.encode(), digest_size=16).hexdigest()}.jsonl"
+        name = hashlib.blake2b(topic.encode(), digest_size=16).hexdigest()
+        return os.path.join(self._directory, f"{name}.jsonl")
 
     def read_all(self) -> Iterator[tuple[str, list[Entry]]]:
         """All topics with their entries; torn tails are cut off, files that are not ours left alone."""
         for name in sorted(os.listdir(self._directory)):
-            path = self._directory / name
+            path = os.path.join(self._directory, name)
             if name.endswith(".new"):  # a rewrite that was not finished
                 with contextlib.suppress(OSError):  # a disk that is read-only is read all the same
-                    path.unlink()
+                    os.unlink(path)
             elif name.endswith(".jsonl"):
                 try:
                     found = self._read(path)
@@ -88,7 +89,7 @@ class LogFiles:
     def rewrite(self, topic: str, entries: Iterable[Entry]) -> None:
         """Put a new file in the place of a topic's, in one step. Raises OSError; then the old one stands."""
         path = self.path(topic)
-        temporary = path.with_suffix(".new")
+        temporary = f"{path}.new"
         self._directory.mkdir(mode=0o700, exist_ok=True)  # somebody may have deleted it
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -97,7 +98,8 @@ class LogFiles:
             os.rename(temporary, path)
             self._known[topic] = _identity(fd)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
             raise
         finally:
             os.close(fd)
@@ -106,13 +108,14 @@ class LogFiles:
     def remove(self, topic: str) -> None:
         """Delete a topic's file; no error if there is none. Raises OSError."""
         self._known.pop(topic, None)
-        self.path(topic).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path(topic))
 
     def written(self, topic: str) -> float:
         """When a topic's file was written last, Unix time in seconds. Raises OSError."""
-        return self.path(topic).stat().st_mtime
+        return os.stat(self.path(topic)).st_mtime
 
-    def _read(self, path: Path) -> tuple[str, list[Entry]] | None:
+    def _read(self, path: str) -> tuple[str, list[Entry]] | None:
         fd, can_heal = _open(path)
         with os.fdopen(fd, "rb", buffering=1 << 20) as file:
             topic = records.topic(file.readline(MAX_LINE))
@@ -133,7 +136,7 @@ class LogFiles:
             return topic, entries
 
 
-def _open(path: Path) -> tuple[int, bool]:
+def _open(path: str) -> tuple[int, bool]:
     """A file to be read, and whether it can be written too: a disk that became read-only still has what it has."""
     flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -160,9 +163,9 @@ def _identity(fd: int) -> tuple[int, int, int]:
     return found.st_size, found.st_dev, found.st_ino
 
 
-def _is(path: Path, known: tuple[int, int, int]) -> bool:
+def _is(path: str, known: tuple[int, int, int]) -> bool:
     try:
-        found = path.lstat()
+        found = os.lstat(path)
     except OSError:
         return False
     return (found.st_size, found.st_dev, found.st_ino) == known

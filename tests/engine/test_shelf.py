@@ -43,16 +43,16 @@ def test_what_is_put_comes_back_before_and_after_it_is_written(shelf: Shelf, tmp
 def test_a_copy_that_was_tampered_with_is_refused(shelf: Shelf, damage: str) -> None:
     copy, other = shelf.put(state()), shelf.put(state(seed=2))
     shelf.wait()
-    data = bytearray(copy.path.read_bytes())
+    data = bytearray(Path(copy.path).read_bytes())
     if damage == "flip":
         data[1234] ^= 1
-        copy.path.write_bytes(data)
+        Path(copy.path).write_bytes(data)
     elif damage == "short":
-        copy.path.write_bytes(data[:-1])
+        Path(copy.path).write_bytes(data[:-1])
     elif damage == "long":
-        copy.path.write_bytes(data + b"x")
+        Path(copy.path).write_bytes(data + b"x")
     elif damage == "gone":
-        copy.path.unlink()
+        Path(copy.path).unlink()
     else:
         os.replace(other.path, copy.path)
     assert shelf.get(copy) is None

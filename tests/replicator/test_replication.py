@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -480,9 +481,9 @@ async def test_files_that_are_deleted_or_swapped_under_us_cost_time(tmp_path: Pa
         if what == "a block deleted":
             next(iter((kv / "blocks").iterdir())).unlink()
         elif what == "a header deleted":
-            mine.unlink()
+            os.unlink(mine)
         elif what == "a header of another topic":
-            two.blocks._header_path("u").rename(mine)
+            os.rename(two.blocks._header_path("u"), mine)
         else:
             shutil.rmtree(kv / "blocks")
             shutil.rmtree(kv / "snapshots")

@@ -104,7 +104,7 @@ def test_blocks_of_a_push_that_broke_off_wait_for_the_next_but_not_for_ever(tmp_
 def test_a_block_that_changed_under_us_is_not_there(tmp_path: Path, what: str) -> None:
     held = blocks(tmp_path)
     save(held, "a", [1])
-    path = held._path(key(1))
+    path = Path(held._path(key(1)))
     path.unlink()
     if what == "a directory":
         path.mkdir()
@@ -121,8 +121,8 @@ def test_headers_that_cannot_be_used_are_let_go(tmp_path: Path) -> None:
     held = blocks(tmp_path)
     for n, topic in enumerate("abc"):
         save(held, topic, [n + 1])
-    held._header_path("a").write_bytes(b"nonsense")
-    held._path(key(2)).unlink()
+    Path(held._header_path("a")).write_bytes(b"nonsense")
+    Path(held._path(key(2))).unlink()
     assert blocks(tmp_path).topics() == ["c"]
     assert sorted(files(tmp_path).values()) == sorted([KB, len(header("c", [3]).pack())])
 
