@@ -96,6 +96,7 @@ async def make(
         context=context,
         # Memory of a GPU is there for this; main memory is others' too, and idle topics are kept outside the context.
         cells=found.cells if on_gpu and found and (slots, context) == (found.slots, found.context) else 0,
+        row=kv_bytes_per_cell(shape(file.head), config.kv_type),
         kv_type=config.kv_type,
         swa=config.swa,
         # More threads than a container's share would make every step slower.

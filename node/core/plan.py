@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from node.core.shape import Need, Shape, cells_for, kv_bytes_per_cell, need
+from node.core.shape import Need, Shape, cells_for, kv_bytes_per_cell, need, state_bytes
 
 GIB = 1 << 30
 CONTEXT = 4096  # tokens a sequence, at least
@@ -198,6 +198,7 @@ def offloaded(shape: Shape, usable: int, fitted: Fit) -> int:
     layers = 1
     for layer in reversed(range(shape.layers)):
         left -= shape.layer_bytes[layer] + kv_bytes_per_cell(shape, fitted.kv_type, layer=layer) * fitted.cells
+        left -= state_bytes(shape, fitted.slots, layer=layer)
         if left < 0:
             break
         layers += 1

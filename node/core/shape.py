@@ -46,6 +46,9 @@ class Shape:
     parameters: int = 0  # 0: not known
     experts_used: int = 0
     idle_bytes: int | None = 0  # weights of experts that a token does not use; None: not known
+    states: tuple[int, ...] = ()  # values that each layer keeps of a sequence, whatever its length; none: not recurrent
+    inner: int = 0  # values a token that a recurrent layer works with at once
+    copies: float = 0.0  # of its states while it does
 
     @property
     def read_bytes(self) -> int:
@@ -62,7 +65,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that a loaded model takes. `embedding` is for the context in which votes on free text compare answers."""
+    """Bytes that a loaded model takes. `kv` is all that is kept of sequences, `embedding` is for the context in which
+    votes on free text compare answers."""
 
     weights: int
     kv: int
@@ -111,28 +115,37 @@ def kv_bytes(shape: Shape, cells: int, kv_type: str, *, sequences: int = 1, swa_
     return total
 
 
+def state_bytes(shape: Shape, sequences: int, *, layer: int | None = None) -> int:
+    """What recurrent layers keep of so many sequences, all of them or one: f32, whatever the KV's type (llama.cpp,
+    src/llama-memory-recurrent.cpp)."""
+    return sum(shape.states if layer is None else shape.states[layer : layer + 1]) * sequences * _F32
+
+
 def most_outputs(sequences: int) -> int:
     """Rows of one batch that may have logits. llama.cpp's own limit is the whole batch, which costs 4 bytes for each
     entry of the vocabulary times 512: 300 MB of a model of half a billion parameters."""
     return max(64, 4 * sequences)
 
 
-def compute_bytes(shape: Shape, cells: int, small: int, outputs: int, ubatch: int = UBATCH) -> int:
+def compute_bytes(shape: Shape, cells: int, small: int, outputs: int, ubatch: int = UBATCH, sequences: int = 1) -> int:
     """The buffer for what a batch computes on its way.
 
     ggml's allocator lets tensors share memory whose lives do not meet, so it is as large as the widest moment: the
-    attention (Q, K, V and the result), the feed-forward (gate, up and their product), or the logits, each beside some
-    rows of the width of the model; and the masks of the attention, which are needed throughout: one over all cells, and
-    one over the `small` cells of layers with a window.
+    attention (Q, K, V and the result), the feed-forward (gate, up and their product), a recurrent layer (what goes in,
+    what is convolved, and the states of all sequences), or the logits, each beside some rows of the width of the model;
+    and the masks of the attention, which are needed throughout: one over all cells, and one over the `small` cells of
+    layers with a window.
     """
-    mask = (padded(cells) + (small if shape.window else 0)) * ubatch * _F16
+    mask = (padded(cells) + (small if shape.window else 0)) * ubatch * _F16 if any(shape.key_widths) else 0
     kv_width = max((k + v for k, v in zip(shape.key_widths, shape.value_widths, strict=True)), default=0)
     attention = (2 * shape.query_width + kv_width + 3 * shape.embedding) * ubatch
     feed_forward = (3 * shape.feed_forward + 4 * shape.embedding) * ubatch
     if shape.experts_used:
         feed_forward += shape.experts_used * shape.embedding * ubatch
     logits = outputs * shape.vocabulary + 2 * shape.embedding * ubatch
-    return mask + _F32 * max(attention, feed_forward, logits)
+    states = int(shape.copies * max(shape.states, default=0)) * sequences
+    recurrent = (shape.inner + 3 * shape.embedding) * ubatch + states if shape.states else 0
+    return mask + _F32 * max(attention, feed_forward, logits, recurrent)
 
 
 def need(shape: Shape, cells: int, sequences: int, kv_type: str, *, swa_full: bool = True) -> Need:
@@ -140,10 +153,10 @@ def need(shape: Shape, cells: int, sequences: int, kv_type: str, *, swa_full: bo
     small = window_cells(shape, cells, sequences, swa_full=swa_full)
     return Need(
         weights=shape.weight_bytes,
-        kv=kv_bytes(shape, cells, kv_type, sequences=sequences, swa_full=swa_full),
-        compute=compute_bytes(shape, cells, small, most_outputs(sequences)),
+        kv=kv_bytes(shape, cells, kv_type, sequences=sequences, swa_full=swa_full) + state_bytes(shape, sequences),
+        compute=compute_bytes(shape, cells, small, most_outputs(sequences), UBATCH, sequences),
         output=sequences * shape.vocabulary * _F32,
-        embedding=kv_bytes(shape, embedding_cells(shape), "f16") + embedding_buffers(shape),
+        embedding=kv_bytes(shape, embedding_cells(shape), "f16") + state_bytes(shape, 1) + embedding_buffers(shape),
     )
 
 

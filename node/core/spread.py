@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from node.core.shape import (
     EMBED_ROWS,
+    UBATCH,
     Shape,
     compute_bytes,
     embedding_buffers,
@@ -19,6 +20,7 @@ from node.core.shape import (
     kv_bytes_per_cell,
     most_outputs,
     padded,
+    state_bytes,
 )
 
 GIB = 1 << 30
@@ -84,12 +86,14 @@ def spread(
         shape.layer_bytes[i]
         + kv_bytes_per_cell(shape, kv_type, layer=i) * padded(cells)
         + kv_bytes_per_cell(shape, "f16", layer=i) * embedding
+        + state_bytes(shape, sequences + 1, layer=i)
         for i in range(shape.layers)
     ]
     own = shape.input_bytes * (2 if shape.copies_input else 1) + shape.output_bytes
-    own += compute_bytes(shape, cells, padded(cells), most_outputs(sequences)) + sequences * shape.vocabulary * _F32
+    own += compute_bytes(shape, cells, padded(cells), most_outputs(sequences), UBATCH, sequences)
+    own += sequences * shape.vocabulary * _F32
     own += embedding_buffers(shape)
-    lent = compute_bytes(shape, cells, padded(cells), 0) + SLACK
+    lent = compute_bytes(shape, cells, padded(cells), 0, UBATCH, sequences) + SLACK
     lent += compute_bytes(shape, embedding, embedding, 0, EMBED_ROWS)
     lenders = sorted(offers, key=lambda o: (-o.bytes, o.node))[:MOST_LENDERS]
     rooms = [here - own, *(o.bytes - lent for o in lenders)]

@@ -20,6 +20,10 @@ class CacheFull(BackendError):
     """No KV cells are left for the batch; nothing was changed."""
 
 
+class StateLost(BackendError):
+    """A batch failed, and what the sequences hold is not known any more: all of them are empty now."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The loaded model and how it was loaded. Sizes are tokens unless the name says bytes."""
@@ -34,6 +38,7 @@ class ModelInfo:
     batch: int  # rows of one decode at most
     vocabulary: int
     rolls_back: bool = True  # whether the last tokens of a sequence can always be taken back
+    is_recurrent: bool = False  # whether a sequence can go on after exactly what it holds only
     is_demo: bool = False
     window: int = 0  # tokens that layers with a sliding window see; 0: there are none
     parameters: int = 0  # 0: not known

@@ -29,7 +29,7 @@ from dataclasses import replace
 from node.core.slots import Speeds
 from node.engine import batch
 from node.engine.admission import Admission
-from node.engine.backend import Backend, CacheFull
+from node.engine.backend import Backend, CacheFull, StateLost
 from node.engine.batch import Batch
 from node.engine.branch import Branch
 from node.engine.ends import Ends
@@ -218,6 +218,8 @@ class Scheduler:
                     last = next(reversed(self._running.values()))
                     why = "no KV cells are left: try again later, or start the node with a larger --ctx"
                     events += self._fail(last, Overloaded(why))
+            except StateLost as e:
+                return False, events + self.abandon(e)
             except BackendError as e:
                 return False, events + self._isolate(next_batch, e)
             else:
@@ -246,6 +248,8 @@ class Scheduler:
                 events += self._sample(request)
             except CacheFull:  # nothing was changed: as any other in the next step
                 batch.undo([request])
+            except StateLost as e:
+                return events + self.abandon(e)
             except ConclaveError as e:
                 events += self._fail(request, e)
         return events

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.core import recurrent
 from node.core.plan import Room, pick, plan, tokens_per_s
 from node.core.quantization import QUANTIZATIONS
 from node.core.shape import Shape
@@ -16,6 +17,8 @@ from node.home import home
 from node.models import catalogue, gguf, hub, library, split
 from node.models.library import Local
 from node.models.shape import shape
+
+_NO_CHATS = {"clip", "t5", "t5encoder"} | recurrent.REFUSED  # architectures
 
 BUNDLED = Path(__file__).parent / "bundled" / "conclave-demo.gguf"
 
@@ -134,9 +137,10 @@ def here(environ: Mapping[str, str] | None = None) -> frozenset[tuple[str, str]]
 
 
 def chats(head: gguf.Gguf) -> bool:
-    """Whether a file looks like a model that answers: it has a chat template and no encoder."""
+    """Whether a file looks like a model that answers: it has a chat template, no encoder, and no layers that the engine
+    refuses."""
     arch = str(head.metadata.get("general.architecture", ""))
-    return "tokenizer.chat_template" in head.metadata and "bert" not in arch and arch not in ("clip", "t5", "t5encoder")
+    return "tokenizer.chat_template" in head.metadata and "bert" not in arch and arch not in _NO_CHATS
 
 
 def _best(

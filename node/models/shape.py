@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from node.core import recurrent
 from node.core.shape import Shape
 from node.models.gguf import Gguf
 
@@ -48,16 +49,24 @@ def shape(head: Gguf, features: Collection[str] = ()) -> Shape:
         return tuple((*found, *[0] * layers)[:layers]) if found else (number(key, default),) * layers
 
     layers = min(number("block_count"), _MOST_LAYERS)
+    trunk = layers - min(number("nextn_predict_layers"), layers) if arch in recurrent.KINDS else layers
     embedding, heads = number("embedding_length"), max(_largest(head, f"{arch}.attention.head_count"), 1)
     kv_heads = each("attention.head_count_kv", heads)
     key = number("attention.key_length", embedding // heads)
     value = number("attention.value_length", embedding // heads)
     if f"{arch}.attention.key_length_mla" in head.metadata:
         value = 0  # latent attention: V is a view of K (llama.cpp, src/llama-kv-cache.cpp)
-    own = layers - min(number("attention.shared_kv_layers"), layers)  # gemma3n's last ones use others' KV
+    own = trunk - min(number("attention.shared_kv_layers"), trunk)  # gemma3n's last ones use others' KV
+    feed_forward = each("feed_forward_length", 0)
+    interval = number("full_attention_interval", 4)
+    is_recurrent = recurrent.layers(arch, kv_heads, feed_forward, each("attention.recurrent_layers", 0), interval)
+    attending = tuple(
+        h if i < own and (arch == "falcon-h1" or not is_recurrent[i]) else 0 for i, h in enumerate(kv_heads)
+    )
     window = number("attention.sliding_window")
     used = number("expert_used_count")
-    dense = max(each("feed_forward_length", 0), default=0)
+    dense = max(feed_forward, default=0)
+    state = recurrent.state_values(arch, embedding, number)
     return Shape(
         name=head.name,
         quantization=_FILE_TYPES.get(int(head.metadata.get("general.file_type", -1) or 0), ""),
@@ -65,8 +74,8 @@ def shape(head: Gguf, features: Collection[str] = ()) -> Shape:
         embedding=embedding,
         feed_forward=max(dense if not used else 0, used * number("expert_feed_forward_length")) or dense,
         query_width=heads * key,
-        key_widths=tuple(h * key if i < own else 0 for i, h in enumerate(kv_heads)),
-        value_widths=tuple(h * value if i < own else 0 for i, h in enumerate(kv_heads)),
+        key_widths=tuple(h * key for h in attending),
+        value_widths=tuple(h * value for h in attending),
         vocabulary=head.vocabulary,
         context=number("context_length"),
         layer_bytes=tuple(head.layer_bytes.get(i, 0) for i in range(layers)),
@@ -78,6 +87,11 @@ def shape(head: Gguf, features: Collection[str] = ()) -> Shape:
         copies_input=head.is_tied and any(f in features for f in _REPACKED.get(head.input_type, ())),
         experts_used=used,
         idle_bytes=None if used else 0,
+        states=tuple(state * (is_one and i < trunk) for i, is_one in enumerate(is_recurrent))
+        if any(is_recurrent)
+        else (),
+        inner=recurrent.inner_width(arch, embedding, number) if any(is_recurrent) else 0,
+        copies=recurrent.copies(arch),
     )
 
 

@@ -297,6 +297,9 @@ def _ours(engine: EngineFace, secret: bytes) -> Ours | None:
     info, sample = engine.info, engine.sample
     if not isinstance(sample, np.ndarray):
         return None
+    if info.is_recurrent:
+        log.info("KV of this model is not replicated: it has recurrent layers, whose state is no row a token")
+        return None
     try:
         layout, _ = blob.read(sample, info.window)
     except blob.LayoutUnknown as e:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import recurrentmodels
 
 from node.core.quantization import Facts
 from node.core.quantization import shape as planned_shape
-from node.core.shape import need
+from node.core.shape import kv_bytes_per_cell, need
 from node.errors import BackendError, NotFound
 from node.hardware import cpu
 from node.models import catalogue, gguf, split
@@ -62,6 +63,31 @@ def test_what_llama_cpp_allocates(
     said = need(shape(head, features), cells, model.slots, "f16", swa_full=swa == "full")
     assert sum(found) > 0
     assert said.total / MIB == pytest.approx(sum(found), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "jamba", "granitehybrid", "falcon-h1", "nemotron_h", "lfm2", "qwen35"])
+def test_what_llama_cpp_allocates_for_recurrent_layers(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its KV in layers with attention alone, and the states, to the byte; all of it within 10 %."""
+    from node.engine.llamacpp import LlamaBackend, LlamaOptions
+
+    path, slots = tmp_path / "model.gguf", 8
+    wider = {"embedding_length": 256, "ssm.inner_size": 512, "ssm.state_size": 32, "ssm.time_step_rank": 16}
+    recurrentmodels.write(path, kind, **wider, **({} if kind == "mamba2" else {"attention.head_count": 8}))
+    found = shape(gguf.read(path))
+    caplog.set_level(logging.DEBUG)
+    row = kv_bytes_per_cell(found, "f16")
+    backend = LlamaBackend(LlamaOptions(path, "m", "", sequences=slots, context=1024, row=row, threads=1, mmap=False))
+    cells = backend.info.cells
+    said = "\n".join(r.getMessage() for r in caplog.records)
+    backend.embed(["one"])
+    backend.close()
+    kept = sum(float(n) for n in re.findall(r" (?:KV|RS) buffer size = +([\d.]+) MiB", said))
+    wanted = need(found, cells, slots, "f16")
+    assert wanted.kv / MIB == pytest.approx(kept, abs=0.02)
+    everything = [float(n) for r in caplog.records for n in re.findall(r"buffer size = +([\d.]+) MiB", r.getMessage())]
+    assert wanted.total / MIB == pytest.approx(sum(everything), rel=0.1)
 
 
 def quantize(source: Path, target: Path, kind: str) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 import psutil
 
 from node.core import probe as kv_probe
+from node.core import recurrent
 from node.core.shape import CONTEXT, SPARE, UBATCH, cells_for, most_outputs
-from node.engine.backend import CacheFull, ModelInfo, Row, Sampler
+from node.engine.backend import CacheFull, ModelInfo, Row, Sampler, StateLost
 from node.engine.llamacpp import devices, native
 from node.engine.llamacpp.embedding import Embedder
 from node.engine.llamacpp.logits import Logits
@@ -74,11 +75,10 @@ class LlamaBackend:
             raise BackendError(f"{o.path} could not be loaded: {native.reason()}; download it again or use another")
         if not ll.llama_model_has_decoder(self._model) or ll.llama_model_has_encoder(self._model):
             raise InvalidRequest(f"{o.path} is not a model that chats: it has an encoder or no decoder")
-        if ll.llama_model_is_recurrent(self._model) or ll.llama_model_is_hybrid(self._model):
-            raise InvalidRequest(
-                f"{o.path} has recurrent layers: its state cannot be forked, so no candidates; use another"
-            )
         arch = _metadata(self._model, "general.architecture")
+        self._is_recurrent = ll.llama_model_is_recurrent(self._model) or ll.llama_model_is_hybrid(self._model)
+        if self._is_recurrent and (arch not in recurrent.KINDS or ll.llama_model_n_swa(self._model) > 0):
+            raise InvalidRequest(f"{o.path} has recurrent layers of a kind ({arch}) that cannot be forked; use another")
         pools = _metadata(self._model, f"{arch}.pooling_type") not in ("", "0")
         if pools or _metadata(self._model, f"{arch}.attention.causal") == "false":
             raise InvalidRequest(f"{o.path} is an embedding model: it writes no text; use an instruction-tuned model")
@@ -93,12 +93,13 @@ class LlamaBackend:
         context = o.context or min(CONTEXT, trained)
         if context > trained:
             raise InvalidRequest(f"--ctx {context} is more than the {trained} tokens that the model was trained for")
-        row = _kv_bytes_per_token(self._model, o.kv_type)
+        row = o.row or _kv_bytes_per_token(self._model, o.kv_type)
         cells = cells_for(o.sequences, context, row, o.cells)
         params = ll.llama_context_default_params()
         params.n_ctx = cells
         # Beside those of candidates, a sequence for the exporting of a range; nobody else uses it.
-        spare = min(o.sequences + SPARE, ll.llama_max_parallel_sequences()) - o.sequences
+        # Of a recurrent model each takes memory, and there are no ranges.
+        spare = 0 if self._is_recurrent else min(SPARE, ll.llama_max_parallel_sequences() - o.sequences)
         self._spare = range(o.sequences, o.sequences + spare)
         params.n_seq_max = o.sequences + spare
         params.n_batch = params.n_ubatch = max(UBATCH, o.sequences)
@@ -135,7 +136,8 @@ class LlamaBackend:
             cells=ll.llama_n_ctx(self._ctx),
             batch=batch,
             vocabulary=vocabulary,
-            rolls_back=not self._small_window,
+            rolls_back=not (self._small_window or self._is_recurrent),
+            is_recurrent=bool(self._is_recurrent),
             is_demo=o.is_demo,
             window=max(ll.llama_model_n_swa(self._model), 0),
             parameters=ll.llama_model_n_params(self._model),
@@ -188,6 +190,11 @@ class LlamaBackend:
         code = ll.llama_decode(self._ctx, batch)
         if code == 1:
             raise CacheFull("no KV cells are left for the batch")
+        if code not in (0, -1) and self._is_recurrent:
+            # States change their places when a batch begins and are copied there while it is computed, those of
+            # sequences that are not in it too (src/llama-memory-recurrent.cpp, find_slot).
+            ll.llama_memory_clear(self._memory, True)
+            raise StateLost(f"llama_decode failed with {code}: {native.reason()}")
         if code != 0:
             raise BackendError(f"llama_decode failed with {code}: {native.reason()}")
 
@@ -221,12 +228,13 @@ class LlamaBackend:
         return found
 
     def fork(self, source: int, target: int, length: int) -> bool:
-        """Mark cells as the target's too.
+        """Mark cells as the target's too. A recurrent state is shared as long as it is whole, and copied when one of
+        its sequences goes on.
 
         The small window cache needs cells of its own for each sequence: it makes room by overwriting what fell out of
         a sequence's window, and never overwrites cells that two sequences share (src/llama-kv-cache.cpp, find_slot).
         """
-        if not self._holds_window(source, length):
+        if not self._holds_enough(source, length):
             return False
         ll.llama_memory_seq_cp(self._memory, source, target, 0, length)
         if self._small_window:
@@ -244,14 +252,17 @@ class LlamaBackend:
         """Roll a sequence back."""
         if ll.llama_memory_seq_pos_max(self._memory, sequence) == length - 1:
             return True
-        return self._holds_window(sequence, length) and bool(ll.llama_memory_seq_rm(self._memory, sequence, length, -1))
+        return self._holds_enough(sequence, length) and bool(ll.llama_memory_seq_rm(self._memory, sequence, length, -1))
 
-    def _holds_window(self, sequence: int, length: int) -> bool:
+    def _holds_enough(self, sequence: int, length: int) -> bool:
         """Whether a sequence can go on after its first `length` tokens. With a sliding window the cells before it are
         gone (after a restore with the large window cache too), and llama.cpp would say yes and answer wrongly:
-        positions must reach back to 0, or further than the window before `length`."""
+        positions must reach back to 0, or further than the window before `length`. A recurrent state is that of its
+        last token alone."""
         if ll.llama_memory_seq_pos_max(self._memory, sequence) == length - 1:
             return True
+        if self._is_recurrent:
+            return False
         first = ll.llama_memory_seq_pos_min(self._memory, sequence)
         window = ll.llama_model_n_swa(self._model)
         return length > 0 and first >= 0 and (first == 0 or first < max(0, length - window))
@@ -259,7 +270,7 @@ class LlamaBackend:
     def export(self, sequence: int, start: int = 0) -> Any:
         """llama_state_seq_get_data's blob, as an array of bytes. There is no call for a range: a spare sequence that
         shares the range's cells has it."""
-        if start:
+        if start and not self._is_recurrent:
             return self._export_range(sequence, start, -1)
         return self._export(sequence, ll.LLAMA_STATE_SEQ_FLAGS_NONE)
 
@@ -295,7 +306,7 @@ class LlamaBackend:
         sees but for itself, so at the sequence's end this is no rollback that a window forbids."""
         at = length - 1
         is_end = ll.llama_memory_seq_pos_max(self._memory, sequence) == at
-        if at < 1 or not (is_end or self._holds_window(sequence, at)):
+        if at < 1 or self._is_recurrent or not (is_end or self._holds_enough(sequence, at)):
             return None
         was = self._row(sequence, at)
         return was if ll.llama_memory_seq_rm(self._memory, sequence, at, -1) else None

@@ -18,6 +18,7 @@ class LlamaOptions:
     sequences: int = 16
     context: int = 0
     cells: int = 0  # of the KV cache; 0: what `cells_for` allows
+    row: int = 0  # bytes of K and V a token over all layers; 0: what plain attention has
     kv_type: str = "f16"
     swa: str = "full"  # or "small"; of models with a sliding window
     threads: int = 0
