@@ -106,7 +106,7 @@ CANDIDATES = st.builds(
 @given(CANDIDATES)
 def test_a_candidate_comes_back(candidate: Candidate) -> None:
     sent = wire.candidate_pb(candidate, "key").SerializeToString()
-    assert wire.candidate(types_pb2.Candidate.FromString(sent)) == candidate
+    assert wire.candidate(types_pb2.Candidate.FromString(sent), candidate.node) == candidate
 
 
 @given(
@@ -339,7 +339,7 @@ def test_a_version_that_nothing_could_follow(field: str) -> None:
     )
 )
 def test_numbers_of_a_peers_candidate_are_bounded(pb: types_pb2.Candidate) -> None:
-    got = wire.candidate(pb)
+    got = wire.candidate(pb, "n")
     assert math.isfinite(got.mean_logprob)
     assert got.mean_logprob <= 0
     assert math.isfinite(got.latency_ms)
@@ -350,7 +350,7 @@ def test_numbers_of_a_peers_candidate_are_bounded(pb: types_pb2.Candidate) -> No
 def test_a_peers_log_probabilities_are_bounded(logprob: float) -> None:
     alike = types_pb2.TopLogprob(logprob=logprob)
     pb = types_pb2.Candidate(logprobs=[types_pb2.TokenLogprob(logprob=logprob, top_logprobs=[alike])])
-    [got] = wire.candidate(pb).logprobs
+    [got] = wire.candidate(pb, "n").logprobs
     assert got.logprob == got.top[0].logprob == (logprob if -math.inf < logprob <= 0 else -9999.0)
 
 

@@ -22,6 +22,7 @@ Warm = Callable[[str, Sequence[int]], Awaitable[None]]
 # A candidate that ended in one of these ways votes; one that was cut off by a decision or a deadline does not.
 VOTING = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS)
 TAIL_TOKENS = 16  # of a prompt, more than the tag of a thought or the header of a message
+_ENDED = {reason: metrics.CANDIDATES.labels(reason.value) for reason in FinishReason}  # looked up once
 MAX_TOKEN_CHARS = 256  # the longest tokens of vocabularies are runs of some 100 spaces
 
 
@@ -56,8 +57,10 @@ class LocalPhase:
             await self._warm(request.topic, prompt)
         seed = request.params.seed
         seed = secrets.randbits(63) if seed is None else seed
-        job = scheduler.job(job_id, prompt, candidates, request.params, seed, deadline, request.topic, wave)
-        job = replace(job, messages=request.messages, tools=request.tools, is_raw=request.is_raw, is_polled=is_polled)
+        job = scheduler.job(
+            job_id, prompt, candidates, request.params, seed, deadline, request.topic, wave, is_polled=is_polled,
+            messages=request.messages, tools=request.tools, is_raw=request.is_raw,
+        )  # fmt: skip
         try:
             async with contextlib.aclosing(self.engine.run(job)) as events:
                 async for event in events:
@@ -67,7 +70,7 @@ class LocalPhase:
                         if (rest := told.rest(event)) is not None:
                             yield rest
                         made = replace(told.done(event.candidate), model=self.engine.info.name)
-                        event = replace(event, candidate=with_calls(made, request) if request.tools else made)
+                        event = scheduler.Done(event.job, with_calls(made, request), event.more)
                     elif isinstance(event, scheduler.Text):
                         event = told.text(event)
                     yield event
@@ -162,7 +165,7 @@ class _Counted:
             self._last_text = now
         elif isinstance(event, scheduler.Done):
             metrics.GENERATED_TOKENS.inc(event.candidate.tokens)
-            metrics.CANDIDATES.labels(event.candidate.finish_reason.value).inc()
+            _ENDED[event.candidate.finish_reason].inc()
         elif isinstance(event, scheduler.Prefilled):
             metrics.PROMPT_TOKENS.inc(event.prompt)
             metrics.CACHED_TOKENS.inc(event.cached)
@@ -190,6 +193,8 @@ def _size(request: GenerateRequest) -> int:
 
 def with_calls(candidate: Candidate, request: GenerateRequest) -> Candidate:
     """The candidate with the tool calls that its answer asks for read out of it; what it thinks of doing is no call."""
+    if not request.tools:
+        return candidate
     thought, said = thoughts.split(candidate.text)
     text, calls = tools.parse(said, request.tools)
     if not calls or candidate.finish_reason not in VOTING:

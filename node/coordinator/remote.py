@@ -62,7 +62,7 @@ async def run(
         async for event in events:
             sent, tally = _told(event)
             for each in sent:
-                candidate = replace(wire.candidate(each.candidate), node=peer.id, model=member.model)
+                candidate = wire.candidate(each.candidate, peer.id, member.model)
                 if candidate.id not in ids or candidate.id in ballots:
                     raise InvalidRequest(f"it sent candidate {candidate.id}, which it was not asked for or had sent")
                 ballots[candidate.id] = ballot(checked(candidate, request), request)
@@ -98,11 +98,9 @@ def checked(candidate: Candidate, request: GenerateRequest) -> Candidate:
         raise InvalidRequest(f"{which} of {size} bytes, more than {request.params.max_tokens} tokens can be")
     if not tools.accepted(candidate.tool_calls, request.tools):
         raise InvalidRequest(f"{which} with calls of tools that were not offered")
-    candidate = replace(
-        candidate,
-        tokens=min(candidate.tokens, request.params.max_tokens),
-        logprobs=_logprobs(candidate, request.params),
-    )
+    tokens, logprobs = min(candidate.tokens, request.params.max_tokens), _logprobs(candidate, request.params)
+    if (tokens, logprobs) != (candidate.tokens, candidate.logprobs):
+        candidate = replace(candidate, tokens=tokens, logprobs=logprobs)
     if candidate.tool_calls:
         return replace(candidate, finish_reason=FinishReason.TOOL_CALLS)
     if candidate.finish_reason is FinishReason.TOOL_CALLS:

@@ -113,7 +113,10 @@ def job(
     wave: int = 0,
     *,
     is_polled: bool = False,
+    messages: tuple[Message, ...] = (),
+    tools: tuple[Tool, ...] = (),
+    is_raw: bool = False,
 ) -> Job:
     """A job whose candidates have seeds derived from one."""
     seeds = tuple((c, derive_seed(seed, c)) for c in candidates)
-    return Job(id, tuple(prompt), seeds, params, deadline, topic, wave, is_polled)
+    return Job(id, tuple(prompt), seeds, params, deadline, topic, wave, is_polled, messages, tools, is_raw)

@@ -256,8 +256,9 @@ def _short(text: str) -> str:
 # ---- from a peer: bounded ------------------------------------------------------------------------------------------
 
 
-def candidate(pb: types_pb2.Candidate) -> Candidate:
-    """A peer's candidate; numbers that make no sense become harmless ones."""
+def candidate(pb: types_pb2.Candidate, node: str, model: str = "") -> Candidate:
+    """A candidate of a peer, which is `node` and has `model`, whatever it says; numbers that make no sense become
+    harmless ones."""
     try:
         reason = FinishReason(pb.finish_reason)
     except ValueError:
@@ -265,7 +266,7 @@ def candidate(pb: types_pb2.Candidate) -> Candidate:
     logprob = pb.mean_logprob if math.isfinite(pb.mean_logprob) and pb.mean_logprob <= 0 else -100.0
     return Candidate(
         id=pb.id,
-        node=pb.node,
+        node=node,
         text=pb.text,
         tokens=pb.tokens,
         mean_logprob=logprob,
@@ -273,6 +274,7 @@ def candidate(pb: types_pb2.Candidate) -> Candidate:
         latency_ms=pb.latency_ms if math.isfinite(pb.latency_ms) and pb.latency_ms >= 0 else 0.0,
         tool_calls=tuple(tool_call(c) for c in pb.tool_calls),
         logprobs=tuple(_token_logprob(t) for t in pb.logprobs),
+        model=model,
     )
 
 

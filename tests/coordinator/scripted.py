@@ -33,7 +33,7 @@ def tally(wish: vote_pb2.PollRequest, sent: Sequence[vote_pb2.PollResponse]) -> 
     """The tally that is right for what was sent."""
     question = answers.question_of(tuple(wire.message(m) for m in wish.messages))
     strategy = Strategy(wish.strategy)
-    found = [answers.ballot(wire.candidate(s.ballot.candidate), strategy, question=question) for s in sent]
+    found = [answers.ballot(wire.candidate(s.ballot.candidate, ""), strategy, question=question) for s in sent]
     return vote_pb2.PollResponse(tally=wire.tally_pb(consensus.tally(found, strategy, len(wish.candidates))))
 
 
