@@ -24,7 +24,7 @@ def status_pb(
     links: Mapping[str, float],
 ) -> mesh_pb2.StatusResponse:
     """The nodes known, the topics and the sequences of this one, what it holds of models, which snapshots went, and its
-    speeds. `links` are seconds a byte, by node."""
+    speeds. `links` are seconds a byte, by node; those to nodes that are away tell nobody anything."""
     present = {mesh.nodes()[0].id, *(p.id for p in mesh.peers())}
     free, total = engine.free_sequences, engine.info.sequences
     return mesh_pb2.StatusResponse(
@@ -37,7 +37,7 @@ def status_pb(
         notices=mesh.notices,
         models=_models(standings),
         travels=[_travel(t, travels) for t in travels.last] if travels is not None else [],
-        speeds=_speeds(engine, links),
+        speeds=_speeds(engine, {node: s for node, s in links.items() if node in present}),
     )
 
 

@@ -76,7 +76,8 @@ class Caller:
         if found.mesh_id in self._roster.identity.mesh_ids():
             self.found(found)
             return
-        if found.addresses:
+        # An announcement outlives who was killed by an hour, and is heard again meanwhile: only who answers is told of.
+        if await self._answers(found):
             self._others.see(found, time.monotonic())
             self._say_foreign()
 
@@ -92,15 +93,21 @@ class Caller:
         self._say_foreign()
 
     async def _look(self, found: Found) -> None:
+        if await self._answers(found):
+            self._others.answered(found.node_id, time.monotonic())
+        else:
+            self._others.missed(found.node_id, time.monotonic())
+
+    async def _answers(self, found: Found) -> bool:
+        """Whether something listens where a node says that it is."""
         for address in found.addresses:
             host, port = split_address(address) or ("", 0)
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(DIAL_S):
                     _, writer = await asyncio.open_connection(host, port)
                 writer.close()
-                self._others.answered(found.node_id, time.monotonic())
-                return
-        self._others.missed(found.node_id, time.monotonic())
+                return True
+        return False
 
     def _say_foreign(self) -> None:
         meshes = self._others.meshes()

@@ -32,16 +32,12 @@ class Links:
         self._transfer = transfer
         self._one_of_few = one_of_few
 
-    def is_wanted(self, node_id: str) -> bool:
-        """Whether a link was never measured, or is doubted since."""
-        return self._measured.is_wanted(node_id)
-
     async def measure(self, node_id: str) -> None:
         """Measure the link to a node when neither has anything to do; else its next transfer will tell."""
         for _ in range(MEASURING_TRIES):
             await asyncio.sleep(MEASURE_AFTER_S * random.uniform(0.5, 1.5))
             peer = next((p for p in self._mesh.peers() if p.id == node_id), None)
-            if peer is None or not self.is_wanted(node_id):
+            if peer is None or not self._measured.is_wanted(node_id):
                 return
             load = self._engine.load
             if load.queued or load.free < self._engine.info.sequences or peer.info.load > 0:

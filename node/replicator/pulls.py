@@ -10,6 +10,7 @@ from typing import Any
 from node.errors import ConclaveError
 from node.replicator.incoming import Incoming
 from node.replicator.links import Links
+from node.replicator.rates import Measured
 from node.replicator.snapshots import Snapshots
 from node.replicator.transfer import Transfer
 from node.replicator.turns import Peers, Turns
@@ -36,6 +37,7 @@ class Pulls:
         transfer: Transfer,
         turns: Turns,
         links: Links,
+        measured: Measured,
         spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Future[Any] | None],
     ) -> None:
         self._fingerprint = fingerprint
@@ -45,6 +47,7 @@ class Pulls:
         self._transfer = transfer
         self._turns = turns
         self._links = links
+        self._measured = measured
         self._spawn = spawn
         self._pulling: set[str] = set()  # topics that are on their way here
         self._keeping: dict[str, asyncio.Future[Any]] = {}  # topic -> what came for it goes to the disk
@@ -80,7 +83,7 @@ class Pulls:
             if incoming is not None:
                 self._keep_later(topic, incoming)
                 return incoming
-            if self._links.is_wanted(peer.id):
+            if self._measured.is_wanted(peer.id):
                 self._spawn(self._links.measure(peer.id))
         return None
 

@@ -102,6 +102,7 @@ class Replicator:
             self._transfer,
             self.turns,
             self._links,
+            self._measured,
             self._spawn,
         )
         self._unequal = asyncio.Event()

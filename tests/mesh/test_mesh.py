@@ -170,6 +170,20 @@ class TestStrangers:
         await meet(a, b)
         await until(lambda: b.mesh.notices == [])
 
+    async def test_another_mesh_that_only_its_announcement_outlived_is_not_said(
+        self, start: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(caller, "FOREIGN_S", 0.0)
+        a = await start("a", token=new_token())
+        b = await start("b", token=new_token())
+        c = await start("c")
+        gone, there = (Found(n.id, n.mesh.mesh_id, (n.address,)) for n in (a, b))
+        await a.kill()
+        for found in (gone, there):
+            c.mesh._caller.found(found)
+        await until(lambda: bool(c.mesh.notices))
+        assert [b.mesh.mesh_id in n for n in c.mesh.notices] == [True]
+
     async def test_the_same_id_twice(self, start: Any, token: str) -> None:
         a = await start("a")
         copy = await start("a", join=a.address)
