@@ -52,6 +52,21 @@ def test_the_launchd_agent() -> None:
     assert agent["Umask"] == 0o077
 
 
+@pytest.mark.parametrize(("name", "starts"), [("conclave.service", "ExecStart="), ("conclave.plist", 'exec "')])
+def test_what_they_say_installs_them_with_the_folder_of_the_clone(name: str, starts: str, tmp_path: Path) -> None:
+    text = (SERVICE / name).read_text()
+    commands = re.findall(r"^[# ]+((?:mkdir|sed) .*)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    env = os.environ | {"HOME": str(tmp_path), "PWD": str(ROOT)}
+    subprocess.run(["sh", "-ec", "\n".join(commands)], cwd=ROOT, env=env, check=True, timeout=60)
+    [installed] = tmp_path.rglob(name)
+    made = installed.read_text()
+    assert f"{starts}{ROOT}/.venv/bin/conclave" in made
+    assert made.count(str(ROOT)) > 1, "the comment says where it is too"
+    if name.endswith(".plist"):
+        assert plistlib.loads(made.encode())["Label"] == "conclave"
+
+
 def test_the_dockerfile() -> None:
     text = (SERVICE / "Dockerfile").read_text()
     [command] = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)

@@ -85,7 +85,8 @@ def service(home: Path, platform: str = sys.platform) -> Check:
         return Check(name, WARN, f"{file}: {e.strerror}", "make it readable for you")
     programs = _programs(text, home)
     if programs and not os.access(programs[-1], os.X_OK):
-        return Check(name, FAIL, f"{file} starts {programs[-1]}, which is not there", "correct its path")
+        found = f"{file} starts {programs[-1]}, which is not there"
+        return Check(name, FAIL, found, f"install it again from the clone: {how}")
     if not started:
         return Check(name, WARN, f"{file} is installed and not enabled", "systemctl --user enable --now conclave")
     return Check(name, OK, f"{file}, enabled")
