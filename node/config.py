@@ -180,17 +180,24 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
     `flags` holds only what was given on the command line (None counts as not given).
     """
+    known = {f.name: f for f in fields(Config)}
     values: dict[str, tuple[object, str]] = {}
     if file is not None:
         try:
-            table = tomllib.loads(file.read_text("utf-8"))
-        except FileNotFoundError:
+            text = file.read_text("utf-8")
+            table = tomllib.loads(text)
+        except (FileNotFoundError, NotADirectoryError):
             table = {}
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        except tomllib.TOMLDecodeError as e:
+            raise InvalidRequest(
+                f'{file} cannot be read: {e}; write NAME = VALUE in each line, and a text in quotes: "…"'
+            ) from None
+        except (OSError, UnicodeDecodeError) as e:
             raise InvalidRequest(f"{file} cannot be read: {getattr(e, 'strerror', None) or e}") from None
         for key, value in table.items():
-            values[key] = (value, f"{key} in {file}")
-    known = {f.name: f for f in fields(Config)}
+            if isinstance(value, dict) and key not in known:
+                raise InvalidRequest(f"{_in_file(key, file, text)} is a section: an option stands in none")
+            values[key] = (value, _in_file(key, file, text))
     for name in known:
         variable = f"CONCLAVE_{name.upper()}"
         if environ.get(variable, "") != "":
@@ -216,6 +223,14 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
     config = Config(**checked)
     _check(config, {name: source for name, (_, source) in values.items()})
     return config
+
+
+def _in_file(key: str, file: Path, text: str) -> str:
+    """Where a key stands. tomllib does not say: the first line that looks like it is the one, but inside a text."""
+    found = re.search(
+        rf"""^[ \t]*(?:(["']?){re.escape(key)}\1[ \t]*[=.]|\[+[ \t]*["']?{re.escape(key)}\b)""", text, re.M
+    )
+    return f"{key} in {file}" + (f" (line {text.count(chr(10), 0, found.start()) + 1})" if found else "")
 
 
 def _typed(value: Any, source: str, *, is_int: bool) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from node.errors import InvalidRequest
 
+SET_IT = "set it to a directory that you may write to, or leave it out"
 MAX_NODES = 64  # Default data directories that are tried; more nodes than that on one machine is a mistake.
 
 
@@ -34,10 +35,16 @@ class Home:
 
 
 def home(environ: Mapping[str, str] | None = None) -> Home:
-    """The directories of this environment: XDG on Linux, ~/Library on macOS, all under CONCLAVE_HOME if set."""
+    """The directories of this environment: XDG on Linux, ~/Library on macOS, all under CONCLAVE_HOME if set.
+
+    Raises InvalidRequest where CONCLAVE_HOME can be no directory.
+    """
     env = os.environ if environ is None else environ
     if own := env.get("CONCLAVE_HOME"):
         root = Path(own).expanduser().absolute()
+        there = next((p for p in (root, *root.parents) if os.path.lexists(p)), root)
+        if os.path.lexists(there) and not there.is_dir():
+            raise InvalidRequest(f"CONCLAVE_HOME is {own}, and {there} is no directory: {SET_IT}")
         return Home(root / "config", root / "data", root / "run")
     user = Path(env.get("HOME") or Path.home())
     if sys.platform == "darwin":
@@ -60,6 +67,15 @@ def _runtime(env: Mapping[str, str]) -> Path:
     return Path(f"/tmp/conclave-{os.getuid()}")
 
 
+def remedy(e: OSError, environ: Mapping[str, str] | None = None) -> str:
+    """What to do where a file or directory of ours cannot be used."""
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space there, or set CONCLAVE_HOME to a directory on a disk that has some"
+    if own := (os.environ if environ is None else environ).get("CONCLAVE_HOME"):
+        return f"CONCLAVE_HOME is {own}: {SET_IT}"
+    return "make it yours, or set CONCLAVE_HOME to a directory that you may write to"
+
+
 def private_dir(path: Path) -> Path:
     """Makes a directory that only this user can read, with its parents; returns it.
 
@@ -74,8 +90,7 @@ def private_dir(path: Path) -> Path:
             path.chmod(0o700)
     except OSError as e:
         raise InvalidRequest(
-            f"cannot use the directory {path}: {e.strerror or e}; CONCLAVE_HOME=DIRECTORY keeps everything elsewhere, "
-            "--data-dir the data of one node"
+            f"cannot use the directory {path}: {e.strerror or e}; {remedy(e)} (--data-dir moves only a node's data)"
         ) from e
     return path
 
@@ -115,7 +130,7 @@ def _lock(path: Path) -> int | None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as e:
-        raise InvalidRequest(f"cannot write {path}: {e.strerror}; give another --data-dir") from e
+        raise InvalidRequest(f"cannot write {path}: {e.strerror}; {remedy(e)}") from e
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with contextlib.suppress(OSError):  # a full disk: who holds it cannot be said, and that is all

@@ -1,5 +1,6 @@
 """Configuration: flag > environment > file > default for every option, and each bad value names its source."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -132,6 +133,24 @@ def test_types_of_a_file_are_checked(name: str, literal: str, tmp_path: Path) ->
         load({}, {}, file)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('slots = 3\n\nport = "x"\n', "port in {} (line 3) is 'x': it must be a whole number"),
+        ("# slotz = 1\n  slotz = 3\n", "slotz in {} (line 2) is not an option: did you mean slots?"),
+        ('"slots" = 3000\n', "slots in {} (line 1) is 3000: it must be 1 to 256"),
+        ("slots = 3\n[mesh]\nport = 3\n", "mesh in {} (line 2) is a section: an option stands in none"),
+        ("a.slots = 3\n", "a in {} (line 1) is a section: an option stands in none"),
+        ("port = 7000\nmesh_port = 7000\n", "port in {0} (line 1) and mesh_port in {0} (line 2) are both 7000"),
+    ],
+)
+def test_a_fault_in_the_file_names_its_line(content: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "conclave.toml"
+    file.write_text(content)
+    with pytest.raises(InvalidRequest, match="^" + re.escape(said.format(file))):
+        load({}, {}, file)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     file = tmp_path / "conclave.toml"
     for content in (b"slots =", b"\xff\xfe", b"slots = 1\nslots = 2"):
@@ -145,6 +164,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load({}, {}, tmp_path)  # a directory
     with pytest.raises(InvalidRequest, match="cannot be read"):
         load({}, {}, tmp_path / ("x" * 300))
+    file.write_text("slots = 1\nmodel = bundled\n")
+    with pytest.raises(InvalidRequest, match=r"line 2, column 9.*a text in quotes"):
+        load({}, {}, file)
+    assert load({}, {}, file / "below" / "conclave.toml") == Config(), "no file is there"
     file.write_bytes('name = "küche"'.encode())
     assert load({}, {}, file).name == "küche"
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -35,6 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from node import disk
 from node.errors import InvalidRequest, Unauthenticated
+from node.home import remedy
 from node.mesh import overlap, unshared
 from node.mesh.authority import Authority, utc
 from node.mesh.overlap import Overlap
@@ -327,25 +327,27 @@ def _read_or_make(path: Path, make: Callable[[], str]) -> str:
             path.chmod(0o600)
         return path.read_text(encoding="utf-8", errors="replace")[:1024].strip()
     except OSError as e:
-        advice = {errno.ENOSPC: "free some space", errno.EROFS: "CONCLAVE_HOME=DIRECTORY keeps everything elsewhere"}
-        what = advice.get(e.errno or 0, "check who owns it")
-        raise InvalidRequest(f"cannot read or write {path}: {e.strerror or e}; {what}") from e
+        raise InvalidRequest(f"cannot read or write {path}: {e.strerror or e}; {remedy(e)}") from e
 
 
 def _write(path: Path, text: str, *, replace: bool) -> None:
     """Writes a 0600 file in one step. Without `replace` an existing file stays: the first of two writers wins."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes it 0600.
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            disk.sync(f.fileno())
-        if replace:
-            os.replace(temporary, path)
-        else:
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)  # Unlike a rename it fails where the other process was first.
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes it 0600.
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as f:
+                f.write(text)
+                f.flush()
+                disk.sync(f.fileno())
+            if replace:
+                os.replace(temporary, path)
+            else:
+                with contextlib.suppress(FileExistsError):
+                    os.link(temporary, path)  # Unlike a rename it fails where the other process was first.
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+    except OSError as e:
+        e.filename = e.filename or str(path)  # what fails at a full disk names no file
+        raise
