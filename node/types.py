@@ -49,7 +49,6 @@ class EarlyStop(StrEnum):
 class NodeState(StrEnum):
     """What is held of a node."""
 
-    LOADING = "loading"  # no node says it yet: it is met once it has its model
     ALIVE = "alive"
     SUSPECT = "suspect"
     DEAD = "dead"

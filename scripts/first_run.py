@@ -158,14 +158,13 @@ def _demonstrate(client: list[str], model: str | None) -> None:
         f"{node} --join auto{same}": "a second node: it finds this one, and they vote together",
     }
     width = max(map(len, rows)) + 3
+    is_narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < width + 2 + max(map(len, rows.values()))
+    line = "  {command}\n      {text}" if is_narrow else "  {command:{width}}{text}"
     print(f"\nThe node keeps running here; ^C stops it. In a second terminal, after `cd {shlex.quote(os.getcwd())}`:\n")
-    print("\n".join(f"  {command:{width}}{text}" for command, text in rows.items()))
-    another = (
-        ""
-        if _is_alone(client)
-        else f"\nOn another machine: `{node} pair`, first here, then there; or the line that the node printed above."
-    )
-    print(another, flush=True)
+    print("\n".join(line.format(command=command, width=width, text=text) for command, text in rows.items()))
+    if not _is_alone(client):
+        print(f"\nOn another machine: `{node} pair`, first here, then there; or the line that the node printed above.")
+    sys.stdout.flush()
 
 
 def _wait_until_up(node: subprocess.Popen[bytes], client: list[str]) -> bool:

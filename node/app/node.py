@@ -36,7 +36,7 @@ from node.errors import ConclaveError
 from node.home import DataDir, home
 from node.mesh import unshared
 from node.mesh.identity import Identity, load_node_id, load_old_token, load_token
-from node.mesh.local import running_nodes
+from node.mesh.local import Presence, RunningNode, network, running_nodes
 from node.mesh.mesh import Mesh
 from node.models import resolve
 from node.models.shared import Shared
@@ -133,6 +133,7 @@ class Node:
         data = DataDir(home(), disk.directory(self._config.data_dir))
         self._undo.callback(data.release)
         self._introduce(data.path)
+        started = self._show_start()
         self._take_ports()
         gateway = await self._open_gateway()
         self._engine = await self._make_engine(data.path)
@@ -145,6 +146,7 @@ class Node:
         self._undo.push_async_callback(self._lender.close)
         await self._mesh.start(self._config.join)
         self._undo.push_async_callback(self._mesh.stop)
+        started()  # what the mesh wrote in its place stays
         await self._replicator.start()
         await self._wait_for_a_peer()
         # Clients last, so that whoever waits for this node finds it complete; and at the stop they are drained first.
@@ -162,6 +164,18 @@ class Node:
         self._undo.push_async_callback(asyncio.to_thread, tracing.close)
         if problem := tracing.set_up(os.environ, self._identity.node_id, __version__):
             self.on_notice(problem)
+
+    def _show_start(self) -> Callable[[], None]:
+        """Commands on this machine see a node that loads its model, which may take a minute, and not none. Returns what
+        ends that."""
+        id, mesh = self._identity.node_id, self._identity.mesh_id
+        node = RunningNode(id, os.getpid(), mesh, "", "", time.time(), "", network(), self._name, is_starting=True)
+        with contextlib.suppress(OSError, ConclaveError):  # the mesh says so when it cannot write there
+            presence = Presence(home().runtime)
+            presence.publish(node)
+            self._undo.callback(presence.withdraw)
+            return presence.withdraw
+        return lambda: None
 
     def _take_ports(self) -> None:
         self._ports = ports.take(self._config, self._identity)

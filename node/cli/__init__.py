@@ -38,19 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConclaveError as e:
         if verbose:
             _traceback()
-        print(f"error: {_line(_elsewhere(e))}", file=sys.stderr)
+        _say(_elsewhere(e))
         return USAGE if e.code == "INVALID_ARGUMENT" else FAILED
     except OSError as e:
         if verbose:
             _traceback()
         where = f"{e.filename}: " if e.filename else ""
-        print(f"error: {_line(where + (e.strerror or str(e)) + _advice(e))}", file=sys.stderr)
+        _say(where + (e.strerror or str(e)) + _advice(e))
         return FAILED
     except Exception as e:
         if verbose:
             _traceback()
         hint = "" if verbose else "; --verbose shows where"
-        print(f"error: {_line(f'{type(e).__name__}: {e}')}{hint}", file=sys.stderr)
+        _say(f"{type(e).__name__}: {e}{hint}")
         return FAILED
 
 
@@ -74,6 +74,12 @@ def _readable_streams() -> None:
             reconfigure(errors="replace")
 
 
+def _say(problem: str) -> None:
+    from node.cli.wrap import fitted
+
+    print(fitted(f"error: {_line(problem)}", sys.stderr, 2), file=sys.stderr)
+
+
 def _line(message: str) -> str:
     """One line, without what a terminal would act on: messages may quote what came from elsewhere."""
     return " ".join("".join(c if c.isprintable() else " " for c in message).split()) or "unknown"
@@ -85,19 +91,17 @@ def _elsewhere(e: ConclaveError) -> str:
         return e.message
     from node.cli import reach
 
-    here = reach.elsewhere(e.message)
-    # Who took another port of a node need not start one.
-    return (e.message.partition(": start one")[0] if "port for" in here else e.message) + here
+    return reach.elsewhere(e.message)
 
 
 def _advice(e: OSError) -> str:
     """What to do about what the system refused."""
-    return {
-        errno.ENOSPC: "; free some space",
-        errno.EDQUOT: "; free some space",
-        errno.EROFS: "; CONCLAVE_HOME=DIRECTORY keeps everything elsewhere",
-        errno.EACCES: "; correct its rights, or keep everything elsewhere with CONCLAVE_HOME=DIRECTORY",
-    }.get(e.errno or 0, "")
+    from node.home import remedy
+
+    if e.errno == errno.ENOSPC and not e.filename:  # what is full is where our output goes
+        return "; free some space"
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    return f"; {remedy(e)}" if e.errno in known else ""
 
 
 def _traceback() -> None:

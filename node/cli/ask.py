@@ -21,7 +21,9 @@ from node.v1 import generate_pb2
 
 def run(options: Namespace) -> int:
     """Ask, print the answer. Raises ConclaveError."""
-    return asyncio.run(_run(options, _prompt(options.prompt)))
+    prompt = _prompt(options.prompt)
+    reach.wait_for_start(options.address)
+    return asyncio.run(_run(options, prompt))
 
 
 async def _run(options: Namespace, prompt: str) -> int:
@@ -31,7 +33,7 @@ async def _run(options: Namespace, prompt: str) -> int:
             if not options.json:
                 view.finish(response)
         if not options.json:
-            await turn.after(response, client, votes=bool(options.votes))
+            await turn.after(response, client, options)
             if options.top_logprobs is not None:
                 render.tokens(render.console(sys.stdout), response)
             return 0

@@ -16,7 +16,7 @@ from node.cli import reach, render, turn
 from node.cli.readers import utf8
 from node.client import Client
 from node.errors import ConclaveError, InvalidRequest, NotFound
-from node.v1 import generate_pb2, kvsync_pb2, types_pb2
+from node.v1 import generate_pb2, kvsync_pb2, mesh_pb2, types_pb2
 
 HELP = '''\
 /topic         the name of this conversation
@@ -70,7 +70,7 @@ class Chat:
         self.messages += [message, turn.assistant(response.text)]
         self.is_held = True
         self.last, self.failed = response, ""
-        await turn.after(response, self.client, votes=bool(self.options.votes), how="/votes shows how")
+        await turn.after(response, self.client, self.options, how="/votes shows how")
 
     async def retry(self) -> None:
         """The last turn again: the one that failed, or the one that was answered. Raises ConclaveError."""
@@ -112,6 +112,7 @@ class Chat:
 
 def run(options: Namespace) -> int:
     """Talk until the input ends. Raises ConclaveError if there is nobody to talk to, or a turn of a script fails."""
+    reach.wait_for_start(options.address)
     # One loop for the whole chat, so that its connection lasts; an interrupt cancels what it runs, and only that.
     with asyncio.Runner() as runner:
         client = Client(reach.addresses(options.address))
@@ -121,7 +122,7 @@ def run(options: Namespace) -> int:
                 return _script(runner, chat)
             status = runner.run(client.status())
             past = runner.run(_past(chat))
-            _greet(chat, status.nodes[0] if status.nodes else types_pb2.NodeInfo(), past)
+            _greet(chat, status, past)
             with _history():
                 return _converse(runner, chat)
         finally:
@@ -248,10 +249,12 @@ def past(shown: kvsync_pb2.ShowResponse, now: float) -> str:
     return "\n".join(lines)
 
 
-def _greet(chat: Chat, node: types_pb2.NodeInfo, past: str) -> None:
+def _greet(chat: Chat, status: mesh_pb2.StatusResponse, past: str) -> None:
+    node = status.nodes[0] if status.nodes else types_pb2.NodeInfo()
     address = render.one_line(node.local_address) or chat.client.addresses[0]
-    name, model = render.one_line(node.name or node.id), render.one_line(node.model)
-    print(f"{model} on {name} ({address}), topic {chat.topic}. /help lists the commands.")
+    name, model = render.labels(status.nodes).get(node.id, ""), render.one_line(node.model)
+    to = render.console(sys.stdout)
+    render.prose(to, f"{model} on {name} ({address}), topic {chat.topic}. /help lists the commands.")
     if past:
         print(past)
 

@@ -172,18 +172,18 @@ def mesh(directory: Path) -> Iterator[Check]:
     except ConclaveError as e:
         yield Check("mesh", WARN, e.message, "look at what that node says, or start it again")
         return
-    others = sum(n.state == "alive" for n in status.nodes) - 1
+    others, names = sum(n.state == "alive" for n in status.nodes) - 1, render.labels(status.nodes)
     yield Check("mesh", OK, f"{status.mesh_id}, with {others} other node{'' if others == 1 else 's'}")
     for problem in status.problems[:MAX_NOTICES]:
         advice = "free some space, or make its --data-dir writable; what waits is written then"
-        yield Check("durability", WARN, one_line(problem, 400), advice)
-    yield from speeds(status)
+        yield Check("durability", WARN, render.called(one_line(problem, 400), names), advice)
+    yield from speeds(status, names)
     for notice in status.notices[-MAX_NOTICES:]:
-        found, _, advice = one_line(notice, 400).partition(": ")
+        found, _, advice = render.called(one_line(notice, 400), names).partition(": ")
         yield Check("mesh", WARN, found, advice)
 
 
-def speeds(status: mesh_pb2.StatusResponse) -> Iterator[Check]:
+def speeds(status: mesh_pb2.StatusResponse, names: Mapping[str, str]) -> Iterator[Check]:
     """What the running node measured of itself and of its links."""
     here = status.speeds
     if not here.prefill_tokens_per_s:
@@ -194,7 +194,11 @@ def speeds(status: mesh_pb2.StatusResponse) -> Iterator[Check]:
     yield Check("speed", OK, found)
     for link in here.links[:MAX_NOTICES]:
         rate = f"{link.bytes_per_s / 1e6:.0f} MB/s"
-        yield Check(f"link to {one_line(link.node, 16)}", OK, f"{rate} for KV: {_worth(link.worth_tokens)}")
+        yield Check(
+            f"link to {names.get(link.node, one_line(link.node, 16))}",
+            OK,
+            f"{rate} for KV: {_worth(link.worth_tokens)}",
+        )
 
 
 def _worth(count: int) -> str:
@@ -208,12 +212,13 @@ def _running(directory: Path) -> dict[int, str]:
     """The ports of this machine's nodes, and whose they are."""
     from node.mesh.local import running_nodes
 
-    found = {}
-    for each in running_nodes(directory):
+    found, here = {}, running_nodes(directory)
+    names = render.labels(here)
+    for each in here:
         for address in (each.local_address, each.mesh_address, each.http_address):
             number = address.rpartition(":")[2]
             if number.isdigit():
-                found[int(number)] = each.node_id
+                found[int(number)] = names[each.node_id]
     return found
 
 
@@ -305,7 +310,8 @@ def data(directory: Path) -> Check:
 
 def runtime(directory: Path) -> Check:
     """Whether the nodes of this machine can find each other, and commands find them."""
-    from node.mesh.local import running_nodes
+    from node.cli import reach
+    from node.mesh.local import running_nodes, starting_nodes
 
     try:
         found = directory.lstat()
@@ -315,5 +321,8 @@ def runtime(directory: Path) -> Check:
         return Check("running nodes", OK, "none")
     except OSError as e:
         return Check("running nodes", FAIL, f"{directory}: {e.strerror}", "correct its rights")
-    nodes = ", ".join(f"{n.node_id} ({n.local_address})" for n in running_nodes(directory))
-    return Check("running nodes", OK, nodes or "none")
+    here = running_nodes(directory)
+    names = render.labels(here)
+    nodes = [f"{names[n.node_id]} ({n.local_address})" for n in here]
+    nodes += [reach.starts(n) for n in starting_nodes(directory)]
+    return Check("running nodes", OK, ", ".join(nodes) or "none")

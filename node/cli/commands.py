@@ -28,8 +28,8 @@ def _verbose(p: Options) -> None:
 
 
 def _address(p: Options) -> None:
-    what = "the node to ask (default: this machine's); more with commas, for when it dies"
-    p.value("--address", what, "HOST[:PORT][,…]", readers.clients)
+    what = "the node to ask (default: this machine's), also by its name or id here; more with commas, for when it dies"
+    p.value("--address", what, "HOST[:PORT]|NAME[,…]", readers.clients)
 
 
 def _serve(p: Options) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from node.cli import checks, render
 from node.cli.check import FAIL, OK, WARN
+from node.cli.wrap import wrapped
 
 _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
@@ -23,7 +24,7 @@ def run(options: Namespace) -> int:
     for check in checks.all_checks(os.environ):
         found.append(check)
         if not options.json:  # each as it is known: some take seconds
-            first, *advice = check.lines()
+            first, *advice = (wrapped(line, to.width, 5) if to.is_terminal else line for line in check.lines())
             to.print(Text.assemble((first[:5], _STYLE[check.level]), first[5:]))
             for line in advice:
                 to.print(Text(line))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from node.cli import elsewhere, pull, render, spread
 from node.cli.readers import nearest
+from node.cli.wrap import fitted
 from node.config import load
 from node.core.plan import GIB, Fit, Plan, Room, budget, fit, gpu_room, plan, shared, together, tokens_per_s
 from node.core.quantization import QUANTIZATIONS
@@ -79,7 +80,7 @@ def _plan(options: Namespace, room: Room, main: Room | None) -> int:
     if options.json:
         print(json.dumps(as_json(made, room), ensure_ascii=False, indent=2))
     elif made is not None:
-        print("\n".join(lines(made)))
+        print("\n".join(fitted(line, sys.stdout, 4) for line in lines(made)))
     if made is None:
         print(f"no model of the catalogue fits {room.usable / GIB:.1f} GiB", file=sys.stderr)
         return 1
@@ -238,9 +239,9 @@ def _list(options: Namespace, room: Room) -> int:
         )
         for entry, found in known
     ]
-    render.table(to, head, rows, right=(1,), spare=(5, 7, 6, 4))
+    render.table(to, head, rows, right=(1,), spare=(5, 7, 6, 4, 3, 1))
     if any(row[2] == "--swa small" for row in rows):
-        to.print("--swa small: fits a node with that option, which keeps the KV of its sliding windows only")
+        render.prose(to, "--swa small: fits a node with that option, which keeps the KV of its sliding windows only")
     return 0
 
 

@@ -47,11 +47,11 @@ async def _show() -> int:
         print(f"{code[:3]} {code[3:]}")
         sys.stdout.flush()
         at = join_address(announced()[0], port)
-        render.note(f"Type it on the other machine: python -m node pair {code[:3]} {code[3:]}")
+        render.note(f"Type it on the other machine: `python -m node pair {code[:3]} {code[3:]}`")
         if is_loopback((split_address(at) or ("", 0))[0]):
             render.note(f"No other machine can reach this one, which has no network but loopback. Here: --at {at}")
         else:
-            render.note(f"If that does not find this machine: python -m node pair {code[:3]} {code[3:]} --at {at}")
+            render.note(f"If that does not find this machine: `python -m node pair {code[:3]} {code[3:]} --at {at}`")
         await shown.wait()
     unshared.met(home.home().config, token)
     render.note("paired: the other machine has this mesh's token now")
@@ -81,7 +81,7 @@ async def _type(code: str, at: Sequence[str] | None, *, sure: bool) -> int:
         if is_unshared:
             render.note("Its own token, which no other machine had, is gone; its conversations stay.")
         render.note(
-            "Start its node: python -m node --join auto   (one that runs keeps its old token until it is started again)"
+            "Start its node: `python -m node --join auto` (one that runs keeps its old token until it is started again)"
         )
         return 0
     assert problem is not None

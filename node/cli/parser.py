@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from node import __version__
 from node.cli import readers
 from node.cli.commands import COMMANDS, Command
 from node.cli.options import VARIABLE, Options
+from node.cli.wrap import fitted
 from node.errors import InvalidRequest
 
 # What people type who come from Ollama, llama.cpp and exo.
@@ -59,7 +61,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], prog: str) -> argpars
     elif rest and rest[0] in ("-h", "--help", "help"):
         if rest[1:2] and rest[1] in COMMANDS:
             return parse([rest[1], "--help"], environ, prog)
-        print(overview(prog), end="")
+        for line in overview(prog).splitlines():
+            print(fitted(line, sys.stdout, 14 if line.startswith("  ") else 2))
         raise SystemExit(0)
     elif rest and rest[0] in ("--version", "-V", "version"):
         print(f"conclave {__version__}")

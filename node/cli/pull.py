@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 from node.cli import elsewhere
 from node.cli.progress import Progress
 from node.cli.render import one_line
-from node.errors import InvalidRequest
+from node.errors import InvalidRequest, NotFound
 from node.models import catalogue, hub, split
 
 
 def run(options: Namespace) -> int:
     """Fetch it. Raises ConclaveError."""
     name = options.name
+    if name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf"):
+        _refuse_file(name)
     path = None if name.startswith("hf:") else elsewhere.pull(name, _say)
     if path is None:
         path = hub.pull(reference_of(name), _say, Progress(sys.stderr))
@@ -23,6 +26,14 @@ def run(options: Namespace) -> int:
     print(path)
     _say(f"start a node with it: python -m node --model {split.stem(path.name)}")
     return 0
+
+
+def _refuse_file(name: str) -> None:
+    """A file that is here needs no fetching. Raises InvalidRequest; NotFound where there is none."""
+    if Path(name).expanduser().exists():
+        raise InvalidRequest(f"{name} is on this machine already: serve it with `python -m node --model {name}`")
+    if "/" in name:
+        raise NotFound(f"there is no file {name}: a model is fetched by its name, as `models list` shows it")
 
 
 def reference_of(name: str) -> hub.Reference:

@@ -15,6 +15,8 @@ from node.errors import InvalidRequest
 from node.types import Strategy
 
 MAX_NAME_BYTES = 256  # node.wire's; importing that would load grpc for `--help`.
+# A node's name, its id, or both, as `status` has them; a word with a dot is rather an address without its port.
+_CALLED = re.compile(r"[^\s.:,/\[\]]{1,64}(?:/[a-z2-7]{1,16})?")
 Reader = Callable[[str, str], Any]
 
 
@@ -111,8 +113,12 @@ def addresses(source: str, text: str) -> tuple[str, ...]:
 
 
 def clients(source: str, text: str) -> tuple[str, ...]:
-    """Addresses that nodes have for clients: without a port the default one is meant."""
-    return addresses(source, ",".join(with_port(a.strip(), DEFAULT_PORT) for a in text.split(",")))
+    """Addresses that nodes have for clients: without a port the default one is meant; or what a node of this machine is
+    called."""
+    given = [with_port(a.strip(), DEFAULT_PORT) for a in text.split(",")]
+    if not any(given):
+        addresses(source, "")
+    return tuple(a if _CALLED.fullmatch(a) else addresses(source, a)[0] for a in given if a)
 
 
 def memory(source: str, text: str) -> tuple[int, ...]:

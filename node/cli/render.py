@@ -14,19 +14,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from node.cli.wrap import fitted, wrapped
 from node.core import thoughts
+from node.types import SamplingParams
 from node.v1 import generate_pb2, mesh_pb2, types_pb2
 
 ANSWER_WIDTH = 48
 GAP = 2  # between columns
 BAR_WIDTH = 16
+DEFAULT_TOKENS = SamplingParams().max_tokens
 TOPICS = 40  # more of them hide the nodes
 MODELS = 16
+NARROW = 64  # columns; below, a bar is no use beside its number
 SHORT_ID = 4  # characters of an id, where that tells the nodes apart
 # Control characters but newline and tab, and what reverses the direction of text: models and peers choose these bytes,
 # and a terminal would act on them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_STATE_STYLE = {"alive": "green", "loading": "yellow", "suspect": "yellow", "draining": "yellow", "dead": "red"}
+_ID = re.compile(r"\b[a-z2-7]{10}\b")  # a node's, in a message
+_STATE_STYLE = {"alive": "green", "suspect": "yellow", "draining": "yellow", "dead": "red"}
 
 
 def console(stream: TextIO) -> Console:
@@ -61,7 +66,12 @@ def one_line(text: str, width: int = ANSWER_WIDTH) -> str:
 
 def note(text: str) -> None:
     """A line beside the output, for a person: on stderr."""
-    console(sys.stderr).print(Text(one_line(text, 400), style="dim"))
+    console(sys.stderr).print(Text(fitted(one_line(text, 400), sys.stderr, 2), style="dim"))
+
+
+def prose(to: Console, text: str, indent: int = 2) -> None:
+    """A sentence, whose further lines on a narrow terminal are indented."""
+    to.print(Text(wrapped(text, to.width, indent) if to.is_terminal else text))
 
 
 class _Named(Protocol):
@@ -88,6 +98,11 @@ def labels(nodes: Iterable[_Named]) -> dict[str, str]:
         return one_line(n.name, 24) if is_known else one_line(f"{n.name}/{n.id[:short]}".strip("/"), 36)
 
     return {n.id: label(n) for n in known}
+
+
+def called(text: str, names: Mapping[str, str]) -> str:
+    """A message of a node, with the nodes in it called as everywhere else."""
+    return _ID.sub(lambda found: names.get(found[0], found[0]), text)
 
 
 def version(v: types_pb2.Version) -> str:
@@ -156,7 +171,9 @@ def facts(to: Console, pairs: Sequence[tuple[str, str]]) -> None:
     kept = [(name, value) for name, value in pairs if value]
     width = max((len(name) for name, _ in kept), default=0)
     for name, value in kept:
-        to.print(Text.assemble((name.ljust(width), "dim"), "  ", value))
+        head = name.ljust(width) + "  "
+        text = wrapped(head + value, to.width, len(head)) if to.is_terminal else head + value
+        to.print(Text.assemble((text[: len(head)], "dim"), text[len(head) :]))
 
 
 # ---- a vote ---------------------------------------------------------------------------------------------------------
@@ -169,33 +186,37 @@ def votes(to: Console, response: generate_pb2.GenerateResponse, names: Mapping[s
     if outcome.models:
         nodes |= {c.id: f"{nodes[c.id]} ({one_line(c.model, 32)})" for c in response.candidates}
     total = sum(c.weight for c in outcome.clusters)
+    width = min(ANSWER_WIDTH, max(to.width - 40, 12)) if to.is_terminal else ANSWER_WIDTH
     rows = []
     for cluster in outcome.clusters:
         share = cluster.weight / total if total else 0.0
         is_winner = outcome.winner in cluster.members
         rows.append(
             (
-                Text(answer(cluster.key, cluster.medoid), style="bold green" if is_winner else ""),
+                Text(answer(cluster.key, cluster.medoid, width), style="bold green" if is_winner else ""),
                 str(cluster.count),
-                _bar(share, is_winner) if to.is_terminal else f"{share:.2f}",
+                _bar(share, is_winner, to.width >= NARROW) if to.is_terminal else f"{share:.2f}",
                 _members(cluster.members, nodes),
             )
         )
-    table(to, ("answer", "votes", "share", "candidates"), rows, right=(1,))
+    if rows:  # an answer that was kept comes without them
+        table(to, ("answer", "votes", "share", "candidates"), rows, right=(1,))
     facts(to, _facts(response, names))
 
 
-def answer(key: str, text: str) -> str:
+def answer(key: str, text: str, width: int = ANSWER_WIDTH) -> str:
     """A candidate's answer in a line: its key, or the text where that is the key before it was lowered and stripped for
     comparing."""
-    return one_line(text if _letters(text) == _letters(key) else key) or "(empty)"
+    return one_line(text if _letters(text) == _letters(key) else key, width) or "(empty)"
 
 
 def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text.casefold()))
 
 
-def _bar(share: float, is_winner: bool) -> Text:
+def _bar(share: float, is_winner: bool, has_room: bool) -> Text:
+    if not has_room:
+        return Text(f"{share:.0%}", style="green" if is_winner else "yellow")
     full = round(share * BAR_WIDTH)
     style = "green" if is_winner else "yellow"
     return Text.assemble(("█" * full, style), ("░" * (BAR_WIDTH - full), "dim"), f" {share:4.0%}")
@@ -258,14 +279,16 @@ def tokens(to: Console, response: generate_pb2.GenerateResponse) -> None:
     table(to, ("token", "probability", "most probable"), rows, right=(1,))
 
 
-def warnings(response: generate_pb2.GenerateResponse, names: Mapping[str, str], *, how: str) -> None:
+def warnings(
+    response: generate_pb2.GenerateResponse, names: Mapping[str, str], *, how: str, most: int = DEFAULT_TOKENS
+) -> None:
     """What a person should know of an answer, on stderr. `how` says where the votes are seen; empty, their table is
-    shown, and what it says is not said again."""
+    shown, and what it says is not said again. `most` is how many tokens were asked for."""
     o = response.outcome
     for line in o.warnings:
-        note(f"note: {line}")
+        note(f"note: {called(line, names)}")
     if response.finish_reason == "length":
-        note("note: the answer was cut off at its longest length: allow more with --max-tokens")
+        note(f"note: {_cut(response.usage, most)}")
     elif response.finish_reason == "deadline":
         note("note: the answer was cut off by the deadline: allow more with --timeout")
     if not thoughts.answer(response.text).strip() and not response.tool_calls:
@@ -276,6 +299,16 @@ def warnings(response: generate_pb2.GenerateResponse, names: Mapping[str, str], 
         note(f"note: lost {_loss(loss, names)}")
     if o.disagreement:
         note(f"note: the candidates disagree (confidence {o.confidence:.2f}): {how}")
+
+
+def _cut(usage: types_pb2.Usage, most: int) -> str:
+    if usage.completion_tokens >= most:
+        return f"the answer was cut off after {most} tokens: allow more with --max-tokens"
+    held = usage.prompt_tokens + usage.completion_tokens
+    return (
+        f"the answer was cut off after {usage.completion_tokens} of {most} tokens, for with the prompt a sequence is "
+        f"full at {held}: start the node with a larger --ctx, or ask in a new conversation"
+    )
 
 
 def summary(response: generate_pb2.GenerateResponse) -> str:
@@ -338,10 +371,11 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
                 f"{n.decode_tokens_per_s:.0f}" if n.decode_tokens_per_s and is_there else "-",
                 milliseconds(n.round_trip_ms) if i and is_there else "-",
                 one_line(n.address, 48),
+                one_line(n.id, 16),
             )
         )
-    heads = ("node", "state", "model", "backend", "load", "free", "tokens/s", "round trip", "address")
-    table(to, heads, rows, right=(4, 5, 6, 7), spare=(8, 3, 7, 5, 4))
+    heads = ("node", "state", "model", "backend", "load", "free", "tokens/s", "round trip", "address", "id")
+    table(to, heads, rows, right=(4, 5, 6, 7), spare=(9, 8, 3, 7, 5, 4))
     to.print()
     if response.topics:
         listed = [
@@ -375,6 +409,6 @@ def status(to: Console, response: mesh_pb2.StatusResponse) -> None:
             ("topics", "" if response.topics else "none"),
             ("mesh", one_line(response.mesh_id)),
             ("version", one_line(response.version)),
-            *(("problem", one_line(p, 400)) for p in response.problems),
+            *(("problem", called(one_line(p, 400), names)) for p in response.problems),
         ],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from node.address import is_loopback, split_address
 from node.cli import again, render
 from node.cli.parser import misspelt
 from node.cli.progress import Progress
+from node.cli.wrap import fitted
 from node.config import Config
 from node.errors import ConclaveError
 from node.logs import JsonLines
@@ -45,7 +47,26 @@ def run(options: Namespace) -> int:
     # cipher that is left for it needs an RSA certificate, which no node has.
     os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES128-GCM-SHA256")
     _log(verbose=bool(options.verbose), as_json=chosen.log == "json")
+    if chosen.log != "json" and sys.stdout.isatty():
+        print("starting …", end="\r", flush=True)  # what comes next is longer, and stands in its place
+    with _ends_at_once():
+        importlib.import_module("node.app")
     return asyncio.run(_serve(chosen, [*_kept(options.token), *misspelt(os.environ)]))
+
+
+@contextlib.contextmanager
+def _ends_at_once() -> Iterator[None]:
+    """^C ends the process where it stands: native code that is being loaded lets no handler run, and nothing is begun
+    that wants an end in order."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _kept(token: str | None) -> list[str]:
@@ -185,7 +206,7 @@ def _on_signals(stop: asyncio.Event) -> None:
 def _say(line: str) -> None:
     """A line during the run. A node goes on when nobody reads its output any more."""
     with contextlib.suppress(OSError, ValueError):
-        print(render.one_line(line, 400), flush=True)
+        print(fitted(render.one_line(line, 400), sys.stdout, 2), flush=True)
 
 
 def _log_line(line: str) -> None:
@@ -230,7 +251,7 @@ def _print_banner(s: Summary, early: list[str]) -> None:
     if s.is_demo:
         model += " (a small demonstration model; for real answers: --model PATH.gguf)"
     memory = f", {s.memory_mb} MB" if s.memory_mb else ""
-    names = render.labels(s.peers)
+    names = render.labels([*s.peers, NodeInfo(s.node_id, s.mesh_address, name=s.name)])
     peers = ", ".join(f"{names[p.id]} ({render.one_line(p.model, 32)})" for p in s.peers)
     to.print(f"Conclave {__version__}, node {render.one_line(s.name)} ({s.node_id})")
     render.facts(
@@ -252,11 +273,12 @@ def _print_banner(s: Summary, early: list[str]) -> None:
         ],
     )
     for notice in dict.fromkeys((*s.notices, *early)):
-        to.print(f"  {render.one_line(notice, 400)}")
-    if is_loopback((split_address(s.mesh_address) or ("", 0))[0]):
-        to.print("No other machine can join: this node is on loopback only (no network, or --interface says so).")
-    else:
-        to.print("Another machine joins with six digits: run `python -m node pair` here, then there. Or run there:")
+        render.prose(to, f"  {render.one_line(notice, 400)}")
+    alone = "No other machine can join: this node is on loopback only (no network, or --interface says so)."
+    joins = "Another machine joins with six digits: run `python -m node pair` here, then there. Or run there:"
+    is_alone = is_loopback((split_address(s.mesh_address) or ("", 0))[0])
+    render.prose(to, alone if is_alone else joins)
+    if not is_alone:
         # The token is the key to the mesh: a terminal may show it, a log file should not keep it.
         hidden = re.sub(r"--token \S+", "--token TOKEN   (`python -m node token show` prints it)", s.join_line)
         to.print(f"  {s.join_line if sys.stdout.isatty() else hidden}")

@@ -215,13 +215,15 @@ def _read(progress: generate_pb2.Progress) -> str:
 
 
 async def after(
-    response: generate_pb2.GenerateResponse, client: Client, *, votes: bool, how: str = "--votes shows how"
+    response: generate_pb2.GenerateResponse, client: Client, options: Namespace, *, how: str = "--votes shows how"
 ) -> None:
     """What follows an answer: warnings, and the votes if they are asked for; `how` to ask for them else."""
     names: Mapping[str, str] = {}
-    if votes or response.outcome.lost:
+    votes = bool(options.votes)
+    if votes or response.outcome.lost or response.outcome.warnings:
         names = await node_names(client)
-    render.warnings(response, names, how="" if votes else how)
+    most = options.max_tokens or render.DEFAULT_TOKENS
+    render.warnings(response, names, how="" if votes else how, most=most)
     if votes:
         to = render.console(sys.stdout)
         to.print()

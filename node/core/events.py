@@ -22,7 +22,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change, with the member as it is now; `info.state` is alive, suspect or dead (or loading, draining)."""
+    """One change, with the member as it is now; `info.state` is alive, suspect or dead (or draining)."""
 
     kind: Kind
     info: NodeInfo

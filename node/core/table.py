@@ -21,7 +21,7 @@ class Member:
     witnesses: set[str] = field(default_factory=set)
 
     def told(self) -> NodeInfo:
-        """It as others are told of it: its own state (loading, draining) counts only while it lives."""
+        """It as others are told of it: its own state (draining) counts only while it lives."""
         return self.info if self.state is NodeState.ALIVE else replace(self.info, state=self.state)
 
 

@@ -31,7 +31,7 @@ class RunningNode:
     """What a running node says of itself. Addresses are HOST:PORT, empty if it has no such listener.
 
     `started` is Unix time in seconds. `network` names the network namespace that its addresses are of, if there
-    are such.
+    are such. One that `is_starting` has no addresses yet, and since `started` is busy with its model.
     """
 
     node_id: str
@@ -42,6 +42,13 @@ class RunningNode:
     started: float
     http_address: str = ""
     network: str = ""
+    name: str = ""
+    is_starting: bool = False
+
+    @property
+    def id(self) -> str:
+        """Its id, as other descriptions of nodes have it."""
+        return self.node_id
 
 
 def network() -> str:
@@ -100,6 +107,15 @@ class Presence:
 def running_nodes(runtime: Path) -> list[RunningNode]:
     """The nodes of this user that run on this machine and in this network, the oldest first; files of dead ones are
     removed on the way."""
+    return [n for n in _found(runtime) if not n.is_starting]
+
+
+def starting_nodes(runtime: Path) -> list[RunningNode]:
+    """Those that are still loading their models."""
+    return [n for n in _found(runtime) if n.is_starting]
+
+
+def _found(runtime: Path) -> list[RunningNode]:
     found, here = [], network()
     with contextlib.suppress(OSError):
         names = sorted(n for n in os.listdir(runtime / "nodes") if n.endswith(".json") and not n.startswith("."))
@@ -137,8 +153,8 @@ def _parse(raw: bytes) -> RunningNode | None:
     except (ValueError, TypeError, RecursionError):
         return None
     texts = (node.node_id, node.mesh_id, node.mesh_address, node.local_address, node.http_address, node.network)
-    numbers = (node.pid, node.started)
-    if all(isinstance(t, str) for t in texts) and all(isinstance(n, int | float) for n in numbers):
+    numbers = (node.pid, node.started, node.is_starting)
+    if all(isinstance(t, str) for t in (*texts, node.name)) and all(isinstance(n, int | float) for n in numbers):
         return node
     return None
 

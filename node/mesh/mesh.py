@@ -147,6 +147,7 @@ class Mesh:
             self._started,
             http,
             local.network(),
+            info.name,
         )
 
     async def _announce(self) -> None:

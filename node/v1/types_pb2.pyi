@@ -886,7 +886,7 @@ class NodeInfo(_message.Message):
     backend: _builtins.str
     """llama, mlx or fake."""
     state: _builtins.str
-    """alive, suspect, dead or draining. Also loading, which nodes do not say yet: they are met once they have their model."""
+    """alive, suspect, dead or draining. A node is met once it has its model."""
     load: _builtins.float
     """Share of its sequences in use, 0..1."""
     sequences: _builtins.int

@@ -136,6 +136,20 @@ def test_what_went_wrong_on_the_way_is_said_on_stderr(run: Run, node: FakeNode) 
     assert done.err == "note: the turn is on this disk only\nnote: lost 5 of bob: it died\n"
 
 
+@pytest.mark.parametrize(("most", "said"), [(7, "after 7 tokens: allow more with --max-tokens"), (8, "full at 37")])
+def test_why_an_answer_was_cut_off(
+    most: int, said: str, run: Run, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = types_pb2.Usage(prompt_tokens=30, completion_tokens=7)
+    told: list[str] = []
+    monkeypatch.setattr(render, "note", told.append)
+    render.warnings(
+        generate_pb2.GenerateResponse(text="so", finish_reason="length", usage=usage), {}, how="", most=most
+    )
+    assert len(told) == 1
+    assert said in told[0]
+
+
 def test_json_is_the_whole_response_with_the_protos_names(run: Run, node: FakeNode) -> None:
     node.text = "Zweiundvierzig, naïvement \x1b[31m"
     done = run("ask", "x", "--json", "--votes", "--address", node.address)

@@ -152,7 +152,7 @@ def test_what_running_nodes_noticed(node: FakeNode, own_home: Path) -> None:
     joined, durability, speed, near, far, told = checks.mesh(own_home / "run")
     quicker = "that is quicker than computing it again for topics of"
     assert speed.found == f"50 tokens/s written, 500 read, KV brought back at 2000 MB/s: {quicker} 3 tokens or more"
-    assert (near.name, near.found) == ("link to bbbbbbbbbb", f"110 MB/s for KV: {quicker} 70 tokens or more")
+    assert (near.name, near.found) == ("link to bob", f"110 MB/s for KV: {quicker} 70 tokens or more")
     assert far.found == "0 MB/s for KV: computing it again is quicker"
     assert (joined.level, joined.found) == ("ok", "feedfeed, with 1 other node")
     assert (durability.level, durability.name, durability.found) == ("warn", "durability", node.problems[0])

@@ -160,6 +160,8 @@ def test_small_windows_are_counted(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("words", "message"), [
     (("models", "plna"), "there are list, plan, pull, rm: did you mean plan?"),
     (("models", "pull"), "models pull needs a name"),
+    (("models", "pull", str(BUNDLED)), f"serve it with `python -m node --model {BUNDLED}`"),
+    (("models", "pull", "./none.gguf"), "there is no file ./none.gguf"),
     (("models", "pull", "Qwen2.5-7B-Instrukt"), "did you mean Qwen2.5-7B-Instruct?"),
     (("models", "rm", "nothing"), "is not on this machine"),
     (("models", "plan", "--memory", "lots"), "write a size such as 24GiB"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,54 @@ def test_another_port_of_a_node_is_named(own_home: Path, run: Run) -> None:
         assert "is a node's port for other nodes: clients go to 127.0.0.1:1" in reach.elsewhere(f"none at {mesh}: so")
         assert "port for" not in reach.elsewhere(f"none at 10.0.0.8:{port}: so"), "of another machine"
         assert "this machine's answer at 127.0.0.1:1" in reach.elsewhere("no node answers at 127.0.0.1:2: start one")
-        assert reach.elsewhere("no node answers at 127.0.0.1:1: start one") == ""
+        assert (
+            reach.elsewhere("no node answers at 127.0.0.1:1: start one") == "no node answers at 127.0.0.1:1: start one"
+        )
+    finally:
+        presence.withdraw()
+
+
+def test_a_node_of_this_machine_is_asked_by_its_name_or_id(own_home: Path, run: Run, node: FakeNode) -> None:
+    here = [Presence(own_home / "run") for _ in range(2)]
+    here[0].publish(RunningNode("a" * 10, 1, "feedfeed", "127.0.0.1:1", node.address, 0.0, name="vm"))
+    here[1].publish(RunningNode("b" * 10, 1, "feedfeed", "127.0.0.1:2", nobody(), 1.0, name="vm"))
+    try:
+        for called in ("a" * 10, "vm/aaaa", "vm/" + "a" * 10):
+            assert run("ask", "hi", "--address", called).out == "The answer is 42.\n"
+        both = run("ask", "hi", "--address", "vm")
+        assert (both.code, "'vm' are several nodes" in both.err, f"vm/aaaa ({node.address})" in both.err) == (
+            2,
+            True,
+            True,
+        )
+        for called in ("tower", "vm/cccc"):
+            none = run("ask", "hi", "--address", called)
+            assert (none.code, "nor is a node of this machine called so: there is vm/aaaa" in none.err) == (2, True)
+        here[1].publish(RunningNode("b" * 10, 1, "feedfeed", "127.0.0.1:2", node.address, 1.0, name="mac.local"))
+        assert run("ask", "hi", "--address", "mac.local").out == "The answer is 42.\n"
+    finally:
+        for each in here:
+            each.withdraw()
+
+
+def test_a_node_that_loads_its_model_is_waited_for(
+    own_home: Path, run: Run, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presence = Presence(own_home / "run")
+    loading = RunningNode("a" * 10, 1, "feedfeed", "", "", time.time() - 9.5, name="vm", is_starting=True)
+    presence.publish(loading)
+    try:
+        said = run("status", "--address", nobody())
+        assert said.code == 1
+        assert re.search(r": node vm of this machine is loading its model, since \d+ s; ask again", said.err)
+        assert "start one" not in said.err
+
+        def ready(_: float) -> None:
+            presence.publish(replace(loading, local_address=node.address, is_starting=False))
+
+        monkeypatch.setattr(reach.time, "sleep", ready)
+        done = run("ask", "hi")
+        assert (done.code, done.out) == (0, "The answer is 42.\n")
+        assert "node vm of this machine is loading its model" in done.err
     finally:
         presence.withdraw()

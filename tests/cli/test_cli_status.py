@@ -20,9 +20,9 @@ def test_plain_lines(run: Run, node: FakeNode) -> None:
     done = run("status", "--address", node.address)
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == [
-        "node   state  model  backend  load   free  tokens/s  round trip  address",
-        "hal *  alive  tiny   fake      25%  12/16        50           -  127.0.0.1:7421",
-        "bob    alive  tiny   fake      25%  12/16        50      1.5 ms  127.0.0.1:7421",
+        "node   state  model  backend  load   free  tokens/s  round trip  address         id",
+        "hal *  alive  tiny   fake      25%  12/16        50           -  127.0.0.1:7421  aaaaaaaaaa",
+        "bob    alive  tiny   fake      25%  12/16        50      1.5 ms  127.0.0.1:7421  bbbbbbbbbb",
         "",
         "topic   version  tokens  last turn         held by",
         "garden        3     100  2026-11-25 12:00  hal, bob (away)",
@@ -69,6 +69,12 @@ def test_ids_are_as_long_as_it_takes() -> None:
     assert render.labels([*nodes, NodeInfo("", "x:1")])[""] == ""
 
 
+def test_messages_call_nodes_as_tables_do() -> None:
+    names = {"abcdefghij": "vm/abcd", "qqqqqqqqqq": "tower"}
+    said = "node abcdefghij did not answer qqqqqqqqqq, zzzzzzzzzz did; abcdefghijk is none"
+    assert render.called(said, names) == "node vm/abcd did not answer tower, zzzzzzzzzz did; abcdefghijk is none"
+
+
 @pytest.mark.parametrize("columns", [200, 80, 60, 42])
 def test_a_narrow_terminal_costs_columns_and_breaks_no_word(columns: int) -> None:
     said = mesh_pb2.StatusResponse(
@@ -95,7 +101,7 @@ def test_a_narrow_terminal_costs_columns_and_breaks_no_word(columns: int) -> Non
 def test_nothing_is_said_of_what_a_dead_node_could_do(run: Run, node: FakeNode) -> None:
     node.other_state = "dead"
     lines = run("status", "--address", node.address).out.splitlines()
-    assert lines[2] == "bob    dead   tiny   fake        -      -         -           -  127.0.0.1:7421"
+    assert lines[2] == "bob    dead   tiny   fake        -      -         -           -  127.0.0.1:7421  bbbbbbbbbb"
 
 
 def test_json_is_the_message(run: Run, node: FakeNode) -> None:

@@ -1,6 +1,7 @@
 """Nodes of one machine in the runtime directory, and the directories of a user."""
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
@@ -13,9 +14,9 @@ import pytest
 from meshnode import until
 
 from node.errors import InvalidRequest
-from node.home import DataDir, Home, home, private_dir
+from node.home import DataDir, Home, home, private_dir, remedy
 from node.mesh import local
-from node.mesh.local import MAX_BYTES, Presence, RunningNode, network, running_nodes, watch
+from node.mesh.local import MAX_BYTES, Presence, RunningNode, network, running_nodes, starting_nodes, watch
 
 
 def node(id: str = "a" * 10, started: float = 1.0) -> RunningNode:
@@ -37,6 +38,16 @@ class TestPresence:
         b.withdraw()
         assert running_nodes(tmp_path) == []
         assert list((tmp_path / "nodes").iterdir()) == []
+
+    def test_a_node_that_loads_its_model_is_no_running_one(self, tmp_path: Path) -> None:
+        early, late = Presence(tmp_path), Presence(tmp_path)
+        loading = replace(node(), mesh_address="", local_address="", is_starting=True)
+        early.publish(loading)
+        assert (running_nodes(tmp_path), starting_nodes(tmp_path)) == ([], [loading])
+        late.publish(node())
+        early.withdraw()
+        assert (running_nodes(tmp_path), starting_nodes(tmp_path)) == ([node()], [])
+        late.withdraw()
 
     def test_a_node_of_another_network_namespace_is_not_here(self, tmp_path: Path) -> None:
         """Its 127.0.0.1 is another one: containers of one user share /tmp."""
@@ -115,6 +126,20 @@ class TestHome:
     def test_all_under_one_directory(self, tmp_path: Path) -> None:
         here = home({"CONCLAVE_HOME": str(tmp_path)})
         assert here == Home(tmp_path / "config", tmp_path / "data", tmp_path / "run")
+
+    def test_what_can_be_no_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = tmp_path / "file"
+        file.write_text("")
+        for own in (file, file / "below"):
+            with pytest.raises(InvalidRequest, match=f"^CONCLAVE_HOME is {own}, and {file} is no directory: set it to"):
+                home({"CONCLAVE_HOME": str(own)})
+        monkeypatch.setenv("CONCLAVE_HOME", "/proc/x")
+        with pytest.raises(InvalidRequest, match="CONCLAVE_HOME is /proc/x: set it to a directory"):
+            private_dir(file / "below")
+        monkeypatch.delenv("CONCLAVE_HOME")
+        with pytest.raises(InvalidRequest, match="or set CONCLAVE_HOME to a directory"):
+            private_dir(file / "below")
+        assert "free some space" in remedy(OSError(errno.ENOSPC, "full"))
 
     @pytest.mark.skipif(sys.platform != "linux", reason="XDG")
     def test_xdg(self, tmp_path: Path) -> None:
