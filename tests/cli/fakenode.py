@@ -83,8 +83,9 @@ class FakeNode(generate_pb2_grpc.GenerateServicer, mesh_pb2_grpc.MeshServicer):
     ) -> Iterator[generate_pb2.StreamResponse]:
         r = request.request
         self.requests.append(r)
-        if self.hang:  # before anything is said: whoever hears it may leave at once
-            context.add_callback(self.cancelled.set)
+        # Before anything is said: whoever hears it may leave at once. Who left before this began is not told of.
+        if self.hang and not context.add_callback(self.cancelled.set):
+            self.cancelled.set()
         failure = self.fail.pop(0) if self.fail else None
         if failure == DIE:
             self.server.stop(0).wait(5)

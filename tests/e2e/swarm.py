@@ -49,6 +49,16 @@ def in_time(ask: Callable[[], T], tries: int = 3) -> T:
     raise AssertionError
 
 
+def shared(ask: Callable[[], T], nodes: Callable[[T], set[str]], count: int = 2) -> T:
+    """A vote that so many nodes take part in: one that stood still for half a second is left out of the next."""
+    for _ in range(5):
+        response = ask()
+        if len(nodes(response)) == count:
+            break
+        time.sleep(1)
+    return response
+
+
 def never(condition: Callable[[], object], what: str, within: float) -> None:
     """Looks for as long as something would take if it happened at all."""
     end = time.monotonic() + within

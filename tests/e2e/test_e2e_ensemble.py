@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from swarm import Node, Swarm, swarm, together, until
+from swarm import Node, Swarm, shared, swarm, together, until
 
 from node.v1 import generate_pb2, types_pb2
 
@@ -59,12 +59,21 @@ def rested(asked: Node) -> None:
     until(lambda: all(n.free_sequences == n.sequences for n in asked.client.status().nodes), "all are free")
 
 
+def all_voted(asked: Node, count: int) -> generate_pb2.GenerateResponse:
+    """A vote that all nodes took part in."""
+
+    def ask() -> generate_pb2.GenerateResponse:
+        rested(asked)
+        return asked.client.ask(SUM, candidates=16, params=PARAMS, strategy="majority")
+
+    return shared(ask, lambda answer: set(wrote(answer)), count)
+
+
 def test_all_backends_vote_whoever_is_asked(mesh: Mesh) -> None:
     _, nodes = mesh
     models = {n.id: n.client.status().nodes[0].model for n in nodes.values()}
     for asked in nodes.values():
-        rested(asked)
-        answer = asked.client.ask(SUM, candidates=16, params=PARAMS, strategy="majority")
+        answer = all_voted(asked, len(nodes))
         outcome = answer.outcome
         assert wrote(answer) == {id: {model} for id, model in models.items()}
         assert (outcome.finished, list(outcome.lost), outcome.quorum) == (16, [], True)
@@ -121,8 +130,7 @@ def test_records_are_kept_through_a_kill_and_a_file_that_is_broken(mesh: Mesh) -
     made, nodes = mesh
     asked = nodes["llama"]
     for _ in range(3):
-        rested(asked)
-        asked.client.ask(SUM, candidates=16, params=PARAMS, strategy="majority")
+        all_voted(asked, len(nodes))
 
     def records() -> dict[str, float]:
         return {m.fingerprint: m.votes for m in nodes["llama"].client.status().models}

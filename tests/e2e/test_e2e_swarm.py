@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2
-from swarm import SOON_S, Node, Swarm, never, request, together, until
+from swarm import SOON_S, Node, Swarm, never, request, shared, together, until
 
 from node.mesh import local
 from node.v1 import generate_pb2
 
-T = TypeVar("T")
 Pair = tuple[Swarm, list[Node]]
 SUM = "What is 12 + 30?"
-
-
-def shared(ask: Callable[[], T], nodes: Callable[[T], set[str]]) -> T:
-    """A vote that two nodes take part in: one that stood still for half a second is left out of the next."""
-    for _ in range(5):
-        response = ask()
-        if len(nodes(response)) == 2:
-            break
-        time.sleep(1)
-    return response
 
 
 def test_two_nodes_vote_together(llamas: Pair) -> None:
