@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -60,6 +61,7 @@ def _run(words: list[str]) -> int:
     found = parse(words, os.environ, program(sys.argv[0]))
     # Imported by name, so that `status` does not pay for what `serve` needs.
     run = cast(Callable[[Namespace], int], importlib.import_module(f"node.cli.{found.command}").run)
+    gc.enable()  # `python -m node` began without
     return run(found)
 
 

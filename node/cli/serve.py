@@ -78,8 +78,10 @@ def _kept(token: str | None) -> list[str]:
 
 
 async def _serve(chosen: Config, early: list[str]) -> int:
+    gc.disable()  # modules are no garbage
     from node.app import Node
 
+    gc.enable()
     stop = asyncio.Event()
     _on_signals(stop)
     before = again.losses(os.environ)

@@ -143,10 +143,9 @@ def _app(here: Here, look: Look) -> Starlette:
     gets = {"/models": look.models, "/models/{name:path}": look.model, "/status": look.status, "/health": look.health}
     gets["/topics/{name:path}"] = look.topic
     gets |= {"/responses/{id}": stored.get, "/responses/{id}/input_items": stored.input_items}
-    description = openapi.document(here.version)
 
     async def describe(_: Request) -> Response:
-        return Response(description, media_type="application/json")
+        return Response(openapi.document(here.version), media_type="application/json")
 
     routes = []
     for prefix in ("/v1", ""):  # clients are configured with and without it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -67,8 +68,9 @@ _ERROR = {
 }
 
 
+@cache
 def document(version: str) -> bytes:
-    """The whole description."""
+    """The whole description; made when it is first asked for, since a node would start later by what that takes."""
     schemas, components = msgspec.json.schema_components(
         [kind for kind, _ in _POSTS.values()], ref_template="#/components/schemas/{name}"
     )
