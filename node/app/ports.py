@@ -103,7 +103,8 @@ def _whose(port: int, running: Iterable[RunningNode]) -> str:
             (node.http_address, "HTTP"),
         ):
             if address.rpartition(":")[2] == str(port):
-                which = f"node {node.node_id} of this machine, which runs as process {node.pid}"
+                called = f"{node.name} ({node.id})" if node.name else node.id
+                which = f"node {called} of this machine, which runs as process {node.pid}"
                 return f"is taken by {which} (its port for {use})"
     return "is taken by another program"
 

@@ -284,6 +284,13 @@ _SIGNS: list[tuple[str, Callable[[Peer], ConclaveError]]] = [
         ),
     ),
     (
+        "timed out|handshaker shutdown|No route to host|[Uu]nreachable",
+        lambda p: PeerUnavailable(
+            f"{p._who()} does not answer: see that its machine is on and in this network, and that the firewall there "
+            f"lets TCP port {p.address.rpartition(':')[2]} through"
+        ),
+    ),
+    (
         "DNS|resolution|resolve|Domain name",
         lambda p: PeerUnavailable(f"{p.address} is no known host: check the name or use its IP address"),
     ),

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from meshnode import HOST, until
 
@@ -145,6 +146,25 @@ class TestStrangers:
         assert "another mesh" in b.mesh.notices[0]
         assert "--token" in b.mesh.notices[0]
         assert a.mesh.peers() == b.mesh.peers() == []
+
+    @pytest.mark.parametrize(
+        "details",
+        [
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.9:7421: Failed to connect to remote "
+            "host: connect() timed out",
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.9:7421: tcp handshaker shutdown",
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.9:7421: No route to host",
+        ],
+    )
+    async def test_a_machine_that_does_not_answer(self, token: str, details: str) -> None:
+        peer = Peer(Identity(token, A), "10.0.0.9:7421")
+        error = peer._error(
+            grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details),
+            own_timeout=False,
+        )
+        await peer.close()
+        assert error.message.startswith("10.0.0.9:7421 does not answer: see that its machine is on")
+        assert "UNKNOWN" not in error.message
 
     async def test_another_mesh_on_the_network_is_said_once(self, start: Any, home: Path) -> None:
         a = await start("a", join="auto", token=new_token(), mdns=False, runtime=home)
