@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Group
 from rich.live import Live
-from rich.spinner import Spinner
 from rich.text import Text
 
 from node.cli import render
@@ -22,6 +21,7 @@ from node.errors import ConclaveError, DeadlineExceeded
 from node.v1 import generate_pb2, types_pb2
 
 PREVIEW_LINES = 3
+FRAMES, FRAMES_PER_S = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", 8
 READING_S = 1.0  # a prompt that takes longer shows how far it is
 # Fields of SamplingParams that are options of the same name, and that 0 does not leave to the node.
 NUMBERS = "temperature top_p top_k min_p repeat_penalty presence_penalty frequency_penalty seed".split()
@@ -199,14 +199,15 @@ class View:
         if self._reading and not self._texts and not self._finished and time.monotonic() - self._started > READING_S:
             share = self._reading.computed_tokens / max(self._reading.prompt_tokens, 1)
             first = Text.assemble(bar(share), f" {_read(self._reading)} · {seconds}")
-        first.no_wrap, first.overflow = True, "ellipsis"
-        lines = [first]
+        frame = FRAMES[int((time.monotonic() - self._started) * FRAMES_PER_S) % len(FRAMES)]
+        # rich's Spinner would let what is too long run on into a second line, which then is not taken away.
+        lines = [Text.assemble(f"{frame} ", first, no_wrap=True, overflow="ellipsis")]
         # Who leads is what the answer will be, unless that changes; before there is one, who has written most.
         if leading or self._texts:
             shown = leading or max(list(self._texts.values()), key=len)
             tail = render.clean(shown).splitlines()[-PREVIEW_LINES:]
             lines += [Text("  " + line, style="dim", no_wrap=True, overflow="ellipsis") for line in tail]
-        return Group(Spinner("dots", text=lines[0]), *lines[1:])
+        return Group(*lines)
 
 
 def _read(progress: generate_pb2.Progress) -> str:

@@ -14,20 +14,24 @@ _PIECE = re.compile(r"([^\S\n]*)((?:[^\s`]|`[^`\n]*`|`)+)")
 
 
 def wrapped(text: str, width: int, indent: int = 0) -> str:
-    """A text in lines of at most `width` columns, all but the first behind `indent` spaces. A piece that is longer has
-    lines of its own, and the terminal breaks it."""
+    """A text in lines of at most `width` columns, all but the first behind `indent` spaces. A piece that is longer than
+    a line stays where it is, and the terminal breaks it."""
     if indent + LEAST > width:
         indent = min(2, indent)
-    lines: list[str] = []
-    for part in text.split("\n"):
-        line = ""
+    out = ""
+    for number, part in enumerate(text.split("\n")):
+        out += "\n" if number else ""
+        column, is_first = 0, True
         for gap, piece in _PIECE.findall(part):
-            if line.strip() and cell_len(line + gap + piece) > width:
-                lines.append(line)
-                line, gap = " " * indent, ""
-            line += gap + piece
-        lines.append(line)
-    return "\n".join(lines)
+            size = cell_len(piece)
+            if not is_first and size + indent <= width < column + cell_len(gap) + size:
+                out, column, gap = out + "\n" + " " * indent, indent, ""
+            out += gap + piece
+            column += cell_len(gap) + size
+            if column > width:  # the terminal broke it
+                column = column % width or width
+            is_first = False
+    return out
 
 
 def fitted(text: str, stream: TextIO, indent: int = 0) -> str:
