@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median
 
+from node.engine.least import MANY, Least
 from node.engine.rows import RowCost
 
 # While one prompt is computed, those who write may wait this many times as long for their next token. What is promised
@@ -26,10 +27,6 @@ STALL = 2.25
 FURTHER = 2.0
 STALL_S = 0.25
 STALL_MOST = 5.0
-# So many prompt tokens enter in any case: a prompt must come to its end, and fewer would not take less. Our attention
-# has eight rows of seven heads in four registers: beside a prompt of 3,500 tokens a step takes 33 ms of the decode
-# thread, with 4 of the prompt's tokens 68, with 8 of them 61, with 16 of them 97 (Qwen2.5-0.5B's shape, two threads).
-LEAST_ROOM = 8
 # Before anything was measured.
 FIRST_ROOM = 64
 # Batches of up to so many sequences take about as long as one alone; their speed is what a node says of itself.
@@ -47,16 +44,20 @@ ROWS_SLOWER = 0.1
 
 @dataclass(slots=True)
 class Room:
-    """What prompts may add to a step: rows, and the seconds that these may take; `least` rows in any case."""
+    """What prompts may add to a step: rows, and the seconds that these may take; `least` rows in any case, and no more
+    with `is_try` where there is no time for `MANY`."""
 
     rows: int
     seconds: float = math.inf
     least: int = 0
+    is_try: bool = False
 
     def fits(self, row_s: float, share: float = 1.0) -> int:
         """Rows of so many seconds each that fit into a share of it."""
         by_time = self.rows if self.seconds == math.inf else int(max(self.seconds, 0.0) / row_s)
-        return int(share * min(self.rows, max(by_time, self.least)))
+        rows = self.least if self.is_try and by_time < MANY else max(by_time, self.least)
+        rows = min(self.rows, rows)
+        return max(int(share * rows), min(rows, 1))  # of the least, too, everybody has a part
 
     def take(self, rows: int, row_s: float) -> None:
         """So many rows of so many seconds each are in."""
@@ -70,6 +71,7 @@ class Pace:
 
     def __init__(self, prefill_s: float, *, is_measured: bool = False) -> None:
         self._rows = RowCost(prefill_s)
+        self._least = Least()  # a prompt must come to its end: so many of its tokens enter in any case
         self._is_guess = not is_measured
         self._windows: deque[float] = deque(maxlen=32)  # the mean of small decode steps, over WINDOW_S each
         self._steps, self._steps_s = 0, 0.0  # of the window that is being filled
@@ -111,8 +113,11 @@ class Pace:
             share = 1.0 if self._is_guess else FASTER
             self._rows.saw(before, rows_s / prompt, share, share)
             self._is_guess = False
-        elif self._decode and prompt >= LEAST_ROOM:
-            self._rows.saw(before, rows_s / prompt, FASTER, ROWS_SLOWER)
+        elif self._decode:
+            is_usual = prompt >= self._least.rows and not self._least.is_try
+            self._least.saw(prompt, rows_s)
+            if is_usual:
+                self._rows.saw(before, rows_s / prompt, FASTER, ROWS_SLOWER)
 
     def step_s(self, rows: int) -> float:
         """Seconds that a step of so many decoding rows is expected to take; 0: nothing was measured."""
@@ -135,7 +140,8 @@ class Pace:
         if not step:
             return Room(min(rows, FIRST_ROOM))
         most = max(STALL_S, STALL_MOST * step) - step
-        return Room(rows, min((STALL - 1 + FURTHER * (waiting - 1)) * step, most), LEAST_ROOM)
+        seconds = min((STALL - 1 + FURTHER * (waiting - 1)) * step, most)
+        return Room(rows, seconds, self._least.next(), self._least.is_try)
 
     def worth(self, rows: int, writing: int, most: int, chance: float) -> int:
         """How many guessed tokens, up to `most`, to add to a step of `rows` rows in which `writing` candidates write.

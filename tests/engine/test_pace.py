@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.engine.pace import FIRST_ROOM, FURTHER, LEAST_ROOM, STALL, STALL_MOST, STALL_S, Pace, Room
+from node.engine.least import MANY
+from node.engine.pace import FIRST_ROOM, FURTHER, STALL, STALL_MOST, STALL_S, Pace, Room
 from node.engine.rows import UNIT, RowCost
 
 
@@ -42,7 +43,7 @@ def test_prompts_enter_as_far_as_others_can_wait() -> None:
     assert rows(taught({1: 0.020}), 0) == 10_000  # nobody waits
     assert rows(taught({1: 0.020}, prefill_s=1e-3), 1) == int((STALL - 1) * 20)
     assert rows(taught({1: 0.020}, prefill_s=1e-4), 1) == int((STALL - 1) * 200)
-    assert rows(taught({1: 0.001}, prefill_s=1e-2), 1) == LEAST_ROOM
+    assert rows(taught({1: 0.001}, prefill_s=1e-2), 1) == MANY
     assert taught({1: 0.020}).room(1, 1, 5).fits(1e-3) == 5
 
 
@@ -57,7 +58,7 @@ def test_the_more_wait_the_longer_may_others_be_held_up_but_not_for_ever() -> No
 
 
 def test_what_prompts_take_of_the_room_others_have_not() -> None:
-    room = Room(100, 0.030, LEAST_ROOM)
+    room = Room(100, 0.030, MANY)
     assert room.fits(1e-3) == 30
     assert room.fits(1e-3, 1 / 4) == 7
     room.take(7, 1e-3)
@@ -65,10 +66,11 @@ def test_what_prompts_take_of_the_room_others_have_not() -> None:
     assert room.fits(4e-3) == 5
     room.take(23, 1e-3)
     assert room.fits(1e-3) == 0
-    dear = Room(100, 0.030, LEAST_ROOM)
-    assert dear.fits(1.0, 1 / 4) == LEAST_ROOM // 4
-    dear.take(LEAST_ROOM // 4, 1.0)
-    assert dear.fits(1.0) == LEAST_ROOM - LEAST_ROOM // 4
+    dear = Room(100, 0.030, MANY)
+    assert dear.fits(1.0, 1 / 4) == MANY // 4
+    dear.take(MANY // 4, 1.0)
+    assert dear.fits(1.0) == MANY - MANY // 4
+    assert Room(100, 0.030, 2).fits(1.0, 1 / 4) == 1  # the oldest has a part of the least, too
 
 
 @given(st.floats(1e-4, 1e-2), st.floats(0, 3), st.floats(1e-5, 1e-1))
