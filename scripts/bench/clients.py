@@ -1,6 +1,7 @@
 """Thirty-two clients at once, prompts and answers of mixed lengths: tokens a second and who waits how long.
 
     python scripts/bench/clients.py [--part load|inter] [--clients 32] [--requests 2] [--rounds 2] [--quick] [--json]
+    python scripts/bench/clients.py --part inter [--long 4000,8000,12000] [--stock] [--json]
 
 A random-weight model in the shape of Qwen2.5-0.5B, Q8_0, two threads, f16 KV, flash attention. Each client sends its
 requests one after the other, with prompts of 32 to 512 tokens that nobody has seen before and answers of 16 to 96
@@ -8,8 +9,9 @@ letters, so that each token is text at once; both programs get the same lengths 
 clients wait for each other. Rounds go A B A B: ours, and llama-server on our kernels. On its own it takes several times
 as long, so it is measured once.
 
-Then (`--part inter` is this alone) one client writes alone, and again while prompts of 4,000 tokens are computed beside
-it, in turn: how much later its tokens come, which is what chunked prefill is for.
+Then (`--part inter` is this alone) one client writes alone, and again while a prompt of 4,000 tokens is computed beside
+it, from its first token to its last: how much later the writer's tokens come, which is what chunked prefill is for, and
+how long the prompt takes, which pays for it. `--stock` has the node compute with llama.cpp's own kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,7 +41,8 @@ from scripts.bench.make_model import LETTERS, model
 SEQUENCES = 16
 CONTEXT = 1024
 LONG = 4000
-ANSWER = 200  # tokens of the one that writes beside those: fewer say nothing of one in a hundred
+ANSWER = 200  # tokens of the one that writes alone: fewer say nothing of one in a hundred
+WRITER = 3000  # of the one that writes beside a long prompt: more than it comes to
 
 
 @dataclass(frozen=True)
@@ -115,32 +118,40 @@ def load(ask: Callable[[random.Random, Length], list[float]], work: list[list[Le
     return Load(tokens / (time.perf_counter() - started), waits)
 
 
-def gaps(node: running.Node, answer: int, *, beside: bool) -> list[float]:
-    """Seconds between the tokens of one writer; `beside`: long prompts are computed all the while."""
-    over = threading.Event()
-    calls: list[grpc.Call] = []
-
-    def prompts() -> None:
-        rng = random.Random(time.time_ns())
-        while not over.is_set():
-            calls.append(call := node.generate.Stream(wish(rng, Length(LONG, 1)), timeout=600))
-            with contextlib.suppress(grpc.RpcError):  # it is cancelled in the end
-                for _ in call:
-                    pass
-
-    with ThreadPoolExecutor(1) as pool:
-        if beside:
-            other = pool.submit(prompts)
-            time.sleep(0.3)
-        times = ours(node, random.Random(time.time_ns()), Length(64, answer))
-        over.set()
-        if beside:
-            calls[-1].cancel()
-            other.result()
+def alone(node: running.Node) -> list[float]:
+    """Seconds between the tokens of one writer that nobody disturbs."""
+    times = ours(node, random.Random(time.time_ns()), Length(64, ANSWER))
     return [b - a for a, b in pairwise(times[4:])]  # the first ones wait for its own prompt
 
 
-def p99(values: list[float]) -> float:
+def beside(node: running.Node, long: int) -> tuple[list[float], float]:
+    """The same while one long prompt is computed; and the seconds until that one's first token."""
+    times: list[float] = []
+    writes = threading.Event()
+    call = node.generate.Stream(wish(random.Random(time.time_ns()), Length(64, WRITER)), timeout=600)
+
+    def write() -> None:
+        with contextlib.suppress(grpc.RpcError):  # it is cancelled in the end
+            for event in call:
+                if event.WhichOneof("event") == "token":
+                    times.append(time.perf_counter())
+                    if len(times) == 4:
+                        writes.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        writes.wait(60)
+        began = time.perf_counter()
+        took = ours(node, random.Random(time.time_ns()), Length(long, 1))[0]
+        over = time.perf_counter()
+        assert not writer.done(), f"the writer ended before the prompt: {len(times)} tokens"
+        call.cancel()
+        writer.result()
+    during = [moment for moment in times if began <= moment <= over]
+    return [b - a for a, b in pairwise(during)], took
+
+
+def p99(values: Sequence[float]) -> float:
     return sorted(values)[min(int(0.99 * len(values)), len(values) - 1)]
 
 
@@ -182,26 +193,51 @@ def loads(path: Path, clients: int, requests: int, rounds: int) -> dict[str, obj
     }
 
 
-def inter(path: Path, answer: int, rounds: int) -> dict[str, object]:
-    """One that writes beside long prompts, and without; the figures."""
-    alone: list[float] = []
-    crowded: list[float] = []
+def inter(path: Path, lengths: Sequence[int], rounds: int, stock: bool) -> dict[str, object]:
+    """One that writes beside a long prompt, and without; the figures, of the first length without its name."""
+    undisturbed: list[float] = []
+    disturbed: dict[int, list[float]] = {long: [] for long in lengths}
+    firsts: dict[int, list[float]] = {long: [] for long in lengths}
+    lonely: dict[int, float] = {}
+    env = {"LLAMA_CPP_LIB_PATH": str(rivals.build())} if stock else {}
+    context = str(max(lengths) + WRITER)
     with running.node(
-        "--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", str(LONG + 200), "--draft", "0"
-    ) as node:
+        "--join", "none", "--model", str(path), "--threads", str(THREADS), "--ctx", context, "--slots", "4",
+        "--draft", "0", env=env,
+    ) as node:  # fmt: skip
         ours(node, random.Random(1), Length(512, 4))
-        for _ in range(rounds):
-            alone += gaps(node, answer, beside=False)
-            crowded += gaps(node, answer, beside=True)
-    rows: list[list[object]] = [["time to a writer's next token, ms", "tokens", "median", "p99", "longest"]]
-    for name, values in (("alone", alone), (f"while prompts of {LONG:,} tokens are computed", crowded)):
-        figures = (statistics.median(values), p99(values), max(values))
-        rows.append([name, len(values), *(f"{value * 1e3:.1f}" for value in figures)])
+        for i in range(rounds):
+            for long in lengths:
+                undisturbed += alone(node)
+                gaps, first = beside(node, long)
+                disturbed[long] += gaps
+                firsts[long].append(first)
+                if not i:
+                    lonely[long] = ours(node, random.Random(time.time_ns()), Length(long, 1))[0]
+    rows: list[list[object]] = [
+        ["time to a writer's next token, ms", "tokens", "median", "p99", "p99 over alone", "longest", "prompt, s"]
+    ]
+    rows.append(["alone", len(undisturbed), *_spread(undisturbed, undisturbed), ""])
+    for long, values in disturbed.items():
+        seconds = f"{statistics.median(firsts[long]):.1f} (nobody writes: {lonely[long]:.1f})"
+        rows.append([f"a prompt of {long:,} tokens", len(values), *_spread(values, undisturbed), seconds])
     running.table(rows)
-    return {
-        "inter_token_p99_with_prefill_over_without": p99(crowded) / p99(alone),
-        "inter_token_median_with_prefill_over_without": statistics.median(crowded) / statistics.median(alone),
-    }
+    figures: dict[str, object] = {"kernels": "llama.cpp" if stock else "ours"}
+    for long, values in disturbed.items():
+        name = "" if long == lengths[0] else f"_{long}"
+        figures |= {
+            f"inter_token_p99_with_prefill_over_without{name}": p99(values) / p99(undisturbed),
+            f"inter_token_median_with_prefill_over_without{name}": (
+                statistics.median(values) / statistics.median(undisturbed)
+            ),
+            f"prefill_with_writer_over_without{name}": statistics.median(firsts[long]) / lonely[long],
+        }
+    return figures
+
+
+def _spread(values: Sequence[float], usual: Sequence[float]) -> list[str]:
+    found = (statistics.median(values), p99(values))
+    return [*(f"{each * 1e3:.1f}" for each in found), f"{found[1] / p99(usual):.2f}", f"{max(values) * 1e3:.1f}"]
 
 
 def main() -> None:
@@ -210,20 +246,23 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--long", default=str(LONG), help="tokens of the prompts beside which one writes, with commas")
+    parser.add_argument("--stock", action="store_true", help="one writes with llama.cpp's own kernels")
     parser.add_argument("--quick", action="store_true", help="12 clients with a request each, one round")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     clients, requests, rounds = (12, 1, 1) if args.quick else (args.clients, args.requests, args.rounds)
+    longs = [int(long) for long in args.long.split(",")]
     running.expect(
         (args.part != "inter") * (30 + clients * requests * (2.6 + 1.9 * rounds))
-        + (args.part != "load") * (10 + rounds * ANSWER * 0.09)
+        + (args.part != "load") * (10 + rounds * (3 if args.stock else 1) * sum(10 + long / 100 for long in longs))
     )
     path = model("q8_0")
     figures: dict[str, object] = {}
     if args.part != "inter":
         figures |= loads(path, clients, requests, rounds)
     if args.part != "load":
-        figures |= inter(path, ANSWER, rounds)
+        figures |= inter(path, longs, rounds, args.stock)
     running.finish(figures, as_json=args.json)
 
 

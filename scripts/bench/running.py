@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -62,18 +62,21 @@ def node(
     wait_s: float = 120,
     cpus: Sequence[int] = (),
     program: Sequence[str] = ("node",),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Node]:
     """A node of its own mesh (or of `home`'s), ended when the block ends. `cpus` pins it; `program` is the module to
-    run and its first words."""
+    run and its first words, `env` more of its environment."""
     with contextlib.ExitStack() as stack:
         where = home or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conclave-bench-")))
         port, mesh_port = free_port(), free_port()
-        env = {**os.environ, "CONCLAVE_HOME": str(where), "CONCLAVE_INTERFACE": "127.0.0.1"}
+        own = {"CONCLAVE_HOME": str(where), "CONCLAVE_INTERFACE": "127.0.0.1"}
         command = [sys.executable, "-m", *program, "--port", str(port), "--mesh-port", str(mesh_port), *flags]
         if cpus:
             command = ["taskset", "-c", ",".join(map(str, cpus)), *command]
         log = stack.enter_context((where / f"log-{port}").open("wb"))
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **own, **(env or {})}, stdout=log, stderr=subprocess.STDOUT
+        )
         try:
             running = Node(process, f"127.0.0.1:{port}")
             stack.callback(running.channel.close)
