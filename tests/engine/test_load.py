@@ -141,6 +141,17 @@ def test_many_clients_lose_little_against_whole_prompts_first(
         assert max(seen.waits) < 4 * statistics.median(seen.waits)
 
 
+def test_the_shortest_first_makes_most_wait_less_and_nobody_much_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the oldest first: longest over median is greater, since the median is less."""
+    work = [mixed(12, 1, seed) for seed in range(4)]
+    ours = [play(each).waits for each in work]
+    monkeypatch.setattr(batch, "sorted", lambda requests, key: list(requests), raising=False)
+    oldest = [play(each).waits for each in work]
+    pairs = list(zip(ours, oldest, strict=True))
+    assert statistics.mean(statistics.median(a) / statistics.median(b) for a, b in pairs) < 0.85
+    assert statistics.mean(max(a) / max(b) for a, b in pairs) < 1.1
+
+
 @pytest.mark.parametrize(("clients", "requests", "lost"), [(12, 1, 0.07), (32, 2, 0.03)])
 def test_a_large_model_loses_little_too(
     clients: int, requests: int, lost: float, monkeypatch: pytest.MonkeyPatch
