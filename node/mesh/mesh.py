@@ -261,7 +261,8 @@ class Mesh:
         roster = self._roster
         info = caller(request.node, peer_identity)
         self._caller.heard(info, source)
-        roster.hear(request.news, info.id, inbound=True)
+        if not roster.stopping:  # who suspects us is not refuted then: that would overtake our goodbye
+            roster.hear(request.news, info.id, inbound=True)
         if request.target and request.target != self.id:
             answer = await self._prober.relay(request.target)
         else:

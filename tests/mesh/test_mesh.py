@@ -312,6 +312,20 @@ class TestLosing:
         with pytest.raises(NotReady):
             await b.mesh.hello(mesh_pb2.HelloRequest(), A)
 
+    async def test_who_left_does_not_refute_that_it_is_suspected(self, start: Any, token: str) -> None:
+        a = await start("a")
+        b = await start("b", join=a.address)
+        await meet(a, b)
+        held = b.mesh.nodes()[0]
+        suspected = NodeInfo(id=B, address=b.address, incarnation=held.incarnation, state=NodeState.SUSPECT)
+        request = mesh_pb2.ProbeRequest(node=a.mesh._roster.me(), news=[wire.node_info_pb(suspected)])
+        assert (await b.mesh.probe(request, A)).node.incarnation > held.incarnation, "while it is there it does"
+        await b.mesh.stop()
+        last = b.mesh.nodes()[0].incarnation
+        for incarnation in (held.incarnation, last, last + 1):
+            request.news[0].incarnation = incarnation
+            assert (await b.mesh.probe(request, A)).node.incarnation == last
+
     async def test_a_node_that_comes_back_is_a_peer_again(self, start: Any) -> None:
         a = await start("a")
         b = await start("b", join=a.address)
