@@ -14,6 +14,8 @@ from pathlib import Path
 import first_run
 import pytest
 
+from tests import loopback
+
 # A node that is up once its file is there; `--fail` is a flag that it does not like.
 STAND_IN = textwrap.dedent("""
     import os, pathlib, signal, sys, time
@@ -158,9 +160,7 @@ def test_the_port_is_the_one_that_a_node_would_take() -> None:
         taken.bind(("127.0.0.1", 7420))
         taken.listen()
         assert first_run._free_port() != 7420
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
+    free = loopback.spare()
     before, first_run.PORTS = first_run.PORTS, range(free, free + 1)
     try:
         assert first_run._free_port() == free

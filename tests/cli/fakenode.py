@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ import grpc
 from node import wire
 from node.errors import ConclaveError
 from node.v1 import generate_pb2, generate_pb2_grpc, mesh_pb2, mesh_pb2_grpc, types_pb2
+from tests import loopback
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ Run = Callable[..., Ran]
 
 def nobody() -> str:
     """An address where nobody listens."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{s.getsockname()[1]}"
+    return f"{loopback.HOST}:{loopback.spare()}"
 
 
 DIE = "die"

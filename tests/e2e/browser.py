@@ -14,6 +14,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests import loopback
+
 START_S = 90.0
 FLAGS = [
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
@@ -93,9 +95,7 @@ class Browser:
 @contextlib.contextmanager
 def browsers() -> Iterator[Callable[[], Browser]]:
     """Windows, closed at the end."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = loopback.spare()
     opened: list[Browser] = []
     with tempfile.TemporaryFile() as out:
         driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=out, stderr=out)

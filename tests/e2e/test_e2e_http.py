@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -33,12 +34,6 @@ def get(url: str, **headers: str) -> Any:
     return json.loads(body) if body[:1] in b"{[" else body.decode()
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def needed(program: str, package: str) -> str:
     if not shutil.which(program) and not os.environ.get("CI"):
         pytest.skip(f"{program} is not installed: apt-get install {package}")
@@ -53,20 +48,21 @@ def test_prometheus_reads_the_metrics(fakes: Nodes, tmp_path: Path) -> None:
         [needed("promtool", "prometheus"), "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
-    port = free_port()
     targets = [one.http_address, two.http_address]
     config = {
         "scrape_configs": [{"job_name": "conclave", "scrape_interval": "1s", "static_configs": [{"targets": targets}]}]
     }
     (tmp_path / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
-    server = subprocess.Popen(
-        [
-            *("prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"),
-            *(f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [
+                *("prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"),
+                "--web.listen-address=127.0.0.1:0",
+            ],
+            stdout=out,
+            stderr=out,
+        )
 
     def query(what: str) -> dict[str, float]:
         try:
@@ -76,6 +72,8 @@ def test_prometheus_reads_the_metrics(fakes: Nodes, tmp_path: Path) -> None:
         return {r["metric"]["instance"]: float(r["value"][1]) for r in found["data"]["result"]}
 
     try:
+        listens = until(lambda: re.search(r"Listening on.*address=\S*?:(\d+)", log.read_text()), "it listens")
+        port = listens[1]
         both = dict.fromkeys(targets, 1.0)
         until(lambda: query("up") == both, "both nodes are scraped")
         until(lambda: query("conclave_generation_tokens_total").get(one.http_address, 0) >= 4, "tokens are counted")

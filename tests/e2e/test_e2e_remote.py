@@ -6,7 +6,6 @@ import http.client
 import importlib.metadata
 import importlib.util
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from swarm import SOON_S, Swarm, request, until
 
 from node.models.resolve import BUNDLED
 from node.v1 import types_pb2
+from tests import loopback
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conclave" / "rivals"
 LLAMA_SERVER = CACHE / importlib.metadata.version("llama-cpp-python") / "build/bin/llama-server"
@@ -28,8 +28,7 @@ def llama_server() -> Iterator[str]:
     """A real llama-server on the bundled model; its URL."""
     if not LLAMA_SERVER.exists():
         pytest.skip("llama-server is not built: scripts/bench/build_rivals.sh")
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        port = s.getsockname()[1]
+    port = loopback.spare()
     command = [
         str(LLAMA_SERVER),
         "-m",
@@ -72,8 +71,7 @@ def llama_cpp_server(tmp_path: Path) -> Iterator[str]:
     assert spec is not None
     assert spec.origin is not None
     (tmp_path / "llama_cpp").symlink_to(Path(spec.origin).parent)
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        port = s.getsockname()[1]
+    port = loopback.spare()
     said = tmp_path / "server.log"
     with said.open("wb") as out:
         server = subprocess.Popen(

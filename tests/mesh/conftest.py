@@ -1,7 +1,7 @@
 """Fixtures of the mesh's tests."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest_asyncio
 from meshnode import Node
 
 from node.mesh.identity import Identity, new_token
+from tests import loopback
 
 Start = Callable[..., Awaitable[Node]]
 
@@ -46,6 +47,13 @@ async def start(token: str) -> AsyncIterator[Start]:
     await asyncio.gather(*(n.stop() for n in nodes))
     others = asyncio.all_tasks() - {asyncio.current_task()}
     assert [t for t in others if "node/mesh" in str(t.get_coro())] == []
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where nobody listens."""
+    with loopback.nobody() as port:
+        yield f"{loopback.HOST}:{port}"
 
 
 @pytest.fixture

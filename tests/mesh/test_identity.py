@@ -355,8 +355,8 @@ class TestErrors:
         assert isinstance(error, PeerUnavailable)
         assert "node cccccccccc is gone" in error.message
 
-    async def test_nobody(self, token: str, unused_tcp_port: int) -> None:
-        error = await self.error(token, f"{HOST}:{unused_tcp_port}", A)
+    async def test_nobody(self, token: str, nobody: str) -> None:
+        error = await self.error(token, nobody, A)
         assert isinstance(error, PeerUnavailable)
         assert "nobody listens there" in error.message
 

@@ -21,6 +21,7 @@ from node.mesh.local import running_nodes
 from node.mesh.peer import Peer
 from node.types import NodeInfo, NodeState
 from node.v1 import mesh_pb2, types_pb2, vote_pb2
+from tests import loopback
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 A, B, C = "a" * 10, "b" * 10, "c" * 10
@@ -108,12 +109,13 @@ class TestMeeting:
         assert a.mesh.peer(B).address == b.address
         assert a.mesh.peer(B).info.address == says.address
 
-    async def test_a_partner_that_appears_later_is_joined(self, start: Any, unused_tcp_port: int) -> None:
-        a = await start("a", join=f"{HOST}:{unused_tcp_port}")
+    async def test_a_partner_that_appears_later_is_joined(self, start: Any) -> None:
+        port = loopback.spare()
+        a = await start("a", join=f"{HOST}:{port}")
         await until(lambda: bool(a.mesh.notices))
         assert "trying again" in a.mesh.notices[0]
         await asyncio.sleep(0.5)
-        b = await start("b", port=unused_tcp_port)
+        b = await start("b", port=port)
         await meet(a, b)
         await until(lambda: a.mesh.notices == [])  # it is not true any more
 
@@ -236,9 +238,9 @@ class TestStrangers:
         with pytest.raises(InvalidRequest, match="install the same version"):
             await a.mesh.hello(mesh_pb2.HelloRequest(node=node, protocol=2), B)
 
-    async def test_a_caller_that_cannot_be_called_is_no_peer_and_said(self, start: Any, unused_tcp_port: int) -> None:
+    async def test_a_caller_that_cannot_be_called_is_no_peer_and_said(self, start: Any, nobody: str) -> None:
         a = await start("a")
-        node = types_pb2.NodeInfo(id=B, address=f"{HOST}:{unused_tcp_port}", name="\x1b[31mred")
+        node = types_pb2.NodeInfo(id=B, address=nobody, name="\x1b[31mred")
         await a.mesh.hello(mesh_pb2.HelloRequest(node=node, protocol=1), B)
         await asyncio.sleep(1.1)
         assert a.mesh.notices == []  # It may have been killed just after.
@@ -445,14 +447,12 @@ class TestLosing:
             await waiting
         assert a.sees() == {B}
 
-    async def test_an_indirect_probe_says_what_the_helper_found(
-        self, start: Any, token: str, unused_tcp_port: int
-    ) -> None:
+    async def test_an_indirect_probe_says_what_the_helper_found(self, start: Any, token: str, nobody: str) -> None:
         a = await start("a")
         b = await start("b", join=a.address)
         await meet(a, b)
         peer = Peer(Identity(token, C), a.address, A)
-        me = types_pb2.NodeInfo(id=C, address=f"{HOST}:{unused_tcp_port}")
+        me = types_pb2.NodeInfo(id=C, address=nobody)
         found = await peer.probe(mesh_pb2.ProbeRequest(node=me, target=B), 30)
         assert (found.alive, found.node.id) == (True, B)
         await b.kill()

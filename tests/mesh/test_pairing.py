@@ -1,7 +1,6 @@
 """Six digits carry the token: only to who knows them, three tries at most, and nothing to whoever listens."""
 
 import asyncio
-import socket
 
 import pytest
 from hypothesis import given
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from node.errors import NotFound, PeerUnavailable, Unauthenticated
 from node.mesh import pairing
 from node.mesh.identity import new_token
+from tests import loopback
 
 HOST = "127.0.0.1"
 
@@ -95,10 +95,8 @@ async def test_who_shows_must_know_the_code_too() -> None:
 
 
 async def test_what_is_not_the_other_side() -> None:
-    with socket.create_server((HOST, 0)) as s:
-        address = s.getsockname()[1]
-    with pytest.raises(PeerUnavailable, match="nothing shows a code"):
-        await pairing.type_code(HOST, address, "012345")
+    with loopback.nobody() as port, pytest.raises(PeerUnavailable, match="nothing shows a code"):
+        await pairing.type_code(HOST, port, "012345")
 
     async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"\x00\x05hello" * 20)
