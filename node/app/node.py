@@ -146,7 +146,7 @@ class Node:
         self._undo.push_async_callback(self._lender.close)
         await self._mesh.start(self._config.join)
         self._undo.push_async_callback(self._mesh.stop)
-        started()  # what the mesh wrote in its place stays
+        started()  # the mesh has said that it runs
         await self._replicator.start()
         await self._wait_for_a_peer()
         # Clients last, so that whoever waits for this node finds it complete; and at the stop they are drained first.

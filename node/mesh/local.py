@@ -24,6 +24,7 @@ LOOK_S = 5.0  # In any case, should a file system not keep the time of its direc
 GRAIN_S = 2.0  # FAT's, the coarsest there is.
 MAX_NODES = 256
 MAX_BYTES = 4096
+RUNNING, STARTING = ".json", ".starting"  # so that whoever looks for nodes finds none that cannot answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Presence:
     def publish(self, node: RunningNode) -> None:
         """Writes the file (0600) in one step, or puts a newer one in its place. Raises OSError."""
         fd, temporary = tempfile.mkstemp(dir=self._directory, prefix=".new-")  # mkstemp makes it 0600.
-        path = self._directory / f"{node.node_id}.json"
+        path = self._directory / (node.node_id + (STARTING if node.is_starting else RUNNING))
         try:
             # The lock goes with the open file, so it holds under the new name from the first moment on.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,23 +108,23 @@ class Presence:
 def running_nodes(runtime: Path) -> list[RunningNode]:
     """The nodes of this user that run on this machine and in this network, the oldest first; files of dead ones are
     removed on the way."""
-    return [n for n in _found(runtime) if not n.is_starting]
+    return _found(runtime, RUNNING)
 
 
 def starting_nodes(runtime: Path) -> list[RunningNode]:
     """Those that are still loading their models."""
-    return [n for n in _found(runtime) if n.is_starting]
+    return _found(runtime, STARTING)
 
 
-def _found(runtime: Path) -> list[RunningNode]:
+def _found(runtime: Path, suffix: str) -> list[RunningNode]:
     found, here = [], network()
     with contextlib.suppress(OSError):
-        names = sorted(n for n in os.listdir(runtime / "nodes") if n.endswith(".json") and not n.startswith("."))
+        names = sorted(n for n in os.listdir(runtime / "nodes") if n.endswith(suffix) and not n.startswith("."))
         for name in names[:MAX_NODES]:
             with contextlib.suppress(OSError):
                 node = _read(runtime / "nodes" / name)
                 is_near = node is not None and node.network in ("", here)
-                if node is not None and is_near and node.node_id + ".json" == name:
+                if node is not None and is_near and node.node_id + suffix == name:
                     found.append(node)
     return sorted(found, key=lambda n: (n.started, n.node_id))
 
