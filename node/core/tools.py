@@ -1,7 +1,8 @@
-"""Tool calls in a model's text: in Hermes form, or a text that is nothing but the JSON of one call.
+"""Tool calls in a model's text: between tags, or a text that is nothing but the JSON of one call.
 
-`<tool_call>{"name": …, "arguments": {…}}</tool_call>` is NousResearch's Hermes function calling, which Qwen2.5 and many
-others were trained on. `{"name": …, "parameters": {…}}` alone is what Llama 3.1 writes, and what a schema can force.
+`<tool_call>{"name": …, "arguments": {…}}</tool_call>` is NousResearch's Hermes function calling, which Qwen2.5 and
+many others were trained on; some write other tags between these (`node.core.markup`). `{"name": …, "parameters": {…}}`
+alone is what Llama 3.1 writes, and what a schema can force.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from node.core import markup
 from node.types import Tool, ToolCall
 
 MAX_CALLS = 32  # of one answer; what follows stays text
-_OPEN = re.compile(r"<tool_call>\s*(?=\{)")
+_OPEN = re.compile(r"<tool_call>\s*")
 _CLOSE = re.compile(r"\s*</tool_call>")
 _OPENS, _CLOSES = "<tool_call>", "</tool_call>"
 _BARE = {"type", "name", "arguments", "parameters"}
@@ -28,15 +30,15 @@ def parse(text: str, tools: tuple[Tool, ...]) -> tuple[str, tuple[ToolCall, ...]
     """
     if not tools:
         return text, ()
-    names = {t.name for t in tools}
-    rest, calls, at = _scan(text, names)
-    if not calls and (bare := _bare(text, names)):
+    rest, calls, at = _scan(text, tools)
+    if not calls and (bare := _bare(text, {t.name for t in tools})):
         return "", (bare,)
     return (f"{rest}{text[at:]}".strip() if calls else text), calls
 
 
-def _scan(text: str, names: set[str]) -> tuple[str, tuple[ToolCall, ...], int]:
-    """The calls in Hermes form, the text before and between them, and where the last of them ends."""
+def _scan(text: str, tools: tuple[Tool, ...]) -> tuple[str, tuple[ToolCall, ...], int]:
+    """The calls between tags, the text before and between them, and where the last of them ends."""
+    names = {t.name: t for t in tools}
     calls: list[ToolCall] = []
     rest: list[str] = []
     at = 0
@@ -44,7 +46,7 @@ def _scan(text: str, names: set[str]) -> tuple[str, tuple[ToolCall, ...], int]:
     for opened in itertools.islice(_OPEN.finditer(text), MAX_CALLS):
         if opened.start() < at:  # inside of an argument
             continue
-        value, end = json_at(text, opened.end())
+        value, end = _within(text, opened.end(), names)
         closed = _CLOSE.match(text, end)
         call = _call(value, names, len(calls)) if closed else None
         if closed and call:
@@ -52,6 +54,14 @@ def _scan(text: str, names: set[str]) -> tuple[str, tuple[ToolCall, ...], int]:
             at = closed.end()
             calls.append(call)
     return "".join(rest), tuple(calls), at
+
+
+def _within(text: str, at: int, tools: dict[str, Tool]) -> tuple[object, int]:
+    """What is between the tags of a call, as the JSON of one, and where it ends."""
+    if text.startswith("{", at) or (found := markup.call(text, at)) is None:
+        return json_at(text, at)
+    name, said, end = found
+    return ({"name": name, "arguments": markup.typed(said, tools[name])}, end) if name in tools else (None, at)
 
 
 class Splitter:
@@ -81,7 +91,7 @@ class Splitter:
         closing = self._held.count(_CLOSES)
         if closing <= self._tried:
             return self._show(len(self._held[:opened].rstrip())), ()
-        said, calls, at = _scan(self._held, {t.name for t in self._tools})
+        said, calls, at = _scan(self._held, self._tools)
         self._held = self._held[at:]
         self._tried = self._held.count(_CLOSES)  # of no call, or inside one that is not complete
         return said.strip(), self._numbered(calls)
@@ -92,7 +102,7 @@ class Splitter:
         if self._is_first:
             said, calls = parse(held, self._tools)
         else:
-            rest, calls, at = _scan(held, {t.name for t in self._tools})
+            rest, calls, at = _scan(held, self._tools)
             said = rest + held[at:]
         return (said.strip() if self.calls or calls else said), self._numbered(calls)
 
@@ -152,7 +162,7 @@ def json_at(text: str, start: int) -> tuple[object, int]:
         return None, start
 
 
-def _call(value: object, names: set[str], index: int) -> ToolCall | None:
+def _call(value: object, names: Collection[str], index: int) -> ToolCall | None:
     if not isinstance(value, dict):
         return None
     name, arguments = value.get("name"), value.get("arguments", {})
