@@ -143,7 +143,8 @@ class Candidate:
     """One finished answer. `mean_logprob` is the mean natural-log probability of its tokens, at most 0.
 
     `logprobs` has an entry for each token of the text if they were asked for: not for the one that ends an answer, nor
-    for those of a stop string. `model` is the name of the model that wrote it.
+    for those of a stop string. `model` is the name of the model that wrote it, `stopped_by` the stop string that ended
+    it, if one did.
     """
 
     id: int
@@ -156,6 +157,7 @@ class Candidate:
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     model: str = ""
+    stopped_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,9 @@ def test_a_node_comes_back(node: NodeInfo) -> None:
 
 
 def test_a_result_goes_out_whole() -> None:
-    candidate = Candidate(2, "n", "42", 3, -0.5, FinishReason.STOP, 7.0, (ToolCall("add", "{}", "call_0"),))
+    candidate = Candidate(
+        2, "n", "42", 3, -0.5, FinishReason.STOP, 7.0, (ToolCall("add", "{}", "call_0"),), stopped_by="x"
+    )
     ballot = Ballot(candidate, "42", 1.0, 0.5)
     counted = consensus.tally([ballot], Strategy.MAJORITY, 2)
     outcome = Outcome(

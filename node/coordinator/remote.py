@@ -99,8 +99,9 @@ def checked(candidate: Candidate, request: GenerateRequest) -> Candidate:
     if not tools.accepted(candidate.tool_calls, request.tools):
         raise InvalidRequest(f"{which} with calls of tools that were not offered")
     tokens, logprobs = min(candidate.tokens, request.params.max_tokens), _logprobs(candidate, request.params)
-    if (tokens, logprobs) != (candidate.tokens, candidate.logprobs):
-        candidate = replace(candidate, tokens=tokens, logprobs=logprobs)
+    stopped_by = candidate.stopped_by if candidate.stopped_by in request.params.stop else ""
+    if (tokens, logprobs, stopped_by) != (candidate.tokens, candidate.logprobs, candidate.stopped_by):
+        candidate = replace(candidate, tokens=tokens, logprobs=logprobs, stopped_by=stopped_by)
     if candidate.tool_calls:
         return replace(candidate, finish_reason=FinishReason.TOOL_CALLS)
     if candidate.finish_reason is FinishReason.TOOL_CALLS:

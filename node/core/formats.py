@@ -50,6 +50,11 @@ def of(template: str) -> Format:
     return Format.PLAIN
 
 
+def thinks(template: str) -> bool:
+    """Whether the models that have a chat template may think before they answer."""
+    return any(mark in template for mark in (thoughts.OPENS, thoughts.CLOSES, mistral.OPENS, harmony.CHANNEL))
+
+
 def tags(format: Format) -> frozenset[bytes]:
     """The control tokens of a format that belong to what a model says."""
     return frozenset(tag.encode() for tag in _TAGS[format])

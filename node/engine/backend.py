@@ -44,6 +44,7 @@ class ModelInfo:
     parameters: int = 0  # 0: not known
     weights_bytes: int = 0  # 0: not known
     format: Format = Format.PLAIN  # in which it writes thoughts and calls
+    thinks: bool = False  # whether it may think before it answers
 
 
 @dataclass(frozen=True, slots=True)

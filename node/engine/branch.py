@@ -68,4 +68,5 @@ class Branch:
             finish_reason=reason,
             latency_ms=(now - self.started) * 1e3,
             logprobs=self.logprobs.given if self.logprobs is not None else (),
+            stopped_by=self.text.stopped_by,
         )

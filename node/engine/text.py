@@ -18,8 +18,13 @@ class TextStream:
         self._stops = tuple(stops)
         self._held = ""
         self._parts: list[str] = []
-        self.stopped = False
+        self.stopped_by = ""  # the stop string that was met
         self.given = 0  # characters that were given out
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met."""
+        return bool(self.stopped_by)
 
     @property
     def text(self) -> str:
@@ -32,7 +37,7 @@ class TextStream:
         return self.given + len(self._held)
 
     def feed(self, data: bytes) -> str:
-        """Text that has become safe. After a stop string was met, `stopped` is set and nothing more comes."""
+        """Text that has become safe. After a stop string was met, `stopped_by` is set and nothing more comes."""
         return self._advance(self._decoder.decode(data))
 
     def finish(self) -> str:
@@ -43,9 +48,9 @@ class TextStream:
         if self.stopped:
             return ""
         pending = self._held + text
-        found = min((i for s in self._stops if (i := pending.find(s)) >= 0), default=-1)
+        found, stop = min(((i, s) for s in self._stops if (i := pending.find(s)) >= 0), default=(-1, ""))
         if found >= 0:
-            self.stopped = True
+            self.stopped_by = stop
             safe, self._held = pending[:found], ""
         else:
             hold = 0 if final else max((_overlap(pending, s) for s in self._stops), default=0)

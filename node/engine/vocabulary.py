@@ -41,7 +41,7 @@ class Vocabulary:
         self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.size = max(self.size, int(model.get("text_config", model).get("vocab_size") or 0))
         self.template = _text(path / "chat_template.jinja") or _template(self._config.get("chat_template"))
-        self.format = formats.of(self.template)
+        self.format, self.thinks = formats.of(self.template), formats.thinks(self.template)
         self._tags = formats.tags(self.format)
         self.bos, self.eos = self._token("bos_token"), self._token("eos_token")
         self._specials = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}

@@ -393,6 +393,7 @@ class Candidate(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    STOPPED_BY_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Unique in its request, from 1."""
@@ -410,6 +411,8 @@ class Candidate(_message.Message):
     """From the start of generation on its node to its last token, in milliseconds."""
     finish_reason: _builtins.str
     """stop, length, tool_calls, cancelled or deadline."""
+    stopped_by: _builtins.str
+    """The stop string of the request that ended its text. Default: empty, none did."""
     model: _builtins.str
     """Name of the model that wrote it, as the node asked knows it."""
     @_builtins.property
@@ -435,11 +438,12 @@ class Candidate(_message.Message):
         finish_reason: _builtins.str = ...,
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        stopped_by: _builtins.str = ...,
         model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "finish_reason", b"finish_reason", "id", b"id", "latency_ms", b"latency_ms", "logprobs", b"logprobs", "mean_logprob", b"mean_logprob", "model", b"model", "node", b"node", "text", b"text", "tokens", b"tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "finish_reason", b"finish_reason", "id", b"id", "latency_ms", b"latency_ms", "logprobs", b"logprobs", "mean_logprob", b"mean_logprob", "model", b"model", "node", b"node", "stopped_by", b"stopped_by", "text", b"text", "tokens", b"tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

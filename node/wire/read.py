@@ -275,6 +275,7 @@ def candidate(pb: types_pb2.Candidate, node: str, model: str = "") -> Candidate:
         tool_calls=tuple(tool_call(c) for c in pb.tool_calls),
         logprobs=tuple(_token_logprob(t) for t in pb.logprobs),
         model=model,
+        stopped_by=pb.stopped_by,
     )
 
 

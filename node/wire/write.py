@@ -106,6 +106,7 @@ def candidate_pb(c: Candidate, answer: str) -> types_pb2.Candidate:
         tool_calls=[tool_call_pb(t) for t in c.tool_calls],
         logprobs=[token_logprob_pb(t) for t in c.logprobs],
         model=c.model,
+        stopped_by=c.stopped_by,
     )
 
 

@@ -55,7 +55,7 @@ REASONS: list[tuple[str, str, str]] = [
     ("chat_completion::chat_completion(_cached_tokens|_stream)?($|\\[)", "", OTHER),
     ("with_openai_library|embedding_usage|logprobs|consistent|completion_stream", "assert|Unexpected output", OTHER),
     ("prefill|continue_final", "400", "an answer that the client has begun is not continued here"),
-    ("local_media_file|anthropic_(vision|tool_result_with_image)", "", "text only: no images"),
+    ("local_media_file|anthropic_(vision|tool_result_with_image)", "", "models have no vision here"),
     ("anthropic_empty_messages", "", "a conversation without messages is refused"),
     ("tokenize_with_bos", "", OTHER),
     ("cors", "", "which pages may ask is decided otherwise: without an API key, pages of this machine and no others"),

@@ -217,3 +217,36 @@ async def test_a_client_that_leaves_stops_its_candidate() -> None:
         await node.busy()
         await conversation.close()
         await node.free()
+
+
+async def test_the_stop_sequence_that_ended_an_answer_is_told() -> None:
+    """Also of a vote, and of a stream; a stop that was not met is none."""
+    async with web(FakeSpec(answers=("one two three",))) as node:
+        for model in ("fake", "conclave:majority-3"):
+            asked = body(model=model, stop_sequences=["nine", " three"])
+            said = (await node.post("/v1/messages", asked)).json
+            assert said["content"] == [{"type": "text", "text": "one two"}]
+            assert (said["stop_reason"], said["stop_sequence"]) == ("stop_sequence", " three")
+            found = events(await node.post("/v1/messages", asked | {"stream": True}))
+            assert found[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": " three"}
+        said = (await node.post("/v1/messages", body(stop_sequences=["nine"]))).json
+        assert (said["stop_reason"], said["stop_sequence"]) == ("end_turn", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "lacks"),
+    [
+        ([{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}], "vision"),
+        ([{"type": "tool_result", "tool_use_id": "x", "content": [{"type": "image"}]}], "vision"),
+        ([{"type": "document", "source": {"type": "text", "data": "x"}}], "reader of files"),
+        ([{"type": "search_result"}], "way to read it"),
+    ],
+)
+async def test_what_a_model_cannot_take_in_is_refused_by_name(content: list[Any], lacks: str) -> None:
+    async with web() as node:
+        for stream in (False, True):
+            asked = body(messages=[{"role": "user", "content": content}], stream=stream)
+            answer = await node.post("/v1/messages", asked)
+            assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request_error")
+            assert answer.error.startswith("messages[0].content[0]")
+            assert f"models have no {lacks} on this node: send text only" in answer.error

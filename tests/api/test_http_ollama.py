@@ -92,7 +92,10 @@ async def test_options_are_taken_or_refused() -> None:
         for more, said in (
             ({"options": {"temperature": 99}}, "$.options.temperature"),
             ({"format": "xml"}, "format is 'xml'"),
-            ({"messages": [*ASK, {"role": "user", "content": "x", "images": ["aGk="]}]}, "text only"),
+            (
+                {"messages": [*ASK, {"role": "user", "content": "x", "images": ["aGk="]}]},
+                "models have no vision",
+            ),
             ({"messages": [{"role": "nobody", "content": "x"}]}, "nobody"),
         ):
             found = await node.post("/api/chat", {"model": "fake", "messages": ASK} | more)
@@ -110,6 +113,7 @@ async def test_which_models_there_are() -> None:
         for m in listed:
             shown = (await node.post("/api/show", {"model": m["name"]})).json
             assert "tools" in shown["capabilities"]
+            assert "vision" not in shown["capabilities"]
             assert shown["model_info"]["unknown.context_length"] == 4096
         assert [m["name"] for m in (await node.get("/api/ps")).json["models"]] == ["fake:latest"]
         assert (await node.get("/api/version")).json["conclave"] == "1.2.3"

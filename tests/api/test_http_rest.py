@@ -331,7 +331,17 @@ BAD: list[tuple[Any, int, str]] = [
     (asked(conclave={"strategy": "guess"}), 400, "strategy 'guess' is unknown"),
     (asked(conclave={"scope": "moon"}), 400, "conclave.scope"),
     (asked(conclave={"early_stop": "x"}), 400, "conclave.early_stop"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "this node takes text only"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "models have no vision on"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        400,
+        "models have no hearing on",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "file"}]}]},
+        400,
+        "models have no reader of files",
+    ),
     ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role is 'robot'"),
     ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "the last message is from 'assistant'"),
     ({"messages": "hi"}, 400, "Expected `array`, got `str`"),

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from node.core import harmony, mistral, thoughts, tools
-from node.core.formats import Format, of, opened, reader, tags, whole
+from node.core.formats import Format, of, opened, reader, tags, thinks, whole
 from node.types import Tool
 
 ANALYSIS, FINAL, COMMENTARY = (f"<|channel|>{c}<|message|>" for c in ("analysis", "final", "commentary"))
@@ -156,3 +156,8 @@ def test_what_is_certain_is_told_at_once() -> None:
     assert [found.feed(p) for p in pieces] == [
         *("", "", "", "<think>\nSo", " 42", "", "", "", "", "\n</think>\n\nIt", " is")
     ]
+
+
+def test_which_models_may_think() -> None:
+    assert all(map(thinks, ("<think>", "x.split('</think>')", "[THINK]", "<|channel|>")))
+    assert not any(map(thinks, ("", "[TOOL_CALLS]", "<tool_call>")))

@@ -114,6 +114,8 @@ def test_anthropics_python_client(llamas: Nodes, fakes: Nodes) -> None:
     assert (found["vote"], found["outcome"]) == ([True, "end_turn", True], 5)
     assert found["stream"] == [True, True, "end_turn"]
     assert (found["cut"], found["structured"]) == ("max_tokens", ["a"])
+    assert found["stopped"] == ["stop_sequence", "is"]
+    assert found["async"] == [True, "stop_sequence", "12"]
     assert found["called"] == ["tool_use", "weather", {"city": "Bonn"}, "tool_use"]
     assert found["streamed"] == [["weather", {"city": "Bonn"}]]
     assert found["after"] == "echo: thanks"

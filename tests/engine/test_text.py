@@ -63,6 +63,6 @@ def test_bytes_that_are_no_utf8_become_replacement_characters() -> None:
 def test_nothing_comes_after_a_stop(stop: str) -> None:
     stream = TextStream([stop])
     assert stream.feed(b"oneEND two") == "one"
-    assert stream.stopped
+    assert stream.stopped_by == stop
     assert stream.feed(b"three") == ""
     assert stream.finish() == ""

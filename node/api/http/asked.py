@@ -23,6 +23,11 @@ _SAID = (
     *("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
     "ignore_eos",
 )
+# What a model would need for parts of these types, in whichever API's words.
+_SENSES = {
+    **{"image": "vision", "video": "vision", "audio": "hearing"},
+    **{"file": "reader of files", "document": "reader of files"},
+}
 _ROLES = {"developer": "system", "function": "tool"}
 
 
@@ -171,8 +176,18 @@ def content(where: str, said: str | list[schema.Part] | None) -> str:
         return said or ""
     for part in said:
         if part.text is None and part.refusal is None:
-            raise InvalidRequest(f"{where} has a part of type {part.type[:40]!r}: this node takes text only")
+            raise no_text(where, part.type)
     return "".join(part.text or part.refusal or "" for part in said)
+
+
+def no_text(where: str, kind: str) -> InvalidRequest:
+    """Why a part of a content is refused: what a node has not, by what the part is."""
+    word = kind[:40].lower()
+    of = next((s for s in _SENSES if s in word), "")
+    lacks = _SENSES[of] if of else "way to read it"
+    return InvalidRequest(
+        f"{where} has a part of type {kind[:40]!r}, and models have no {lacks} on this node: send text only"
+    )
 
 
 def tools_pb(tools: Sequence[schema.Tool]) -> list[types_pb2.Tool]:

@@ -25,6 +25,8 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _PARTS = ("page", "chat", "dom", "markdown", "mesh", "plots", "settings", "topics", "turn")
+# What goes in and comes out, as OpenRouter says it and llama-server after it: no images.
+_TEXT = {"input_modalities": ["text"], "output_modalities": ["text"]}
 # The last is what browsers ask for beside any other document of ours.
 PAGES = ("/", "/page.css", *(f"/{part}.js" for part in _PARTS), "/icon.svg", "/favicon.ico")
 _FILES = {"/": "index.html", "/favicon.ico": "icon.svg"}
@@ -115,6 +117,7 @@ class Look:
         found = {"id": name, "object": "model", "created": self._here.started, "owned_by": "conclave"}
         made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._here.started))
         found |= {"type": "model", "display_name": name, "created_at": made}  # as Anthropic says it
+        found["architecture"] = _TEXT
         if other is not None:
             return found | {"conclave": {"node": other.id, "name": other.name}}
         return found | {"context_length": self._here.engine.info.context}

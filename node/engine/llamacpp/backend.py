@@ -143,6 +143,7 @@ class LlamaBackend:
             parameters=ll.llama_model_n_params(self._model),
             weights_bytes=ll.llama_model_size(self._model),
             format=self._vocabulary.format,
+            thinks=self._vocabulary.thinks,
         )
 
     @property

@@ -48,7 +48,7 @@ class Vocabulary:
         bos, eos = ll.llama_vocab_bos(self.pointer), ll.llama_vocab_eos(self.pointer)
         self._bos = self._text(bos) if ll.llama_vocab_get_add_bos(self.pointer) else ""
         ends = self._text(bos), self._text(eos)
-        self.format = formats.of(template)
+        self.format, self.thinks = formats.of(template), formats.thinks(template)
         self._tags = formats.tags(self.format)
         self._template = ChatTemplate(template, bos=ends[0], eos=ends[1])
         self._segments = Segments(specials(self.pointer), "".join((template, *ends)), self._tokenize)

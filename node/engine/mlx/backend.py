@@ -116,6 +116,7 @@ class MlxBackend:
             rolls_back=not windows,
             window=max(windows, default=0),
             format=self._vocabulary.format,
+            thinks=self._vocabulary.thinks,
         )
         self._sequences = [_Sequence() for _ in range(o.sequences)]
         self._batch: list[int] = []  # sequences in `_batched`, in its order; -1 where one was dropped

@@ -1,9 +1,10 @@
 """Anthropic's client for Python, unchanged, against a node. Takes the URLs of two nodes; prints JSON."""
 
+import asyncio
 import json
 import sys
 
-from anthropic import Anthropic, APIStatusError
+from anthropic import Anthropic, APIStatusError, AsyncAnthropic
 
 llama, fake = (Anthropic(base_url=url.removesuffix("/v1"), api_key="anything") for url in sys.argv[1:])
 SUM = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -41,6 +42,19 @@ found["stream"] = [
 ]
 sampled = {"temperature": 0, "top_p": 0.9, "top_k": 5}  # this version of the client has no words for these
 found["cut"] = ask(fake, "fake", max_tokens=1, stop_sequences=["never"], extra_body=sampled).stop_reason
+stopped = ask(fake, "fake", stop_sequences=["is", "never"])
+found["stopped"] = [stopped.stop_reason, stopped.stop_sequence]
+
+
+async def meanwhile():
+    async with AsyncAnthropic(base_url=str(fake.base_url), api_key="any") as client:
+        async with client.messages.stream(model="fake", max_tokens=64, messages=SUM, stop_sequences=["12"]) as stream:
+            pieces = [text async for text in stream.text_stream]
+            end = await stream.get_final_message()
+        return ["".join(pieces) == end.content[0].text, end.stop_reason, end.stop_sequence]
+
+
+found["async"] = asyncio.run(meanwhile())
 schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 fits = ask(llama, "conclave-demo", max_tokens=1500, output_config={"format": {"type": "json_schema", "schema": schema}})
 found["structured"] = list(json.loads(fits.content[0].text))

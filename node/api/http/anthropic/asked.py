@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from node.api.http import schema
 from node.api.http.anthropic.schema import Block, Choice, CountRequest, Message, MessagesRequest, Tool
+from node.api.http.asked import no_text
 from node.errors import InvalidRequest
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -75,7 +76,7 @@ def _text(where: str, said: str | Sequence[Block] | None) -> str:
         return said or ""
     for block in said:
         if block.type != "text":
-            raise InvalidRequest(f"{where} has a part of type {block.type[:40]!r}: this node takes text only")
+            raise no_text(where, block.type)
     return "\n".join(block.text or "" for block in said)
 
 

@@ -144,6 +144,8 @@ class _Answer:
 def _end(found: Answered) -> dict[str, Any]:
     [candidate] = found.choices
     why = reason(candidate)
+    if why == "stop" and candidate.stopped_by:
+        return {"stop_reason": "stop_sequence", "stop_sequence": candidate.stopped_by}
     return {"stop_reason": _REASONS.get(why, why), "stop_sequence": None}
 
 

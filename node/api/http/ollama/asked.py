@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from node.api.http import schema
+from node.api.http.asked import no_text
 from node.api.http.ollama.schema import ChatRequest, GenerateRequest, Message, Options
 from node.errors import InvalidRequest
 
@@ -36,7 +37,7 @@ def generate(body: GenerateRequest) -> schema.ChatRequest | schema.CompletionReq
             raise InvalidRequest(
                 f"{what} is not known here: send a conversation to /api/chat, or all as it is with `raw`"
             )
-    _text_only(body.images)
+    _text_only("prompt", body.images)
     said = _common(body)
     if body.raw:
         format = said.pop("response_format")
@@ -104,8 +105,8 @@ def _messages(said: Sequence[Message]) -> list[schema.Message]:
     that has no result yet, or to the first at all."""
     out: list[schema.Message] = []
     open_calls: list[tuple[str, str]] = []  # id and function
-    for m in said:
-        _text_only(m.images)
+    for number, m in enumerate(said):
+        _text_only(f"messages[{number}]", m.images)
         calls = [
             schema.ToolCall(
                 schema.Function(c.function.name, arguments=json.dumps(c.function.arguments)),
@@ -124,6 +125,6 @@ def _messages(said: Sequence[Message]) -> list[schema.Message]:
     return out
 
 
-def _text_only(images: list[Any] | None) -> None:
+def _text_only(where: str, images: list[Any] | None) -> None:
     if images:
-        raise InvalidRequest("the request has images: this node takes text only")
+        raise no_text(where, "image")

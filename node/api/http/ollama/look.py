@@ -81,7 +81,8 @@ class Look:
                     **({} if other else {"general.parameter_count": info.parameters}),
                     **({} if other else {f"{kind}.context_length": info.context}),
                 },
-                "capabilities": ["completion", "tools"],
+                # What is not here, such as vision, the model has not.
+                "capabilities": ["completion", "tools", *(["thinking"] if not other and info.thinks else [])],
                 "modified_at": say.stamp(self._here.started),
             }
         )
