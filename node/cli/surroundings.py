@@ -110,6 +110,8 @@ def completes(environ: Mapping[str, str], home: Path) -> Check:
         return Check(name, OK, f"none for {shell or 'this shell'}: there are {', '.join(completion.SHELLS)}")
     file = places[shell]
     write = f"conclave completion {shell} > {file}"
+    if not file.parent.is_dir():
+        write = f"mkdir -p {file.parent} && {write}"
     try:
         text = file.read_text(errors="replace")
     except OSError:
