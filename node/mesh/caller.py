@@ -40,6 +40,8 @@ RETRIES_S = (
 )  # For what was announced; then it is given up until it is again.
 JOIN_RETRY_S = 2.0  # For what we were told to join: for ever.
 FOREIGN_S = 1.0
+FOREIGN_TRIES = 3  # connections that are tried; a machine may stand still for a moment
+MAX_FOREIGN = 64  # so many at a time: strangers announce what they like
 LOOK_S = 5.0  # How often nodes of other meshes are looked for where they were: a connection each, to one of each mesh.
 DIAL_S = 2.0
 FAILED_S = 600.0  # Why a node that was announced could not be called; so long after the last try it says nothing.
@@ -58,6 +60,7 @@ class Caller:
         self._dials = Dials()
         self._others = Foreign()
         self._told_of: set[str] = set()
+        self._looked_at: set[Found] = set()  # those of other meshes of which it is not known yet whether they answer
         roster.strangers = lambda info: self.pursue(info.id, [info.address], moved=roster.is_met(info.id))
 
     # ---- reasons to call ----
@@ -77,9 +80,18 @@ class Caller:
             self.found(found)
             return
         # An announcement outlives who was killed by an hour, and is heard again meanwhile: only who answers is told of.
-        if await self._answers(found):
-            self._others.see(found, time.monotonic())
-            self._say_foreign()
+        if found in self._looked_at or len(self._looked_at) >= MAX_FOREIGN:
+            return
+        self._looked_at.add(found)
+        try:
+            for _ in range(FOREIGN_TRIES):
+                if await self._answers(found):
+                    self._others.see(found, time.monotonic())
+                    self._say_foreign()
+                    return
+                await asyncio.sleep(LOOK_S)
+        finally:
+            self._looked_at.discard(found)
 
     async def look_at_foreign(self) -> None:
         """Looks, a while later, whether the other meshes are still there: nobody says goodbye for who was killed."""
