@@ -82,18 +82,18 @@ class Prefixes:
             if each.parent is not None:
                 self._tidy(each, each.parent, held)
 
-    def match(self, topic: str, prompt: Sequence[int], speeds: Speeds) -> Match | None:
+    def match(self, topic: str, prompt: Sequence[int], speeds: Speeds, *, whole: bool = False) -> Match | None:
         """The best beginning for a prompt: the topic's own KV, else the longest prefix among others'; None: prefill
         all.
 
         At least the prompt's last token is always left to compute, since its logits are needed. A parked copy is used
-        only where restoring it is quicker than prefilling what it saves.
+        only where restoring it is quicker than prefilling what it saves. With `whole` only what the prompt has all
+        tokens of can be begun from.
         """
         best: Match | None = None
         best_gain = 0.0
         for node, length in self._path(prompt):
-            for heap in node.cheapest if length >= MIN_SHARED else ():
-                held = self._top(heap)
+            for held in self._candidates(node, length, whole=whole):
                 if held is not None and (gain := _gain(held, length, speeds)) > best_gain:
                     best_gain = gain
                     is_unnamed = held.topic.startswith("~")
@@ -102,9 +102,15 @@ class Prefixes:
         if own is not None:
             length = min(common_prefix(own.tokens, prompt), len(prompt) - 1)
             # Of equal ones, its own: it need not be kept beside.
+            if whole and length < len(own.tokens):
+                length = 0
             if length >= 1 and _gain(own, length, speeds) + speeds.prefill_s / 2 > best_gain:
                 best = Match(own, length, True)
         return best
+
+    def shared(self, prompt: Sequence[int]) -> int:
+        """Tokens that a prompt, without its last, has in common with anything that is held."""
+        return max((length for _, length in self._path(prompt)), default=0)
 
     # ---- the tree ---------------------------------------------------------------------------------------------------
 
@@ -117,6 +123,14 @@ class Prefixes:
             if at < child.end:
                 return
             node = child
+
+    def _candidates(self, node: _Node, length: int, *, whole: bool) -> Iterator[Held | None]:
+        """Topics below a node, or that end there, of which so many tokens are shared."""
+        if length < MIN_SHARED or (whole and length < node.end):
+            return iter(())
+        if whole:
+            return iter([self._held[topic] for topic in node.topics])
+        return map(self._top, node.cheapest)
 
     def _insert(self, held: Held) -> None:
         tokens, node, at = held.tokens, self._root, 0

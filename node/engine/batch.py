@@ -88,8 +88,10 @@ def _guess(branch: Branch, pace: Pace, rows: int, writing: int, most: int) -> li
 def _compute(request: Request, batch: Batch, pace: Pace, room: Room, share: float = 1.0) -> None:
     """Add rows of a prompt, as far as there is room."""
     start, prompt = request.computed, request.job.prompt
+    if start in request.stops:
+        return  # with this batch it comes to where it stops
     row_s = pace.row_s(start)
-    end = min(start + room.fits(row_s, share), len(prompt))
+    end = min(start + room.fits(row_s, share), *(at for at in request.stops if at > start), len(prompt))
     room.take(end - start, row_s)
     batch.rows += [Row(prompt[i], i, request.base, i == len(prompt) - 1) for i in range(start, end)]
     batch.before += (start + end - 1) * (end - start) // 2

@@ -12,6 +12,7 @@ from node.engine.branch import Branch
 from node.engine.job import Done
 from node.engine.request import PROMPT_ONLY, Request
 from node.engine.slots import Pool
+from node.engine.stems import regrow
 from node.types import FinishReason
 
 
@@ -49,15 +50,16 @@ class Ends:
     def restart(self, request: Request) -> None:
         """The only sequence has ended while candidates wait: they begin again from the prompt's end."""
         last = len(request.job.prompt) - 1
-        request.computed = 0
         if not request.kept:
             request.base = self._pool.free.pop()
+            regrow(self._backend, request)
             return
         request.base, _ = request.kept.pop(next(iter(request.kept)))
         if last and self._backend.truncate(request.base, last):
             request.computed = last
         else:
             self._backend.drop(request.base)
+            regrow(self._backend, request)
 
     def last(self, request: Request) -> None:
         """All candidates have ended: what the prompt's own sequence holds is kept if there is nothing better."""
@@ -72,7 +74,8 @@ class Ends:
         """Give back all that a request has: its KV is not to be trusted."""
         for branch in request.branches:
             branch.sampler.close()
-        sequences = [b.sequence for b in request.branches] + [s for s, _ in request.kept.values()] + [request.base]
+        sequences = [b.sequence for b in request.branches] + [s for s, _ in request.kept.values()]
+        sequences += [request.base, request.stem]
         for sequence in sequences:
             if sequence >= 0:
                 self._give_back(sequence)

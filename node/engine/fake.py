@@ -97,6 +97,7 @@ class FakeBackend:
         context: int = 4096,
         cells: int = 0,
         batch: int = 512,
+        is_recurrent: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._spec = spec
@@ -118,6 +119,8 @@ class FakeBackend:
             cells=cells or sequences * context,
             batch=max(batch, sequences),
             vocabulary=1 << 31,
+            rolls_back=not is_recurrent,
+            is_recurrent=is_recurrent,
         )
 
     @property
@@ -199,6 +202,8 @@ class FakeBackend:
         """Copy the first tokens of a sequence into an empty one."""
         assert not self._sequences[target], f"sequence {target} is not empty"
         assert length <= len(self._sequences[source]), f"fork of {length} of {len(self._sequences[source])} tokens"
+        if self._info.is_recurrent and length < len(self._sequences[source]):
+            return False
         self._sequences[target] = self._sequences[source][:length]
         return True
 
@@ -209,6 +214,8 @@ class FakeBackend:
     def truncate(self, sequence: int, length: int) -> bool:
         """Forget the end of a sequence."""
         assert length <= len(self._sequences[sequence]), "a sequence cannot be cut to more than it has"
+        if self._info.is_recurrent and length < len(self._sequences[sequence]):
+            return False
         del self._sequences[sequence][length:]
         return True
 
@@ -224,6 +231,8 @@ class FakeBackend:
 
     def reopen(self, sequence: int, length: int) -> Any:
         """Take back the last of some tokens."""
+        if self._info.is_recurrent:
+            return None
         was = self._sequences[sequence][length - 1 : length]
         del self._sequences[sequence][length - 1 :]
         return was

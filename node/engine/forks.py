@@ -10,16 +10,20 @@ from node.engine.draft import Draft, index
 from node.engine.logprobs import Logprobs
 from node.engine.request import Request
 from node.engine.slots import Pool, Slots
+from node.engine.stems import Stems, regrow
 from node.engine.text import TextStream
 
 
 class Forks:
     """Begins candidates on sequences of the pool. `drafts` is the limit for tokens that they guess at once."""
 
-    def __init__(self, backend: Backend, pool: Pool, slots: Slots, clock: Callable[[], float], drafts: int) -> None:
+    def __init__(
+        self, backend: Backend, pool: Pool, slots: Slots, stems: Stems, clock: Callable[[], float], drafts: int
+    ) -> None:
         self._backend = backend
         self._pool = pool
         self._slots = slots
+        self._stems = stems
         self._clock = clock
         self._drafts = drafts
 
@@ -29,22 +33,28 @@ class Forks:
         first = min(waiting, request.job.wave or waiting)
         # The prompt's own sequence goes to the last one that begins, or is kept for those that wait. If it is the only
         # sequence there is, it is used at once, and the others will have to begin anew from it.
-        begun = [
-            self._begin(request, fork=length) for _ in range(min(first - (first == waiting), len(self._pool.free)))
-        ]
-        if (first == waiting and len(request.waiting) == 1) or not any(begun):
+        is_last, has_stem = first == waiting, request.stem >= 0
+        forks = min(first - (is_last or has_stem), len(self._pool.free))
+        begun = [self._begin(request, fork=length) for _ in range(forks)]
+        if (is_last and len(request.waiting) == 1) or has_stem or not any(begun):
             begun.append(self._begin(request, fork=None))
         for branch in filter(None, begun):
             branch.row, branch.position = request.prompt_row, length - 1
         request.prompt_row = -1
+        if not request.waiting:
+            self._stems.keep(request)
 
     def later(self, request: Request) -> None:
         """Begin candidates that had to wait, for a sequence or for others to end; they compute the prompt's last token
         again."""
-        if request.base < 0 or not request.is_computed:
-            return
         if request.job.wave and len(request.branches) > request.job.wave // 4:
             return  # one that runs on and on must not hold up the rest
+        if request.stem >= 0 and request.base < 0 and request.waiting and self._find_sequence(request):
+            request.base = self._pool.free.pop()
+            regrow(self._backend, request)
+            return
+        if request.base < 0 or not request.is_computed:
+            return
         last = len(request.job.prompt) - 1
         while request.waiting and self._find_sequence(request):
             branch = self._begin(request, fork=last)

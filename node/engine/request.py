@@ -35,11 +35,20 @@ class Request:
     untold: Untold = field(default_factory=Untold)
     ballots: int | None = None  # that may decide its vote, if somebody has said so
     runs: dict[tuple[int, ...], int] | None = None  # of the prompt, once tokens are guessed
+    # Of a model with recurrent layers (`node.engine.stems`): prompt tokens at which its computing stops for a moment.
+    stops: set[int] = field(default_factory=set)
+    stem_at: int = 0
+    stem: int = -1  # sequence that holds the first `stem_at` of them
 
     @property
     def cells(self) -> int:
         """KV cells that it may need at most."""
-        return len(self.job.prompt) + len(self.job.candidates) * self.max_tokens
+        return len(self.job.prompt) + len(self.job.candidates) * (self.max_tokens + self.tail)
+
+    @property
+    def tail(self) -> int:
+        """Tokens of the prompt that candidates which begin later compute again."""
+        return len(self.job.prompt) - self.stem_at if self.stem_at else 0
 
     @property
     def is_computed(self) -> bool:

@@ -39,6 +39,7 @@ from node.engine.pace import MEASURED_ROWS, Pace
 from node.engine.request import PROMPT_ONLY, Request
 from node.engine.shelf import Shelf
 from node.engine.slots import Pool, Slots
+from node.engine.stems import Stems
 from node.engine.undecided import Undecided
 from node.engine.waiting import Waiting
 from node.errors import BackendError, ConclaveError, InvalidRequest, Overloaded
@@ -87,8 +88,9 @@ class Scheduler:
         self._running: dict[str, Request] = {}
         self._pool = Pool(backend.info.sequences, backend.info.cells)
         self.slots = Slots(backend, self._pool, memory=memory, shelf=shelf, clock=clock, speeds=speeds)
-        self._forks = Forks(backend, self._pool, self.slots, clock, self._drafts)
-        self._ended = Undecided(backend, self._pool, self.slots)  # waiting for `commit`
+        self._stems = Stems(backend, self._pool, self.slots)
+        self._forks = Forks(backend, self._pool, self.slots, self._stems, clock, self._drafts)
+        self._ended = Undecided(backend, self._pool, self.slots, self._stems)  # waiting for `commit`
         self._admission = Admission(self._pool, self.slots, self._ended)
         self._ends = Ends(backend, self._pool, clock, node)
         self.pace = Pace(self.slots.speeds.prefill_s, is_measured=self.slots.speeds.is_measured)
@@ -128,13 +130,18 @@ class Scheduler:
             )
         self._queue.check()
         # A candidate may fill its sequence; all of them together may not need more cells than there are.
-        room = min(info.context - n, (info.cells - n) // len(job.candidates))
+        request = Request(job, self._clock(), job.params.max_tokens, deque(job.candidates))
+        each = (info.cells - n) // len(job.candidates)
+        stem_at = self._stems.place(job.prompt)
+        request.stem_at = stem_at if each > n - stem_at else 0
+        room = min(info.context - n, each - request.tail)
         if room < 1:
             raise InvalidRequest(
                 f"{len(job.candidates)} candidates after a prompt of {n} tokens do not fit {info.cells} KV cells: ask "
                 f"for fewer, or start the node with a larger --ctx"
             )
-        self._queue.add(Request(job, self._clock(), min(job.params.max_tokens, room), deque(job.candidates)))
+        request.max_tokens = min(job.params.max_tokens, room)
+        self._queue.add(request)
 
     def cancel(self, job: str, candidates: Collection[int] | None = None) -> list[Event]:
         """Stop candidates of a job (all if None); their sequences are free at once. Unknown ids are ignored."""
@@ -200,6 +207,7 @@ class Scheduler:
             self._queue.remove(first)
             first.admitted = now
             self._running[first.job.id] = first
+            self._stems.plan(first)
         return events
 
     # ---- decode -----------------------------------------------------------------------------------------------------
@@ -208,6 +216,7 @@ class Scheduler:
         """Compute a batch; says whether there was one. Where that fails, each that was in it is tried alone."""
         events: list[Event] = []
         size, running = self._backend.info.batch, self._running.values()
+        self._stems.take(running)
         while (next_batch := batch.fill(running, self.pace, size, self._drafts, self.queued)).rows:
             started = self._clock()
             try:

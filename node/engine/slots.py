@@ -27,10 +27,16 @@ from node.engine.shelf import Shelf, Shelved
 IDLE_CELLS = 512
 MOST_USES = 4096
 UNNAMED = "~"  # the KV of a request without a topic is held under this and its id
+SHARED = "\0"  # and this begins the names of what several topics begin with
 # What leaves is found by a look at all that is held, which takes long where there are thousands. So a little more than
 # must leaves with it, and the next ones need no look.
 SLACK = 63 / 64
 MEASURED_BYTES = 1 << 20  # the speed of restoring is learned from copies at least this large
+
+
+def stem_of(topic: str) -> str:
+    """The name under which a topic's stem is held (`node.engine.stems`)."""
+    return f"{UNNAMED}{SHARED}{topic}"
 
 
 class Pool:
@@ -115,7 +121,11 @@ class Slots:
     def match(self, topic: str, prompt: Sequence[int]) -> Match | None:
         """Where a prompt should begin."""
         self._look_at_speeds()
-        return self._prefixes.match(topic, prompt, self.speeds)
+        return self._prefixes.match(topic, prompt, self.speeds, whole=self._backend.info.is_recurrent)
+
+    def branch(self, topic: str, prompt: Sequence[int]) -> int:
+        """Tokens that a new topic's prompt has in common with others; 0 for topics that are held."""
+        return 0 if topic in self._slots else self._prefixes.shared(prompt)
 
     def gain(self, match: Match | None) -> tuple[int, int]:
         """Sequences and cells that taking a match over makes free for its request."""
@@ -130,6 +140,8 @@ class Slots:
         slot = self._slots.get(match.held.topic) if match is not None else None
         if match is None or slot is None:  # a parked one may have had to go since it was matched
             return self._pool.free.pop(), 0, None
+        if match.take:
+            self._forget(stem_of(match.held.topic))  # what comes has its own
         if slot.held.is_resident:
             return *self._begin_resident(slot, match), None
         return self._begin_parked(slot, match)
@@ -147,7 +159,7 @@ class Slots:
 
     def keep(self, topic: str, sequence: int, tokens: Sequence[int]) -> None:
         """Hold a sequence for a topic from now on, in the place of what was held for it."""
-        self.forget(topic)
+        self._forget(topic)
         interval, last = self._uses.get(topic, (0.0, self._turn))
         interval = slots.interval_after(interval, last, self._turn)
         self._pool.cells -= len(tokens)
@@ -158,6 +170,10 @@ class Slots:
 
     def forget(self, topic: str) -> None:
         """Let go of all that is held for a topic."""
+        self._forget(topic)
+        self._forget(stem_of(topic))
+
+    def _forget(self, topic: str) -> None:
         slot = self._slots.get(topic)
         if slot is None:
             return

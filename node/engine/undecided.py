@@ -8,6 +8,7 @@ from node.core.slots import MIN_SHARED
 from node.engine.backend import Backend
 from node.engine.request import PROMPT_ONLY, Request
 from node.engine.slots import UNNAMED, Pool, Slots
+from node.engine.stems import Stems
 
 # KV of an ended job that nobody commits (its coordinator died, say) is let go after this long.
 HOLD_S = 10.0
@@ -16,10 +17,11 @@ HOLD_S = 10.0
 class Undecided:
     """By job, the oldest first."""
 
-    def __init__(self, backend: Backend, pool: Pool, slots: Slots) -> None:
+    def __init__(self, backend: Backend, pool: Pool, slots: Slots, stems: Stems) -> None:
         self._backend = backend
         self._pool = pool
         self._slots = slots
+        self._stems = stems
         self._requests: dict[str, Request] = {}
 
     def __len__(self) -> int:
@@ -31,7 +33,7 @@ class Undecided:
     @property
     def sequences(self) -> int:
         """Sequences that they hold."""
-        return sum(len(request.kept) for request in self._requests.values())
+        return sum(len(request.kept) + (request.stem >= 0) for request in self._requests.values())
 
     def add(self, request: Request, now: float) -> None:
         """A job has ended."""
@@ -56,6 +58,7 @@ class Undecided:
             else:
                 self._backend.drop(sequence)
                 self._pool.free.append(sequence)
+        self._stems.keep(request, name)
 
     def commit_oldest(self) -> bool:
         """Let the oldest wait no longer. Says whether there was one."""

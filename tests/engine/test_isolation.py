@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import recurrentmodels
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -40,13 +41,18 @@ class Topics(RuleBasedStateMachine):
         memory=st.sampled_from([0, 600, 3000, 100_000]),
         idle=st.sampled_from([0, 60, 512]),
         drafts=st.sampled_from([0, 6]),
+        is_recurrent=st.booleans(),
         seed=st.integers(0, 10_000),
     )
-    def begin(self, sequences: int, cells: int, memory: int, idle: int, drafts: int, seed: int) -> None:
+    def begin(
+        self, sequences: int, cells: int, memory: int, idle: int, drafts: int, is_recurrent: bool, seed: int
+    ) -> None:
         self.idle_cells, slots.IDLE_CELLS = slots.IDLE_CELLS, idle
         self.rng = random.Random(seed)
         self.risk = {what: self.rng.choice([0.0, 0.0, 0.0, 0.02, 0.3]) for what in RISKS}
-        inner = FakeBackend(FakeSpec(), sequences=sequences, context=140, cells=cells, batch=32)
+        inner = FakeBackend(
+            FakeSpec(), sequences=sequences, context=140, cells=cells, batch=32, is_recurrent=is_recurrent
+        )
         self.backend = Mirror(inner, lambda what: self.rng.random() < self.risk.get(what, 0.0))
         self.now = 0.0
         self.scheduler = Scheduler(self.backend, self.clock, memory=memory, queue_limit=1000, drafts=drafts)
@@ -167,11 +173,14 @@ TestTopics.settings = settings(max_examples=300, stateful_step_count=40, deadlin
 # ---- llama.cpp -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["bundled", "window", "small window"])
+@pytest.fixture(scope="module", params=["bundled", "window", "small window", "recurrent"])
 def backend(request: pytest.FixtureRequest) -> Iterator[LlamaBackend]:
     with tempfile.TemporaryDirectory() as folder:
         path = BUNDLED
-        if request.param != "bundled":
+        if request.param == "recurrent":
+            path = Path(folder) / "recurrent.gguf"
+            recurrentmodels.write(path, "granitehybrid")
+        elif request.param != "bundled":
             path = Path(folder) / "window.gguf"
             write(path, replace(TINY, window=64))
         swa = "small" if "small" in request.param else "full"
@@ -233,6 +242,8 @@ def turn(
     """One turn alone: tokens of its prompt that are said to be cached, which are those that were not computed, and the
     prompt with what the winner wrote."""
     before = len(mirror.rows)
+    if mirror.info.is_recurrent:
+        candidates = 1  # where sequences are few, others begin later and compute the prompt's last tokens again
     id = f"{topic}{before}"
     params = SamplingParams(max_tokens=12, logprobs=True)
     scheduler.submit(job(id, prompt, range(1, candidates + 1), params, 1, topic=topic))
@@ -258,7 +269,7 @@ def test_what_is_said_to_be_cached_was_not_computed(
     scheduler = Scheduler(mirror, lambda: 0.0, memory=1 << 24)
     text = backend.tokenize("Pens, cups, 12 boxes of 30 nails and a lazy dog cost 452. Who has them? " * 9)
     system, rest = text[:150], text[150:]
-    # A window that is no longer there is computed again.
+    # A window that is no longer there is computed again, and a state that was not kept.
     whole = (150,) if backend.info.name == "bundled" else (0, 150)
     cached, first = turn(scheduler, mirror, "a", [*system, *rest[:20]])
     assert cached == 0

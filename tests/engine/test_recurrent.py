@@ -10,16 +10,26 @@ import numpy as np
 import pytest
 import recurrentmodels
 
+from node.engine import slots
 from node.engine.backend import Row, StateLost
 from node.engine.llamacpp import LlamaBackend, LlamaOptions
+from node.engine.scheduler import Done, Failed, Prefilled, Scheduler, job
+from node.engine.shelf import Shelf
 from node.errors import InvalidRequest
+from node.types import Candidate, Message, SamplingParams
+from tests.engine.drive import drain
 
 SEQUENCES, COLD = 6, 5
 # Other batch shapes may sum in another order: this much difference is rounding. A wrong state differs by far more.
 ROUNDING = 0.02
 
 
-@pytest.fixture(scope="module", params=recurrentmodels.KINDS)
+# One with each kind of layer, and one without attention; the others are made of the same.
+QUICK = ("mamba2", "granitehybrid", "lfm2", "qwen35")
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in recurrentmodels.KINDS if kind not in QUICK]
+
+
+@pytest.fixture(scope="module", params=[*QUICK, *SLOW])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaBackend]:
     path = tmp_path_factory.mktemp("model") / "recurrent.gguf"
     recurrentmodels.write(path, request.param)
@@ -224,3 +234,170 @@ def test_kinds_that_nobody_has_tried_are_refused(tmp_path: Path) -> None:
     recurrentmodels.write(path, "lfm2", **{"attention.sliding_window": 64})
     with pytest.raises(InvalidRequest, match=r"has recurrent layers of a kind \(lfm2\) that cannot be forked"):
         LlamaBackend(LlamaOptions(path, "m", "fp", sequences=2, context=128, threads=1))
+
+
+# ---- through the scheduler -------------------------------------------------------------------------------------------
+
+SYSTEM = Message("system", "You are brief, and you say what you know about pens, cups, nails and dogs. " * 2)
+HEADER = 1 + len("assistant\n")  # tokens of "<|im_start|>assistant\n", which a stem ends before
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=True, top_logprobs=2)
+
+
+def conversation(backend: LlamaBackend, *said: str, system: Message = SYSTEM) -> list[int]:
+    """The tokens of a prompt: turns of a user and a model."""
+    roles = ("user", "assistant")
+    return backend.tokenize(backend.render([system, *(Message(roles[i % 2], s) for i, s in enumerate(said))], []))
+
+
+def next_turn(backend: LlamaBackend, said: str) -> list[int]:
+    """What comes after an answer."""
+    return backend.tokenize(f"<|im_end|>\n<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def scheduler_of(backend: LlamaBackend, memory: int = 1 << 24, shelf: Shelf | None = None) -> Scheduler:
+    return Scheduler(backend, lambda: 0.0, memory=memory, shelf=shelf, drafts=4)
+
+
+class Turn:
+    """One request, computed to its end. `winner` is kept (0: another node's was)."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        id: str,
+        prompt: list[int],
+        n: int = 1,
+        topic: str = "",
+        wave: int = 0,
+        winner: int = 1,
+    ) -> None:
+        made = job(id, prompt, range(1, n + 1), GREEDY, 1, topic=topic, wave=wave)
+        scheduler.submit(made)
+        self.events = drain(scheduler)
+        assert not [e for e in self.events if isinstance(e, Failed)]
+        scheduler.commit(id, winner)
+        [self.cached] = [e.cached for e in self.events if isinstance(e, Prefilled)]
+        self.candidates = [e.candidate for e in self.events if isinstance(e, Done)]
+        self.prompt, [self.tokens, *_] = prompt, [[t.id for t in c.logprobs] for c in self.candidates]
+
+
+def cold_answer(backend: LlamaBackend, prompt: list[int]) -> Candidate:
+    """What is written after a prompt that nothing was there for."""
+    for sequence in range(SEQUENCES):
+        backend.drop(sequence)
+    return Turn(scheduler_of(backend), "cold", prompt).candidates[0]
+
+
+def assert_same(found: Candidate, cold: Candidate) -> None:
+    """The same tokens with the same probabilities, as far as rounding does not decide which token is the best."""
+    assert len(found.logprobs) == len(cold.logprobs) == GREEDY.max_tokens
+    for ours, theirs in zip(found.logprobs, cold.logprobs, strict=True):
+        if theirs.top[0].logprob - theirs.top[1].logprob < 2 * ROUNDING:
+            return
+        assert ours.id == theirs.id
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=ROUNDING)
+
+
+@pytest.mark.parametrize(("candidates", "wave"), [(4, 0), (8, 0), (9, 2)])
+def test_candidates_write_what_one_alone_writes(backend: LlamaBackend, candidates: int, wave: int) -> None:
+    """More than there are sequences too: those that begin later go on from the prompt's stem."""
+    scheduler = scheduler_of(backend)
+    prompt = conversation(backend, "What is a cup?")
+    turn = Turn(scheduler, "a", prompt, candidates, wave=wave)
+    assert len(turn.candidates) == candidates
+    cold = cold_answer(backend, prompt)
+    for candidate in turn.candidates:
+        assert_same(candidate, cold)
+
+
+@pytest.mark.parametrize("place", ["context", "memory", "disk"])
+def test_a_second_turn_goes_on(backend: LlamaBackend, place: str, tmp_path: Path) -> None:
+    """From the end of the answer, or where that does not come back as it was, from the prompt's stem."""
+    shelf = Shelf(tmp_path, 1 << 30) if place == "disk" else None
+    scheduler = scheduler_of(backend, memory=1 if shelf else 1 << 24, shelf=shelf)
+
+    def rest() -> None:
+        if place != "context":
+            scheduler.slots.make_room(SEQUENCES, 0)
+            assert (scheduler.slots.resident, scheduler.slots.parked > 0) == (0, True)
+
+    first = Turn(scheduler, "a", conversation(backend, "What is a cup?"), 3, topic="t")
+    assert first.cached == 0
+    rest()
+    asked = [*first.prompt, *first.tokens, *next_turn(backend, "And?")]
+    second = Turn(scheduler, "b", asked, 3, topic="t")
+    assert second.cached == len(first.prompt) + len(first.tokens) - 1
+    rest()
+    asked = [*second.prompt, *backend.tokenize("It has no thought."), *next_turn(backend, "Is it?")]
+    third = Turn(scheduler, "c", asked, 2, topic="t")
+    assert third.cached == len(second.prompt) - HEADER
+    rest()
+    fourth = Turn(scheduler, "d", conversation(backend, "What is a cup?"), topic="u")
+    if shelf is not None:
+        shelf.close()
+    for turn in (second, third, fourth):
+        cold = cold_answer(backend, turn.prompt)
+        for candidate in turn.candidates:
+            assert_same(candidate, cold)
+
+
+def test_another_nodes_answer_is_gone_on_from(backend: LlamaBackend) -> None:
+    """Nothing that was written here is kept then but the stem."""
+    scheduler = scheduler_of(backend)
+    first = Turn(scheduler, "a", conversation(backend, "What is a cup?"), 2, topic="t", winner=0)
+    prompt = conversation(backend, "What is a cup?", "It holds tea.", "Whose?")
+    second = Turn(scheduler, "b", prompt, topic="t")
+    assert second.cached == len(first.prompt) - HEADER
+    assert_same(second.candidates[0], cold_answer(backend, prompt))
+
+
+def test_a_system_prompt_is_computed_twice_and_then_shared(backend: LlamaBackend) -> None:
+    """The second conversation shows where the two part, and the third begins there."""
+    scheduler = scheduler_of(backend)
+    prompts = [conversation(backend, said) for said in ("What is a cup?", "Are dogs lazy?", "Nails, how many?")]
+    turns = [Turn(scheduler, f"j{i}", prompt, topic=f"t{i}") for i, prompt in enumerate(prompts)]
+    assert [t.cached for t in turns[:2]] == [0, 0]
+    assert turns[2].cached == slots.slots.common_prefix(prompts[0], prompts[1])
+    for turn in turns:
+        assert_same(turn.candidates[0], cold_answer(backend, turn.prompt))
+
+
+def test_requests_beside_each_other_and_cancelled(backend: LlamaBackend) -> None:
+    """Whoever comes, goes and is cancelled in between, answers are those of a request alone."""
+    rng = random.Random(backend.info.name)
+    scheduler = scheduler_of(backend)
+    prompts = {f"j{i}": conversation(backend, "What is it? " * rng.randint(1, 2), f"{i % 4}", "So?") for i in range(9)}
+    events = []
+    for id, prompt in prompts.items():
+        scheduler.submit(job(id, prompt, [1, 2], GREEDY, 1, topic=rng.choice(["", "a", "b"])))
+        for _ in range(rng.randint(0, 9)):
+            events += scheduler.step()
+            scheduler.rest()
+        if rng.random() < 0.3:
+            events += scheduler.cancel(f"j{rng.randrange(9)}", rng.choice([None, [1]]))
+    events += drain(scheduler)
+    assert not [e for e in events if isinstance(e, Failed)]
+    whole = [e for e in events if isinstance(e, Done) and e.candidate.tokens == GREEDY.max_tokens]
+    assert len(whole) >= 6
+    colds = {prompt: cold_answer(backend, list(prompt)) for prompt in {tuple(prompts[e.job]) for e in whole}}
+    for each in whole:
+        assert_same(each.candidate, colds[tuple(prompts[each.job])])
+
+
+def test_a_batch_that_fails_costs_what_was_running_only(backend: LlamaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = scheduler_of(backend)
+    Turn(scheduler, "a", conversation(backend, "What is a cup?"), 2, topic="t")
+
+    def lost(rows: object) -> None:
+        for sequence in range(SEQUENCES):
+            backend.drop(sequence)
+        raise StateLost("llama_decode failed with 2: aborted")
+
+    again = conversation(backend, "What is a cup?", "It.", "Whose?")
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "decode", lost)
+        scheduler.submit(job("b", again, [1], GREEDY, 1))
+        assert [type(e) for e in drain(scheduler)] == [Failed]
+    turn = Turn(scheduler, "c", again, 2, topic="t")
+    assert turn.cached == 0
+    assert_same(turn.candidates[0], cold_answer(backend, again))
