@@ -180,3 +180,18 @@ def test_a_parked_copy_is_used_only_where_restoring_is_quicker() -> None:
     dear = Held("a", prompt[:100], False, bytes=200_000_000)  # 201 ms against 100 ms
     assert match([cheap], "a", prompt, SPEEDS) is not None
     assert match([dear], "a", prompt, SPEEDS) is None
+
+
+@given(st.lists(tokens, max_size=6), tokens.filter(len), topics, places)
+def test_a_model_that_cannot_go_back_begins_from_what_its_prompt_has_all_of(
+    all_tokens: list[tuple[int, ...]], prompt: tuple[int, ...], topic: str, place: str
+) -> None:
+    names = ("a", "b", "c", "~1", "~2", "d")
+    all_held = [held(name, each, place, 50) for name, each in zip(names, all_tokens, strict=False)]
+    whole = [h for h in all_held if h.tokens and len(h.tokens) < len(prompt) and prompt[: len(h.tokens)] == h.tokens]
+    tree = Prefixes()
+    for each in all_held:
+        tree.put(each)
+    found = tree.match(topic, prompt, SPEEDS, whole=True)
+    assert gain(found, topic, SPEEDS) == best_of_all(whole, topic, prompt, SPEEDS)
+    assert found is None or found.length == len(found.held.tokens)
