@@ -43,6 +43,8 @@ ADD = {"type": "function", "name": "add", "parameters": {"type": "object"}}
         ("conclave:similarity", names.Mode(True, Strategy.SIMILARITY)),
         ("conclave:7", names.Mode(True, None, 7)),
         ("m", names.Mode(False)),
+        ("m:latest", names.Mode(False)),
+        ("conclave:latest", names.Mode(True)),
     ],
 )
 def test_names_carry_the_mode(name: str, mode: names.Mode) -> None:
@@ -56,7 +58,23 @@ def test_any_other_name_is_not_found(name: str) -> None:
     except NotFound:
         return
     assert found.candidates <= 64
-    assert name in ("", "m") or name.startswith("conclave")
+    assert name in ("", "m", "m:latest") or name.startswith("conclave")
+
+
+def test_what_has_a_tag_by_itself_keeps_it() -> None:
+    assert names.mode("m:latest", "m:latest", {"m"}) == names.Mode(False)
+    assert names.mode("m:latest", "n", {"m:latest", "m"}) == names.Mode(False, model="m:latest")
+    assert names.mode("m:latest", "n", {"m"}) == names.Mode(False, model="m")
+    with pytest.raises(NotFound):
+        names.mode(":latest", "m")
+
+
+async def test_what_is_filled_in_is_not_passed_over() -> None:
+    async with web() as node:
+        found = await node.post(COMPLETIONS, {"model": "fake", "prompt": "a", "suffix": "b"})
+        assert (found.status, found.error.startswith("suffix is not known here")) == (400, True)
+        asked_again = {"model": "fake:latest", "prompt": "a", "suffix": ""}
+        assert (await node.post(COMPLETIONS, asked_again)).status == 200
 
 
 async def test_models() -> None:

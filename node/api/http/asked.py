@@ -86,6 +86,10 @@ def completion(body: schema.CompletionRequest, prompt: str, node: Node, request_
     """A text to go on with, as it stands: no template, this node alone. Raises ConclaveError."""
     if not prompt:
         raise InvalidRequest("the prompt is empty: send some text to go on with")
+    if body.suffix:
+        raise InvalidRequest(
+            "suffix is not known here: send one text, with the model's own marks for what is to be filled in"
+        )
     params = _params(body, body.max_tokens, body.stop)
     params.json_schema = json.dumps(body.json_schema) if body.json_schema is not None else ""
     params.logprobs, params.top_logprobs = body.logprobs is not None, body.logprobs or 0

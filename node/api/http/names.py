@@ -5,6 +5,8 @@ conclave:fast         the first answer to finish
 conclave:majority-9   a vote by that strategy, with that many candidates; either may be left out
 a model's own name    one candidate of that model, streamed as it is written: of this node if it has the model, else
                       of a node that does
+
+Programs that know a name from Ollama's API add `:latest` to it, and ask for it over OpenAI's as well.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from node.errors import NotFound
 from node.types import Strategy
 
 VOTE = "conclave"
+LATEST = ":latest"
 _STRATEGIES = {"fast": Strategy.FASTEST} | {s.value: s for s in Strategy}
 _MODE = re.compile(r"(?P<strategy>[a-z]+)?(?:(?:^|-)(?P<candidates>[0-9]{1,2}))?")
 MAX_CANDIDATES = 64
@@ -34,6 +37,8 @@ class Mode:
 
 def mode(name: str, model: str, others: Collection[str] = ()) -> Mode:
     """What a model name means on a node with this model, in a mesh with others; empty is a vote. Raises NotFound."""
+    if name not in (model, *others, LATEST):
+        name = name.removesuffix(LATEST)
     if name == model:
         return Mode(is_vote=False)
     if name in others:

@@ -178,6 +178,7 @@ class CompletionRequest(Sampling, kw_only=True):
     stop: Stops | None = None
     stream_options: StreamOptions | None = None
     echo: bool | None = None
+    suffix: str | None = None
     json_schema: dict[str, Any] | None = None
 
 

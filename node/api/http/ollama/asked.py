@@ -8,10 +8,9 @@ from typing import Any
 
 from node.api.http import schema
 from node.api.http.asked import no_text
+from node.api.http.names import LATEST
 from node.api.http.ollama.schema import ChatRequest, GenerateRequest, Message, Options
 from node.errors import InvalidRequest
-
-LATEST = ":latest"
 
 
 def model(name: str) -> str:

@@ -14,8 +14,9 @@ from starlette.responses import Response
 from node import wire
 from node.api.http import names
 from node.api.http.here import Here, read
+from node.api.http.names import LATEST
 from node.api.http.ollama import say, schema
-from node.api.http.ollama.asked import LATEST, model
+from node.api.http.ollama.asked import model
 from node.api.http.wait import Whole
 from node.errors import InvalidRequest
 from node.types import NodeInfo
