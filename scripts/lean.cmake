@@ -11,10 +11,9 @@ set(LLAMA_BUILD_COMMON OFF CACHE BOOL "libllama does not use it" FORCE)
 # is GNU's and LLVM's on Linux. The target is made later, so this waits for the end of llama.cpp's own file.
 function(conclave_add_kernels)
   if(TARGET ggml-cpu)
-    target_sources(ggml-cpu PRIVATE "${CONCLAVE_KERNELS}/product.cpp" "${CONCLAVE_KERNELS}/q8_0.cpp"
-      "${CONCLAVE_KERNELS}/attention.cpp" "${CONCLAVE_KERNELS}/logits.cpp")
-    target_link_options(ggml-cpu PRIVATE "LINKER:--wrap=llamafile_sgemm"
-      "LINKER:--wrap=ggml_compute_forward_mul_mat_tiled" "LINKER:--wrap=ggml_cpu_extra_compute_forward"
+    target_sources(ggml-cpu PRIVATE "${CONCLAVE_KERNELS}/kernels.cpp" "${CONCLAVE_KERNELS}/product.cpp"
+      "${CONCLAVE_KERNELS}/experts.cpp" "${CONCLAVE_KERNELS}/attention.cpp" "${CONCLAVE_KERNELS}/logits.cpp")
+    target_link_options(ggml-cpu PRIVATE "LINKER:--wrap=ggml_cpu_extra_compute_forward"
       "LINKER:--wrap=ggml_compute_forward_flash_attn_ext")
   endif()
 endfunction()

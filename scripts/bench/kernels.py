@@ -3,9 +3,10 @@
     python scripts/bench/kernels.py [--type q8_0] [--shape 0.5b] [--rounds 3] [--quick] [--json]
 
 A random-weight model in the shape of Qwen2.5-0.5B (`--shape blocks`: one with rows of whole blocks of 256, so that K
-types are what they are in larger models), two threads, f16 KV, flash attention, llama.cpp driven by hand in a process
-of its own each time; rounds go A B A B. Without context a step is nearly all matrix products; what 512 and 2,048
-tokens that the sequences share add to it is attention, and so is what 256 tokens that each has for itself do.
+types are what they are in larger models; `--shape experts`: a mixture of 64, of which a token uses eight), two threads,
+f16 KV, flash attention, llama.cpp driven by hand in a process of its own each time; rounds go A B A B. Without context
+a step is nearly all matrix products; what 512 and 2,048 tokens that the sequences share add to it is attention, and so
+is what 256 tokens that each has for itself do.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ OWN, OWN_BATCHES = 256, (4, 8, 16)  # tokens that each sequence has for itself
 CHILD = "--child"
 
 
+def token(i: int) -> int:
+    """One of many, as text has them: so each finds experts of its own."""
+    return 300 + i * 7919 % 30_000
+
+
 def measure(path: Path, steps: int) -> dict[str, float]:
     """Milliseconds: of a prompt, and of a step by context and batch, medians."""
     options = LlamaOptions(path, "kernels", "", sequences=max(BATCHES), context=max(CONTEXTS) + 64, threads=THREADS)
@@ -41,7 +47,7 @@ def measure(path: Path, steps: int) -> dict[str, float]:
     took: dict[str, float] = {}
     for context in CONTEXTS:
         for begin in range(0, context, PROMPT):
-            rows = [Row(100 + i % 20, begin + i, 0, i == PROMPT - 1) for i in range(PROMPT)]
+            rows = [Row(token(begin + i), begin + i, 0, i == PROMPT - 1) for i in range(PROMPT)]
             if not begin:
                 backend.decode(rows)  # once to warm up
                 backend.drop(0)
@@ -53,7 +59,7 @@ def measure(path: Path, steps: int) -> dict[str, float]:
                 backend.fork(0, sequence, context)
             times = []
             for step in range(steps):
-                rows = [Row(100 + step, context + step, sequence, True) for sequence in range(batch)]
+                rows = [Row(token(step * batch + each), context + step, each, True) for each in range(batch)]
                 started = time.perf_counter()
                 backend.decode(rows)
                 times.append((time.perf_counter() - started) * 1e3)
@@ -64,11 +70,11 @@ def measure(path: Path, steps: int) -> dict[str, float]:
                 backend.drop(0)
         backend.drop(0)
     for sequence in range(max(OWN_BATCHES)):
-        backend.decode([Row(100 + i % 20, i, sequence, i == OWN - 1) for i in range(OWN)])
+        backend.decode([Row(token(sequence * OWN + i), i, sequence, i == OWN - 1) for i in range(OWN)])
     for batch in OWN_BATCHES:
         times = []
         for step in range(steps):
-            rows = [Row(100 + step, OWN + step, sequence, True) for sequence in range(batch)]
+            rows = [Row(token(step * batch + each), OWN + step, each, True) for each in range(batch)]
             started = time.perf_counter()
             backend.decode(rows)
             times.append((time.perf_counter() - started) * 1e3)

@@ -9,7 +9,8 @@
 
 #pragma once
 
-#include "panel.h"
+#include "eights.h"
+
 #include "quants.h"
 
 #include <algorithm>
@@ -19,7 +20,7 @@
 
 namespace {
 
-constexpr int COLUMNS = 16;  // at once: 8 registers of weights and 16 of sums leave 8 of 32
+constexpr int AT_ONCE = 16;  // columns: 8 registers of weights and 16 of sums leave 8 of 32
 
 // The sum of sixteen bytes, which become positive for the instruction that adds up: 16 x 128 too much.
 inline int32_t total(__m128i v) {
@@ -64,16 +65,16 @@ template <> struct Activations<GGML_TYPE_Q8_K> {
 
 // As ggml's own does, `quantize_row_q8_K_ref` in ggml-quants.c, which takes a number at a time.
 inline void Activations<GGML_TYPE_Q8_K>::quantize(const float * x, char * row, int64_t k) {
-    constexpr int AT_ONCE = ROWS;
+    constexpr int STEP = ROWS;
     const Floats sign = WIDE(set1_ps)(-0.0f);
     for (auto * y = reinterpret_cast<block_q8_K *>(row); k > 0; k -= QK_K, x += QK_K, ++y) {
         Floats greatest = WIDE(setzero_ps)();
-        for (int i = 0; i < QK_K; i += AT_ONCE) {
+        for (int i = 0; i < QK_K; i += STEP) {
             greatest = WIDE(max_ps)(WIDE(andnot_ps)(sign, WIDE(loadu_ps)(x + i)), greatest);
         }
-        alignas(64) float each[AT_ONCE];
+        alignas(64) float each[STEP];
         WIDE(store_ps)(each, greatest);
-        const float most = *std::max_element(each, each + AT_ONCE);
+        const float most = *std::max_element(each, each + STEP);
         if (most == 0) {
             std::memset(y, 0, sizeof *y);
             continue;
@@ -148,7 +149,7 @@ inline Floats scaled(Bytes sum, Floats d, Floats to) {
 #if CONCLAVE_ROWS == 16
 
 template <typename W, int N>
-inline void multiply(const Unit & u, const int8_t * q, int64_t ldq, const SideOf<W> * s, int64_t lds, Floats sums[N]) {
+INLINE void multiply(const Unit & u, const int8_t * q, int64_t ldq, const SideOf<W> * s, int64_t lds, Floats sums[N]) {
     const Bytes w[8] = {u.w[0], u.w[1], u.w[2], u.w[3], u.w[4], u.w[5], u.w[6], u.w[7]};
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) {
@@ -161,6 +162,7 @@ inline void multiply(const Unit & u, const int8_t * q, int64_t ldq, const SideOf
         if constexpr (W::KIND == Kind::HALVES) {
             b = _mm512_set1_epi32(side.second);
         }
+#pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
             a = _mm512_dpbusd_epi32(a, w[i], word(q + j * ldq + 4 * i));
             b = _mm512_dpbusd_epi32(b, w[i + 4], word(q + j * ldq + 4 * i + 16));
@@ -185,7 +187,7 @@ static_assert(RUN<Q4_K> * 2 * 15 * 127 < 32768 && RUN<Q5_K> * 2 * 31 * 127 < 327
 
 // N columns of few: sixteen registers hold no more than a register of weights and what four of them need.
 template <typename W, int N>
-inline void few(const Unit & u, const int8_t * q, int64_t ldq, const SideOf<W> * s, int64_t lds, Floats * sums) {
+INLINE void few(const Unit & u, const int8_t * q, int64_t ldq, const SideOf<W> * s, int64_t lds, Floats * sums) {
     const Bytes ones = _mm256_set1_epi16(1);
     Bytes sum[N], part[N];
     Floats first[N];
@@ -240,7 +242,7 @@ inline void few(const Unit & u, const int8_t * q, int64_t ldq, const SideOf<W> *
 }
 
 template <typename W, int N>
-inline void multiply(const Unit & u, const int8_t * q, int64_t ldq, const SideOf<W> * s, int64_t lds, Floats sums[N]) {
+INLINE void multiply(const Unit & u, const int8_t * q, int64_t ldq, const SideOf<W> * s, int64_t lds, Floats sums[N]) {
     if constexpr (N > 4) {
         few<W, 4>(u, q, ldq, s, lds, sums);
         multiply<W, N - 4>(u, q + 4 * ldq, ldq, s + 4 * lds, lds, sums + 4);

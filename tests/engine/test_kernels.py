@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 
 LIB = Path(llama_cpp.__file__).parent / "lib"
-F32, F16, Q8_0 = 0, 1, 8
+F32, F16, Q8_0, I32 = 0, 1, 8, 26
 QUANTIZED = gguf.GGMLQuantizationType.Q8_0
 TYPES = gguf.GGMLQuantizationType
 # Where a block has half floats: ggml-common.h. All its other bytes may be any.
 SCALES = {
     TYPES.Q8_0: (0,), TYPES.Q4_0: (0,), TYPES.Q5_0: (0,), TYPES.Q4_1: (0, 2), TYPES.Q5_1: (0, 2),
-    TYPES.Q4_K: (0, 2), TYPES.Q5_K: (0, 2), TYPES.Q6_K: (208,),
+    TYPES.Q4_K: (0, 2), TYPES.Q5_K: (0, 2), TYPES.Q6_K: (208,), TYPES.MXFP4: (),
 }  # fmt: skip
+REPACKED = (TYPES.Q4_0, TYPES.Q4_K, TYPES.MXFP4)
 
 
 class InitParams(ctypes.Structure):
@@ -47,7 +48,7 @@ class Graph:
 
     def __init__(self, size: int) -> None:
         self.base, self.cpu = library("ggml-base"), library("ggml-cpu")
-        for name in ("init", "new_tensor_3d", "mul_mat", "flash_attn_ext", "new_graph", "get_data"):
+        for name in ("init", "new_tensor_3d", "mul_mat", "mul_mat_id", "flash_attn_ext", "new_graph", "get_data"):
             getattr(self.base, f"ggml_{name}").restype = ctypes.c_void_p
         self._context = ctypes.c_void_p(self.base.ggml_init(InitParams(size + (16 << 20), None, False)))
 
@@ -120,6 +121,19 @@ def product(
         return graph.compute(threads, "mul_mat", a, b, shape=(n, m))
 
 
+def experts_product(
+    kind: int, weights: np.ndarray, activations: np.ndarray, ids: np.ndarray, threads: int, repacked: bool = False
+) -> np.ndarray:
+    """ggml's mul_mat_id of experts (e, m, bytes), rows (tokens, 1 or used, k), each token's experts."""
+    (e, m, _), (tokens, own, k), used = weights.shape, activations.shape, ids.shape[1]
+    with Graph(weights.nbytes + 4 * (activations.size + ids.size * (m + 1))) as graph, contextlib.ExitStack() as stack:
+        shape = (k, m, e)
+        a = stack.enter_context(Repacked(kind, weights, *shape)) if repacked else graph.tensor(kind, weights, *shape)
+        b = graph.tensor(F32, activations.astype("<f4"), k, own, tokens)
+        c = graph.tensor(I32, ids.astype("<i4"), used, tokens)
+        return graph.compute(threads, "mul_mat_id", a, b, c, shape=(tokens, used, m))
+
+
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, threads: int, kind: int) -> np.ndarray:
     """ggml's flash attention of queries (heads, tokens, size), keys and values (KV heads, cells, size)."""
     heads, tokens, size = q.shape
@@ -156,6 +170,8 @@ def random_weights(kind: gguf.GGMLQuantizationType, rows: int, k: int, rng: np.r
     blocks = rng.integers(0, 256, (rows, k // values, size), dtype=np.uint8)
     if kind == TYPES.Q6_K:
         blocks[..., 192:208] = rng.integers(-9, 10, (*blocks.shape[:2], 16)).astype(np.int8).view(np.uint8)
+    if kind == TYPES.MXFP4:
+        blocks[..., 0] = rng.choice([127, 128], blocks.shape[:2])  # exponents of 0.5 and 1.0
     for at in SCALES[kind]:
         scales = rng.choice([0.5, 1.0], blocks.shape[:2]).astype("<f2")
         blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
@@ -194,7 +210,7 @@ def test_products_of_every_type_are_exact(kind: gguf.GGMLQuantizationType, rows:
 )
 @pytest.mark.parametrize("columns", [1, 2, 5, 16, 19, 515])
 @pytest.mark.parametrize(("rows", "k"), [(8, 256), (72, 1024), (1000, 256)])
-@pytest.mark.parametrize("kind", [TYPES.Q4_0, TYPES.Q4_K])
+@pytest.mark.parametrize("kind", REPACKED)
 def test_products_of_repacked_weights_are_exact(
     kind: gguf.GGMLQuantizationType, rows: int, k: int, columns: int
 ) -> None:
@@ -205,18 +221,60 @@ def test_products_of_repacked_weights_are_exact(
         np.testing.assert_array_equal(product(kind, weights, activations, threads, repacked=True), plain)
 
 
+def sent(tokens: int, experts: int, used: int, rng: np.random.Generator) -> np.ndarray:
+    """The experts of each token, each at most once: most go to the first ones, few to the rest, none to the last."""
+    likely = np.arange(experts - 1)[::-1] ** 3 + 0.01
+    return np.array([rng.choice(experts - 1, used, False, likely / likely.sum()) for _ in range(tokens)])
+
+
+def check_experts(kind: gguf.GGMLQuantizationType, rows: int, k: int, tokens: int, repacked: bool = False) -> None:
+    rng = np.random.default_rng(rows * k + tokens)
+    experts, used = 9, 3
+    weights = random_weights(kind, experts * rows, k, rng).reshape(experts, rows, -1)
+    matrices = gguf.quants.dequantize(weights, kind).astype(np.float64)
+    ids = sent(tokens, experts, used, rng)
+    for own in (1, used):  # rows that a token has: one for all its experts, as they begin, or one for each, as they end
+        activations = whole_activations(tokens * own, k, rng).reshape(tokens, own, k)
+        plain = (matrices[ids] @ activations[..., None])[..., 0]
+        for threads in (1, 3):
+            np.testing.assert_array_equal(experts_product(kind, weights, activations, ids, threads, repacked), plain)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 40])
+@pytest.mark.parametrize(("rows", "k"), [(64, 512), (43, 256), (7, 256)])
+@pytest.mark.parametrize("kind", SCALES)
+def test_products_of_experts_are_exact(kind: gguf.GGMLQuantizationType, rows: int, k: int, tokens: int) -> None:
+    check_experts(kind, rows, k, tokens)
+
+
+@pytest.mark.skipif(not HAS_AVX2, reason="as above")
+@pytest.mark.parametrize("tokens", [1, 2, 7, 40])
+@pytest.mark.parametrize(("rows", "k"), [(72, 512), (8, 256)])
+@pytest.mark.parametrize("kind", REPACKED)
+def test_products_of_repacked_experts_are_exact(
+    kind: gguf.GGMLQuantizationType, rows: int, k: int, tokens: int
+) -> None:
+    check_experts(kind, rows, k, tokens, repacked=True)
+
+
+def test_an_expert_takes_more_rows_than_are_gathered_at_once() -> None:
+    check_experts(TYPES.Q5_0, 16, 64, 1200)
+
+
 @pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
 @pytest.mark.parametrize("kind", SCALES)
 def test_no_sum_of_a_product_overflows(kind: gguf.GGMLQuantizationType, byte: int) -> None:
     values, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.full((32, 1024 // values, size), byte, np.uint8)
+    if kind == TYPES.MXFP4:
+        blocks[..., 0] = 128
     for at in SCALES[kind]:
         blocks[..., at : at + 2] = np.array([1.0], "<f2").view(np.uint8)
     weights = blocks.reshape(32, -1)
     activations = np.array([[127], [-127], [127]]) * np.ones((1, 1024))
     activations[2, ::2] = -127
     plain = activations @ gguf.quants.dequantize(weights, kind).astype(np.float64).T
-    for repacked in (False, True) if kind in (TYPES.Q4_0, TYPES.Q4_K) and HAS_AVX2 else (False,):
+    for repacked in (False, True) if kind in REPACKED and HAS_AVX2 else (False,):
         # What a type's minima take off is half of what they are taken from: so of the greatest, and not of the result.
         np.testing.assert_allclose(
             product(kind, weights, activations, 2, repacked), plain, atol=1e-6 * 1024 * 127 * 63**2
@@ -310,7 +368,6 @@ def test_attention_never_lets_damage_through_that_it_may_not_see() -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        "__wrap_ggml_compute_forward_mul_mat_tiled",
         "__wrap_ggml_cpu_extra_compute_forward",
         "__wrap_ggml_compute_forward_flash_attn_ext",
         "conclave_scan",

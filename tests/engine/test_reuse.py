@@ -1,5 +1,5 @@
 """KV that is begun from, rolled back, parked and restored gives what a cold prefill gives: on the bundled model, and on
-a tiny one with a sliding window of 64, where llama.cpp would be silently wrong."""
+a tiny one with a sliding window of 64, where llama.cpp would be silently wrong, and on a tiny mixture of experts."""
 
 import random
 from collections.abc import Iterator
@@ -14,17 +14,20 @@ from node.engine.llamacpp import LlamaBackend, LlamaOptions
 from node.engine.scheduler import Done, Prefilled, Scheduler, job
 from node.models.resolve import BUNDLED
 from node.types import Message, SamplingParams
-from scripts.bench.make_model import TINY, Shape, write
+from scripts.bench.make_model import TINY, TINY_EXPERTS, Shape, write
 
 # Other batch shapes sum in another order: this much difference is rounding. A wrong window differs by 0.5 and more.
 ROUNDING = 0.2
 TEXT = "The quick brown fox jumps over the lazy dog while five wizards box. "
 
 
-@pytest.fixture(scope="module", params=["bundled", "window", "window q8_0", "small", "small q8_0"])
+@pytest.fixture(scope="module", params=["bundled", "window", "window q8_0", "small", "small q8_0", "experts"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaBackend]:
     path: Path = BUNDLED
-    if request.param != "bundled":
+    if request.param == "experts":
+        path = tmp_path_factory.mktemp("model") / "experts.gguf"
+        write(path, TINY_EXPERTS, q8_0=True)
+    elif request.param != "bundled":
         path = tmp_path_factory.mktemp("model") / "window.gguf"
         write(path, Shape(**{**TINY.__dict__, "window": 64}))
     kv_type = "q8_0" if "q8_0" in request.param else "f16"
