@@ -223,3 +223,29 @@ def test_serve_leaves_grpc_for_the_node_to_import() -> None:
     """Which TLS versions it takes is decided by the environment at that moment."""
     code = "import sys, node.cli.serve; print('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "begin"),
+    [
+        ("completion", "from node.cli import completion; completion.run = lambda _: ask()"),
+        (
+            "serve",
+            "from types import SimpleNamespace; sys.modules['node.app'] = SimpleNamespace(Node=lambda *_, **__: ask())",
+        ),
+    ],
+    ids=["completion", "serve"],
+)
+def test_garbage_is_collected_again_once_the_command_is_loaded(command: str, begin: str) -> None:
+    code = f"""
+import gc, sys
+from node import __main__
+def ask():
+    print(gc.isenabled(), flush=True)
+    sys.exit(0)
+{begin}
+sys.argv[1:] = [{command!r}]
+sys.exit(__main__.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("True\n", "")
