@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import threading
 import time
 from collections.abc import AsyncGenerator
 
@@ -432,10 +433,15 @@ async def test_at_the_deadline_the_best_of_what_was_cut_off_is_better_than_nothi
 
 
 async def test_a_deadline_that_nothing_meets() -> None:
-    slow = FakeSpec(prefill_per_s=20)
-    async with swarm(slow) as made:
-        with pytest.raises(DeadlineExceeded, match="allow more time"):
-            await made.coordinator.generate(request("one two three four five six"), time.monotonic() + 0.3)
+    """The prompt is being read until it is over, however late that is noticed."""
+    is_over = threading.Event()
+    async with swarm(FakeSpec(prefill_per_s=20)) as made:
+        made.backend._sleep = lambda _: is_over.wait(60)
+        try:
+            with pytest.raises(DeadlineExceeded, match="allow more time"):
+                await made.coordinator.generate(request("one two three four five six"), time.monotonic() + 0.3)
+        finally:
+            is_over.set()
 
 
 async def test_a_strict_quorum() -> None:

@@ -14,7 +14,6 @@ from node.mesh.identity import Identity, OldToken, new_token, parse_token
 from node.v1 import mesh_pb2
 
 A, B, C, D = ("a" * 10, "b" * 10, "c" * 10, "d" * 10)
-SOON_S = 10.0
 
 
 def authority(token: str) -> Authority:
@@ -26,7 +25,7 @@ class TestNodes:
     async def one_mesh(self, *nodes: Node) -> None:
         ids = {n.id for n in nodes}
         for node in nodes:
-            await until(lambda node=node: node.sees() >= ids - {node.id}, SOON_S)
+            await until(lambda node=node: node.sees() >= ids - {node.id})
 
     async def test_whoever_has_the_old_the_new_or_both_meets_everyone(self, start: Any, token: str) -> None:
         second, ends = new_token(), time.time() + 3600
@@ -51,7 +50,7 @@ class TestNodes:
         await self.one_mesh(both, new)
         clock[0] = now + 61
         old = await start("a", join=new.address)
-        await until(lambda: any("mesh" in n or "token" in n for n in old.mesh.notices), SOON_S)
+        await until(lambda: any("mesh" in n or "token" in n for n in old.mesh.notices))
         assert new.sees() == {B}
         assert old.sees() == set()
 
