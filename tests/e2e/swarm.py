@@ -37,7 +37,7 @@ def until(condition: Callable[[], T], what: str, within: float = SOON_S) -> T:
         time.sleep(STEP_S)
 
 
-def in_time(ask: Callable[[], T], tries: int = 3) -> T:
+def in_time(ask: Callable[[], T], tries: int = 8) -> T:
     """What a call with a short deadline gives. The answer is made a quarter of a second before it: a machine that
     stands still for as long in that moment misses it, but hardly every time."""
     for left in reversed(range(tries)):
