@@ -61,9 +61,18 @@ template <typename W> const SideOf<W> * sides_of(const Columns & columns) {
     return reinterpret_cast<const SideOf<W> *>(columns.sides);
 }
 
-// One panel by N columns, all there are: a block is unpacked and used, so that memory is read while sums are computed.
+// Asks for memory that is needed next: of sixteen rows at once a processor sees no order. Only into the second cache where
+// it is not soon, so that the first one keeps what is in use.
+template <bool SOON> INLINE void ahead(const char * from, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) {
+        _mm_prefetch(from + line, SOON ? _MM_HINT_T0 : _MM_HINT_T1);
+    }
+}
+
+// One panel by N columns, all there are: a block is unpacked and used, while the same of the next panel, which lies right
+// behind, is on its way. Nothing but memory holds up a few columns, and it is then a panel ahead of them.
 template <typename W, int N>
-void once(const Rows & from, [[maybe_unused]] int64_t stride, const Columns & columns, const Sums & to) {
+void once(const Rows & from, int64_t stride, const Columns & columns, const Sums & to) {
     using A = Activations<W::ACTIVATIONS>;
     const SideOf<W> * s = sides_of<W>(columns);
     Unit u[W::UNITS];
@@ -73,13 +82,7 @@ void once(const Rows & from, [[maybe_unused]] int64_t stride, const Columns & co
     }
     for (int64_t l = 0; l < columns.units; l += W::UNITS) {
         const int64_t at = l / W::UNITS * W::BYTES;
-        if constexpr (W::TOGETHER == 1 && W::UNITS == 1) {
-            // Of sixteen rows at once a processor sees no order: the next panel, which lies right behind, is asked for here.
-            const char * next = from.at[0] + ROWS * (stride + at);
-            for (int64_t line = 0; line < ROWS * W::BYTES; line += 64) {
-                _mm_prefetch(next + line, _MM_HINT_T0);
-            }
-        }
+        ahead<(N > 10)>(from.at[0] + ROWS * (stride + at), ROWS * W::BYTES);
         W::unpack(from, at, u);
         for (int i = 0; i < W::UNITS; ++i) {
             multiply<W, N>(u[i], A::quants(columns.quantized, l + i), columns.bytes, s + l + i, columns.units, sums);
@@ -90,9 +93,11 @@ void once(const Rows & from, [[maybe_unused]] int64_t stride, const Columns & co
     }
 }
 
-// The same from units that are kept, for a chunk of longer rows and N columns of more.
+// The same from units that are kept, for a chunk of longer rows and N columns of more. `share` bytes a unit of what is
+// `next` are asked for on the way.
 template <typename W, int N>
-void chunk(const Unit * u, int64_t begin, int64_t units, const Columns & columns, int64_t column, const Sums & to) {
+void chunk(const Unit * u, int64_t begin, int64_t units, const Columns & columns, int64_t column, const Sums & to,
+           const char * next, int64_t share) {
     using A = Activations<W::ACTIVATIONS>;
     const SideOf<W> * s = sides_of<W>(columns) + column * columns.units;
     const char * quantized = columns.quantized + column * columns.bytes;
@@ -100,7 +105,8 @@ void chunk(const Unit * u, int64_t begin, int64_t units, const Columns & columns
     for (int j = 0; j < N; ++j) {
         sums[j] = begin ? to.fetch(column + j) : WIDE(setzero_ps)();
     }
-    for (int64_t l = begin; l < begin + units; ++l, ++u) {
+    for (int64_t l = begin; l < begin + units; ++l, ++u, next += share) {
+        ahead<false>(next, share);
         multiply<W, N>(*u, A::quants(quantized, l), columns.bytes, s + l, columns.units, sums);
     }
     for (int j = 0; j < N; ++j) {
@@ -125,10 +131,15 @@ template <typename W> void panel(const Matrix & weights, int64_t row, const Colu
         for (int64_t i = 0; i < units; i += W::UNITS) {
             W::unpack(from, (l + i) / W::UNITS * W::BYTES, &kept[i]);
         }
+        // The same chunk of the next panel, asked for by all tiles together.
+        const char * next = from.at[0] + ROWS * (weights.stride + l / W::UNITS * W::BYTES);
+        const int64_t share = (ROWS * W::BYTES / W::UNITS + tiles - 1) / tiles;
         // Tiles of equal width: one of a few columns would cost nearly what one of sixteen does.
         for (int64_t i = 0; i < tiles; ++i) {
             const int64_t j = n * i / tiles, after = n * (i + 1) / tiles;
-            with_columns(after - j, [&](auto count) { chunk<W, count()>(kept.data(), l, units, columns, j, to); });
+            const char * part = next + i * units * share;
+            with_columns(after - j,
+                         [&](auto count) { chunk<W, count()>(kept.data(), l, units, columns, j, to, part, share); });
         }
     }
 }
