@@ -56,13 +56,18 @@ void send(const ggml_tensor * ids, int64_t experts, const Sent & sent) {
     sent.begin[0] = 0;
 }
 
+// Columns of an expert with which it pays: one was not measured for any type.
+int64_t least(const Kernel & kernel) {
+    return std::max<int64_t>(2, kernel.least);
+}
+
 bool takes(const Kernel & kernel, const ggml_tensor * dst) {
     const ggml_tensor * weights = dst->src[0];
     const ggml_tensor * activations = dst->src[1];
     const ggml_tensor * ids = dst->src[2];
     return dst->type == GGML_TYPE_F32 && activations->type == GGML_TYPE_F32 && activations->nb[0] == sizeof(float) &&
            weights->nb[0] == ggml_type_size(weights->type) && weights->ne[1] >= kernel.rows && weights->ne[3] == 1 &&
-           activations->ne[3] == 1 && dst->nb[0] == sizeof(float) && ids->ne[1] >= kernel.least;
+           activations->ne[3] == 1 && dst->nb[0] == sizeof(float) && ids->ne[1] >= least(kernel);
 }
 
 }  // namespace
@@ -110,7 +115,7 @@ bool conclave::experts(const ggml_compute_params * params, ggml_tensor * dst) {
         const int64_t end = std::min(m, count * (part % parts + 1) / parts * kernel->rows);
         const int32_t * rows = sent.rows + sent.begin[expert];
         const int64_t n = sent.begin[expert + 1] - sent.begin[expert];
-        if (n < kernel->least) {
+        if (n < least(*kernel)) {
             for (int64_t row = begin; row < end; row += kernel->rows) {
                 for (int64_t j = 0; j < n; ++j) {
                     kernel->alone(matrix, row, std::min(kernel->rows, end - row), k, column(rows[j]), result(rows[j]) + row);

@@ -1,4 +1,4 @@
-// Products with quantized weights for x86: what prompts, and batches of two rows and more, spend their time on.
+// Products with quantized weights for x86: what prompts and steps spend their time on.
 //
 // llama.cpp computes them row by column (vec_dot), in tiles of 4 x 4 (llamafile/sgemm.cpp), or by types' own ways
 // (repack.cpp, tiled/): for each 32 products a conversion and a scaled addition, often more. Here a panel of weight rows
@@ -21,8 +21,7 @@ using conclave::Columns;
 using conclave::Kernel;
 using conclave::Matrix;
 
-// Whether a product is of the simple kind: one matrix, and rows of floats that follow one another. One column is a matter of
-// memory alone.
+// Whether a product is of the simple kind: one matrix, and rows of floats that follow one another.
 bool takes(const Kernel & kernel, const ggml_tensor * dst) {
     const ggml_tensor * weights = dst->src[0];
     const ggml_tensor * activations = dst->src[1];
