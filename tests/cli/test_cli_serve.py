@@ -105,7 +105,11 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_banner_notices_and_a_clean_stop(run: Run, app: type[StandIn], signal_: signal.Signals) -> None:
     app.signals = (signal_,)
-    done = run("--join", "auto")
+    before = signal.signal(signal_, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        done = run("--join", "auto")
+    finally:
+        signal.signal(signal_, before)
     assert (done.code, done.err) == (0, "")
     assert app.made[0].is_stopped
     lines = done.out.splitlines()
