@@ -28,6 +28,8 @@ from node.types import EarlyStop, GenerateRequest, Message, SamplingParams
 from scripts.bench.make_model import TINY, write
 from tests.engine.drive import drain
 
+pytestmark = pytest.mark.usefixtures("emptied")
+
 RISKS = ["full", "abort", "fork", "truncate", "restore", "export"]
 TOPICS = ["", "a", "b", "c", "d", "e"]
 
@@ -188,15 +190,6 @@ def backend(request: pytest.FixtureRequest) -> Iterator[LlamaBackend]:
         backend = LlamaBackend(options)
         yield backend
         backend.close()
-
-
-@pytest.fixture(autouse=True)
-def _empty(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if "backend" in request.fixturenames:
-        used = request.getfixturevalue("backend")
-        for sequence in range(used.info.sequences):
-            used.drop(sequence)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -19,6 +19,8 @@ from node.errors import InvalidRequest
 from node.types import Candidate, Message, SamplingParams
 from tests.engine.drive import drain
 
+pytestmark = pytest.mark.usefixtures("emptied")
+
 SEQUENCES, COLD = 6, 5
 # Other batch shapes may sum in another order: this much difference is rounding. A wrong state differs by far more.
 ROUNDING = 0.02
@@ -36,14 +38,6 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     backend = LlamaBackend(LlamaOptions(path, request.param, "fp", sequences=SEQUENCES, context=512, threads=1))
     yield backend
     backend.close()
-
-
-@pytest.fixture(autouse=True)
-def _empty(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if "backend" in request.fixturenames:
-        for sequence in range(SEQUENCES):
-            request.getfixturevalue("backend").drop(sequence)
 
 
 def some(n: int, seed: int = 1) -> list[int]:

@@ -22,6 +22,8 @@ from node.errors import BackendError, InvalidRequest
 from node.models.resolve import BUNDLED
 from node.types import Candidate, FinishReason, Message, SamplingParams
 
+pytestmark = pytest.mark.usefixtures("emptied")
+
 native.set_up()
 LARGE = SMALL_VOCABULARY + 5000  # no multiple of a group's size
 
@@ -278,15 +280,6 @@ def backend() -> Iterator[LlamaBackend]:
     backend = LlamaBackend(LlamaOptions(BUNDLED, "demo", "fp", sequences=4, context=512, threads=1))
     yield backend
     backend.close()
-
-
-@pytest.fixture(autouse=True)
-def _empty(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if "backend" in request.fixturenames:
-        used = request.getfixturevalue("backend")
-        for sequence in range(used.info.sequences):
-            used.drop(sequence)
 
 
 HARD = "A machine makes 28 nuts an hour for 7 hours a day, on 3 days. 45 are broken. How many good nuts are there?"
